@@ -1,0 +1,98 @@
+// conv2d_phase_lanes: nearest-2x upsampling followed by a 3x3 convolution, as four 2x2 convolutions of the small image
+// y[2i + r, 2j + q, o] = act(bias[o] + sum_{d, e, c} w_rq[o, c, d, e] * x[i + d - 1 + r, j + e - 1 + q, c])
+// Source   diffusers Upsample2D (interpolate nearest, then Conv2d kernel 3, padding 1); the 3x3 taps that meet the same
+//          small pixel are summed at load, borders included, so the result is that of the two steps
+// Layout   x [h, w, cin4], y [2h, 2w, cout4], bias [cout4];
+//          weights [4 phases r * 2 + q][cout4 / LC][2 d][cin4][2 e][4 c][LC]
+// Grid     x: runs of 8 * LP small pixels, y: small rows, z: phase * tiles + tile of LC output quads
+// Memory   no workgroup storage, see conv2d_3x3_lanes
+// Numerics f32 sums in the order d, c-quad, e, c, whatever the grid
+override LC: u32 = 8u;
+override LP: u32 = 1u;
+struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, h: u32, w: u32, cin4: u32, cout4: u32, tiles: u32, act: u32 }
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<X4>;
+@group(0) @binding(2) var<storage, read> wt: array<W4>;
+@group(0) @binding(3) var<storage, read> bias: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> y: array<Y4>;
+
+fn put(pixel: u32, j: u32, quad: u32, v: vec4<f32>) {
+    if j >= p.w { return; }
+    y[pixel * p.cout4 + quad - p.b0.w] = y_put(activate(v + bias[quad], p.act));
+}
+
+@compute @workgroup_size(LC * LP)
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let g = wid + p.wg.xyz;
+    let phase = g.z / p.tiles;
+    let r = phase / 2u;
+    let q = phase % 2u;
+    let quad = (g.z % p.tiles) * LC + lane % LC;
+    let j0 = (g.x * LP + lane / LC) * 8u;
+    let i = g.y;
+    // Columns j0 - 1 + q .. j0 + 7 + q, clamped; m is 0 where the column lies outside.
+    let last = p.w - 1u;
+    let f = j0 + q;                                      // column n is f - 1 + n
+    let c0 = select(min(f - 1u, last), 0u, f == 0u); let m0 = select(1.0, 0.0, f == 0u || f > p.w);
+    let c1 = min(f, last); let m1 = select(0.0, 1.0, f <= last);
+    let c2 = min(f + 1u, last); let m2 = select(0.0, 1.0, f + 1u <= last);
+    let c3 = min(f + 2u, last); let m3 = select(0.0, 1.0, f + 2u <= last);
+    let c4 = min(f + 3u, last); let m4 = select(0.0, 1.0, f + 3u <= last);
+    let c5 = min(f + 4u, last); let m5 = select(0.0, 1.0, f + 4u <= last);
+    let c6 = min(f + 5u, last); let m6 = select(0.0, 1.0, f + 5u <= last);
+    let c7 = min(f + 6u, last); let m7 = select(0.0, 1.0, f + 6u <= last);
+    let c8 = min(f + 7u, last); let m8 = select(0.0, 1.0, f + 7u <= last);
+    var a0 = vec4<f32>(); var a1 = vec4<f32>(); var a2 = vec4<f32>(); var a3 = vec4<f32>();
+    var a4 = vec4<f32>(); var a5 = vec4<f32>(); var a6 = vec4<f32>(); var a7 = vec4<f32>();
+    for (var d = 0u; d < 2u; d += 1u) {
+        let iy = i + d + r - 1u;                         // row -1 wraps to 2^32 - 1
+        if iy >= p.h { continue; }
+        let row = iy * p.w;
+        var wi = (g.z * 2u + d) * p.cin4 * 8u * LC + lane % LC - p.b0.y;
+        for (var k = 0u; k < p.cin4; k += 1u) {
+            let b = k - p.b0.x;
+            let x0 = x_get(x[(row + c0) * p.cin4 + b]) * m0;
+            let x1 = x_get(x[(row + c1) * p.cin4 + b]) * m1;
+            let x2 = x_get(x[(row + c2) * p.cin4 + b]) * m2;
+            let x3 = x_get(x[(row + c3) * p.cin4 + b]) * m3;
+            let x4 = x_get(x[(row + c4) * p.cin4 + b]) * m4;
+            let x5 = x_get(x[(row + c5) * p.cin4 + b]) * m5;
+            let x6 = x_get(x[(row + c6) * p.cin4 + b]) * m6;
+            let x7 = x_get(x[(row + c7) * p.cin4 + b]) * m7;
+            let x8 = x_get(x[(row + c8) * p.cin4 + b]) * m8;
+            {
+                let w0 = w_get(wt[wi]); let w1 = w_get(wt[wi + LC]); let w2 = w_get(wt[wi + 2u * LC]); let w3 = w_get(wt[wi + 3u * LC]);
+                a0 += x0.x * w0 + x0.y * w1 + x0.z * w2 + x0.w * w3;
+                a1 += x1.x * w0 + x1.y * w1 + x1.z * w2 + x1.w * w3;
+                a2 += x2.x * w0 + x2.y * w1 + x2.z * w2 + x2.w * w3;
+                a3 += x3.x * w0 + x3.y * w1 + x3.z * w2 + x3.w * w3;
+                a4 += x4.x * w0 + x4.y * w1 + x4.z * w2 + x4.w * w3;
+                a5 += x5.x * w0 + x5.y * w1 + x5.z * w2 + x5.w * w3;
+                a6 += x6.x * w0 + x6.y * w1 + x6.z * w2 + x6.w * w3;
+                a7 += x7.x * w0 + x7.y * w1 + x7.z * w2 + x7.w * w3;
+            }
+            {
+                let w0 = w_get(wt[wi + 4u * LC]); let w1 = w_get(wt[wi + 5u * LC]); let w2 = w_get(wt[wi + 6u * LC]); let w3 = w_get(wt[wi + 7u * LC]);
+                a0 += x1.x * w0 + x1.y * w1 + x1.z * w2 + x1.w * w3;
+                a1 += x2.x * w0 + x2.y * w1 + x2.z * w2 + x2.w * w3;
+                a2 += x3.x * w0 + x3.y * w1 + x3.z * w2 + x3.w * w3;
+                a3 += x4.x * w0 + x4.y * w1 + x4.z * w2 + x4.w * w3;
+                a4 += x5.x * w0 + x5.y * w1 + x5.z * w2 + x5.w * w3;
+                a5 += x6.x * w0 + x6.y * w1 + x6.z * w2 + x6.w * w3;
+                a6 += x7.x * w0 + x7.y * w1 + x7.z * w2 + x7.w * w3;
+                a7 += x8.x * w0 + x8.y * w1 + x8.z * w2 + x8.w * w3;
+            }
+            wi += 8u * LC;
+        }
+    }
+    if quad >= p.cout4 { return; }
+    let at = ((2u * i + r) * p.w + j0) * 2u + q;
+    put(at, j0, quad, a0);
+    put(at + 2u, j0 + 1u, quad, a1);
+    put(at + 4u, j0 + 2u, quad, a2);
+    put(at + 6u, j0 + 3u, quad, a3);
+    put(at + 8u, j0 + 4u, quad, a4);
+    put(at + 10u, j0 + 5u, quad, a5);
+    put(at + 12u, j0 + 6u, quad, a6);
+    put(at + 14u, j0 + 7u, quad, a7);
+}

@@ -1,0 +1,16 @@
+// geglu: y = a * gelu(b), a the first and b the second half of the channels
+// Source   Shazeer 2020 (arXiv:2002.05202); diffusers GEGLU (value first, gate second, GELU with erf)
+// Layout   x [rows, 2 c4], y [rows, c4]; half the channels must be a multiple of 4
+// Grid     one invocation a quad of y, 256 a workgroup along y
+struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, units: u32, c4: u32 }
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<X4>;
+@group(0) @binding(2) var<storage, read_write> y: array<Y4>;
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = (wid.y + p.wg.y) * 256u + lane;
+    if i >= p.units { return; }
+    let at = (i / p.c4) * 2u * p.c4 + i % p.c4 - p.b0.x;
+    y[i - p.b0.y] = y_put(x_get(x[at]) * gelu_erf(x_get(x[at + p.c4])));
+}

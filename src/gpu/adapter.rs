@@ -1,0 +1,158 @@
+//! Which GPU: listing, choosing, and the facts about it that users are shown.
+
+use crate::error::{Error, Result};
+
+/// One adapter, as `infgen devices` lists it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct AdapterFacts {
+    /// Position in the list, what `--device N` takes. Best first.
+    pub index: usize,
+    /// The driver's name for it.
+    pub name: String,
+    /// `vulkan`, `metal`, `dx12` or `browser-webgpu`.
+    pub backend: String,
+    /// `discrete`, `integrated`, `virtual`, `software` or `other`.
+    pub kind: String,
+    /// Driver name and version.
+    pub driver: String,
+    /// Largest buffer in bytes.
+    pub max_buffer: u64,
+    /// Largest storage binding in bytes.
+    pub max_binding: u64,
+    /// Workgroup memory in bytes.
+    pub workgroup_memory: u32,
+    /// Native f16 arithmetic and storage (`shader-f16`).
+    pub f16: bool,
+    /// Smallest and largest subgroup size, `(0, 0)` where subgroups are not available.
+    pub subgroups: (u32, u32),
+    /// Usable square cooperative-matrix shapes, such as `16x16x16 f16->f32`. Listed only; no kernel uses them yet.
+    pub cooperative_matrices: Vec<String>,
+    /// GPU timestamps.
+    pub timestamps: bool,
+}
+
+pub(crate) fn facts(index: usize, adapter: &wgpu::Adapter) -> AdapterFacts {
+    let info = adapter.get_info();
+    let limits = adapter.limits();
+    let features = adapter.features();
+    let mut cooperative: Vec<String> = adapter
+        .cooperative_matrix_properties()
+        .iter()
+        .filter(|p| p.m_size == p.n_size && p.n_size == p.k_size)
+        .map(|p| format!("{0}x{0}x{0} {1:?}->{2:?}", p.m_size, p.ab_type, p.cr_type).to_lowercase())
+        .collect();
+    cooperative.sort();
+    cooperative.dedup();
+    AdapterFacts {
+        index,
+        name: info.name.clone(),
+        backend: info.backend.to_string(),
+        kind: match info.device_type {
+            wgpu::DeviceType::DiscreteGpu => "discrete",
+            wgpu::DeviceType::IntegratedGpu => "integrated",
+            wgpu::DeviceType::VirtualGpu => "virtual",
+            wgpu::DeviceType::Cpu => "software",
+            wgpu::DeviceType::Other => "other",
+        }
+        .into(),
+        driver: [info.driver.as_str(), info.driver_info.as_str()].join(" ").trim().to_owned(),
+        max_buffer: limits.max_buffer_size,
+        max_binding: limits.max_storage_buffer_binding_size,
+        workgroup_memory: limits.max_compute_workgroup_storage_size,
+        f16: features.contains(wgpu::Features::SHADER_F16),
+        subgroups: if features.contains(wgpu::Features::SUBGROUP) {
+            (info.subgroup_min_size, info.subgroup_max_size)
+        } else {
+            (0, 0)
+        },
+        cooperative_matrices: cooperative,
+        timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+    }
+}
+
+/// All adapters, best first: discrete, integrated, virtual, other, software; stable within a kind.
+pub(crate) async fn enumerate() -> Vec<wgpu::Adapter> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::PRIMARY;
+    let instance = wgpu::Instance::new(descriptor);
+    #[cfg(not(target_arch = "wasm32"))]
+    let mut adapters = instance.enumerate_adapters(wgpu::Backends::PRIMARY).await;
+    #[cfg(target_arch = "wasm32")]
+    let mut adapters: Vec<wgpu::Adapter> = instance.request_adapter(&Default::default()).await.into_iter().collect();
+    adapters.sort_by_key(|adapter| match adapter.get_info().device_type {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    });
+    adapters
+}
+
+/// Facts about every adapter, in the order that `--device N` counts.
+pub async fn adapters() -> Vec<AdapterFacts> {
+    enumerate().await.iter().enumerate().map(|(index, adapter)| facts(index, adapter)).collect()
+}
+
+/// The adapter for `wanted`: nothing (the best), an index, or a part of a name (case does not matter).
+///
+/// # Errors
+/// [`Error::NoAdapter`] with what there is instead.
+pub(crate) async fn choose(wanted: Option<&str>) -> Result<(AdapterFacts, wgpu::Adapter)> {
+    let adapters = enumerate().await;
+    let all: Vec<AdapterFacts> = adapters.iter().enumerate().map(|(i, a)| facts(i, a)).collect();
+    let index = pick(&all, wanted)?;
+    let adapter = adapters.into_iter().nth(index).expect("pick returns an index into the list");
+    Ok((all[index].clone(), adapter))
+}
+
+fn pick(all: &[AdapterFacts], wanted: Option<&str>) -> Result<usize> {
+    if all.is_empty() {
+        let detail = "no Vulkan, Metal or DX12 driver was found; on Debian or Ubuntu `apt-get install mesa-vulkan-drivers` \
+                      installs drivers for AMD, Intel and a software fallback, NVIDIA's driver brings its own";
+        return Err(Error::NoAdapter { detail: detail.into() });
+    }
+    let Some(wanted) = wanted else { return Ok(0) };
+    let found = match wanted.parse::<usize>() {
+        Ok(index) => (index < all.len()).then_some(index),
+        Err(_) => all.iter().position(|facts| facts.name.to_lowercase().contains(&wanted.to_lowercase())),
+    };
+    found.ok_or_else(|| {
+        let list: Vec<String> = all.iter().map(|facts| format!("{} {} ({})", facts.index, facts.name, facts.backend)).collect();
+        Error::NoAdapter { detail: format!("`{wanted}` is none of: {}", list.join(", ")) }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(index: usize, name: &str) -> AdapterFacts {
+        AdapterFacts {
+            index,
+            name: name.into(),
+            backend: "vulkan".into(),
+            kind: "discrete".into(),
+            driver: String::new(),
+            max_buffer: 0,
+            max_binding: 0,
+            workgroup_memory: 0,
+            f16: false,
+            subgroups: (0, 0),
+            cooperative_matrices: vec![],
+            timestamps: false,
+        }
+    }
+
+    #[test]
+    fn devices_are_picked_by_index_and_by_part_of_a_name() {
+        let all = [named(0, "Radeon RX"), named(1, "llvmpipe (LLVM 15)")];
+        assert_eq!(pick(&all, None).unwrap(), 0);
+        assert_eq!(pick(&all, Some("1")).unwrap(), 1);
+        assert_eq!(pick(&all, Some("LLVMpipe")).unwrap(), 1);
+        let message = pick(&all, Some("2")).unwrap_err().to_string();
+        assert!(message.contains("Radeon RX") && message.contains("llvmpipe"), "{message}");
+        assert!(matches!(pick(&all, Some("geforce")), Err(Error::NoAdapter { .. })));
+        assert!(pick(&[], None).unwrap_err().to_string().contains("apt-get install"));
+    }
+}

@@ -1,0 +1,397 @@
+//! The device: created once, shared by everything that runs on it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+
+use super::adapter::{self, AdapterFacts};
+use super::execute::Pace;
+use super::kernel::{Bind, Kernel, Storage, Variant};
+use super::plan::align;
+use super::recorder::{DeviceProfile, Recorder};
+use super::tensor::{Elem, Source, Tensor};
+use crate::error::{Error, Result};
+
+/// Guard band in bytes, a multiple of every binding alignment.
+const GUARD_BYTES: u64 = 256;
+
+/// How to open a device.
+#[derive(Debug, Clone, Default)]
+pub struct GpuOptions {
+    /// Index or part of a name; none: the best adapter.
+    pub device: Option<String>,
+    /// Ceiling on GPU memory in bytes, counted over every buffer of this device.
+    pub memory_ceiling: Option<u64>,
+    /// Ask for WebGPU's default limits and no optional feature but timestamps, as a browser would grant.
+    pub default_limits: bool,
+    /// Do not use `shader-f16` even where it is there: f16 is packed in u32 instead.
+    pub packed_f16: bool,
+    /// For tests: activations start as NaN, and every tensor gets a guard band on both sides, inside the bindings, whose
+    /// change makes the run fail.
+    pub guard_memory: bool,
+}
+
+/// Bytes held now and at most so far.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Bytes in all live buffers of this device.
+    pub current: u64,
+    /// Largest value of `current` since the device was opened or [`Gpu::reset_peak`].
+    pub peak: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Ledger(Mutex<MemoryUse>);
+
+impl Ledger {
+    fn add(&self, bytes: u64) {
+        let mut memory = lock(&self.0);
+        memory.current += bytes;
+        memory.peak = memory.peak.max(memory.current);
+    }
+
+    fn remove(&self, bytes: u64) {
+        lock(&self.0).current -= bytes;
+    }
+}
+
+/// A device buffer, counted from creation to drop.
+#[derive(Debug)]
+pub struct Buffer {
+    pub(crate) raw: wgpu::Buffer,
+    pub(crate) bytes: u64,
+    ledger: Arc<Ledger>,
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // Frees the memory as soon as the GPU is done with it, not when wgpu's last handle goes.
+        self.raw.destroy();
+        self.ledger.remove(self.bytes);
+    }
+}
+
+/// Locks, also after a panic elsewhere: all guarded state stays valid between statements.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+pub(crate) struct Pipeline {
+    pub raw: wgpu::ComputePipeline,
+    pub layout: wgpu::BindGroupLayout,
+    /// Index for the pace table.
+    pub id: usize,
+}
+
+/// An open device with its pipelines and buffers.
+pub struct Gpu {
+    pub(crate) device: wgpu::Device,
+    pub(crate) queue: wgpu::Queue,
+    facts: AdapterFacts,
+    profile: DeviceProfile,
+    pub(crate) timestamps: bool,
+    ceiling: Option<u64>,
+    /// Bytes of the guard bands around each activation tensor; 0 outside tests.
+    pub(crate) guard: u64,
+    ledger: Arc<Ledger>,
+    pipelines: Mutex<HashMap<(&'static str, Variant), Arc<Pipeline>>>,
+    /// Buffers of the last run, kept for the next.
+    idle: Mutex<Vec<Arc<Buffer>>>,
+    pub(crate) pace: Mutex<Pace>,
+    /// First error that no scope caught, and the reason of a device loss.
+    failure: Arc<Mutex<Option<String>>>,
+    lost: Arc<OnceLock<String>>,
+    pub(crate) max_workgroups: u32,
+    poller: Poller,
+}
+
+/// Drives callbacks while the host does something else. The browser has an event loop for that.
+struct Poller {
+    #[cfg(not(target_arch = "wasm32"))]
+    wake: std::sync::mpsc::Sender<()>,
+}
+
+impl Poller {
+    #[cfg(not(target_arch = "wasm32"))]
+    fn start(device: &wgpu::Device) -> Poller {
+        let (wake, woken) = std::sync::mpsc::channel();
+        let device = device.clone();
+        std::thread::spawn(move || {
+            while woken.recv().is_ok() {
+                // A lost device makes this fail; the lost callback has told everyone by then.
+                let _ = device.poll(wgpu::PollType::wait_indefinitely());
+            }
+        });
+        Poller { wake }
+    }
+
+    #[cfg(target_arch = "wasm32")]
+    fn start(_: &wgpu::Device) -> Poller {
+        Poller {}
+    }
+
+    fn poke(&self) {
+        #[cfg(not(target_arch = "wasm32"))]
+        let _ = self.wake.send(());
+    }
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gpu").field("facts", &self.facts).field("profile", &self.profile).finish_non_exhaustive()
+    }
+}
+
+impl Gpu {
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] when there is none, when `options.device` names none, or when the driver refuses.
+    pub async fn new(options: &GpuOptions) -> Result<Gpu> {
+        let (facts, adapter) = adapter::choose(options.device.as_deref()).await?;
+        let offered = adapter.features();
+        let mut features = wgpu::Features::TIMESTAMP_QUERY & offered;
+        let mut limits = wgpu::Limits::default();
+        if !options.default_limits {
+            limits = adapter.limits();
+            if !options.packed_f16 {
+                features |= wgpu::Features::SHADER_F16 & offered;
+            }
+        }
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("infgen"),
+            required_features: features,
+            required_limits: limits.clone(),
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            ..Default::default()
+        };
+        let (device, queue) = adapter
+            .request_device(&descriptor)
+            .await
+            .map_err(|e| Error::NoAdapter { detail: format!("{} refused to open: {e}", facts.name) })?;
+
+        let failure = Arc::new(Mutex::new(None));
+        let lost = Arc::new(OnceLock::new());
+        let (first, reason) = (failure.clone(), lost.clone());
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            log::error!("{error}");
+            lock(&first).get_or_insert_with(|| error.to_string());
+        }));
+        device.set_device_lost_callback(move |kind, message| {
+            let _ = reason.set(if message.is_empty() { format!("{kind:?}") } else { message });
+        });
+
+        let profile = DeviceProfile {
+            software: facts.kind == "software",
+            native_f16: features.contains(wgpu::Features::SHADER_F16),
+            max_binding: limits.max_storage_buffer_binding_size,
+            max_buffer: limits.max_buffer_size,
+            max_workgroup_storage: limits.max_compute_workgroup_storage_size,
+            max_invocations: limits.max_compute_invocations_per_workgroup,
+            offset_alignment: limits.min_storage_buffer_offset_alignment as u64,
+        };
+        Ok(Gpu {
+            poller: Poller::start(&device),
+            device,
+            queue,
+            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+            pace: Mutex::new(Pace::new(&facts.kind)),
+            facts,
+            profile,
+            ceiling: options.memory_ceiling,
+            guard: if options.guard_memory { GUARD_BYTES } else { 0 },
+            ledger: Arc::default(),
+            pipelines: Mutex::default(),
+            idle: Mutex::default(),
+            failure,
+            lost,
+            max_workgroups: limits.max_compute_workgroups_per_dimension,
+        })
+    }
+
+    /// What was opened.
+    pub fn facts(&self) -> &AdapterFacts {
+        &self.facts
+    }
+
+    /// What chooses kernels on this device.
+    pub fn profile(&self) -> &DeviceProfile {
+        &self.profile
+    }
+
+    /// An empty recording for this device.
+    pub fn recorder(&self) -> Recorder {
+        Recorder::new(self.profile)
+    }
+
+    /// Bytes held now and at most.
+    pub fn memory(&self) -> MemoryUse {
+        *lock(&self.ledger.0)
+    }
+
+    /// Starts counting the peak anew from what is held now.
+    pub fn reset_peak(&self) {
+        let mut memory = lock(&self.ledger.0);
+        memory.peak = memory.current;
+    }
+
+    /// The ceiling given at opening, in bytes.
+    pub fn memory_ceiling(&self) -> Option<u64> {
+        self.ceiling
+    }
+
+    /// Destroys the device as a driver reset would: every later call fails with [`Error::DeviceLost`]. For tests.
+    #[doc(hidden)]
+    pub fn lose(&self) {
+        self.device.destroy();
+    }
+
+    /// A tensor that outlives recordings, filled with `bytes` (units of `elem`, see [`Tensor`]).
+    ///
+    /// # Errors
+    /// [`Error::MemoryCeiling`], [`Error::BufferTooLarge`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    pub async fn resident(&self, label: &str, bytes: &[u8], height: usize, width: usize, channels: usize, elem: Elem) -> Result<Tensor> {
+        let buffer = self.buffer(label, bytes.len() as u64, wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST).await?;
+        self.queue.write_buffer(&buffer.raw, 0, bytes);
+        let tensor = Tensor { source: Source::Resident(Arc::new(buffer)), first: 0, height, width, channels, elem };
+        debug_assert_eq!(tensor.bytes(), bytes.len() as u64, "{label}");
+        Ok(tensor)
+    }
+
+    /// A counted buffer of at least `bytes`.
+    pub(crate) async fn buffer(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<Buffer> {
+        let bytes = align(bytes);
+        if bytes > self.profile.max_buffer {
+            return Err(Error::BufferTooLarge { op: label.to_owned(), bytes, limit: self.profile.max_buffer });
+        }
+        if let Some(ceiling) = self.ceiling {
+            let needed = self.memory().current + bytes;
+            if needed > ceiling {
+                return Err(Error::MemoryCeiling { needed, ceiling });
+            }
+        }
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let raw = self.device.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size: bytes, usage, mapped_at_creation: false });
+        let error = scope.pop().await;
+        self.check("allocating memory")?;
+        if error.is_some() {
+            return Err(Error::OutOfMemory { during: format!("allocating {label}"), bytes });
+        }
+        self.ledger.add(bytes);
+        Ok(Buffer { raw, bytes, ledger: self.ledger.clone() })
+    }
+
+    /// Buffers of exactly these sizes for one run. Fitting ones of the last run are taken, the others freed first.
+    pub(crate) async fn take(&self, wanted: &[(u64, wgpu::BufferUsages)]) -> Result<Vec<Arc<Buffer>>> {
+        let mut idle = std::mem::take(&mut *lock(&self.idle));
+        let mut taken: Vec<Option<Arc<Buffer>>> = wanted
+            .iter()
+            .map(|&(bytes, usage)| {
+                let fits = |b: &Arc<Buffer>| b.bytes == bytes && b.raw.usage() == usage;
+                idle.iter().position(fits).map(|i| idle.swap_remove(i))
+            })
+            .collect();
+        drop(idle);
+        for (buffer, &(bytes, usage)) in taken.iter_mut().zip(wanted) {
+            if buffer.is_none() {
+                *buffer = Some(Arc::new(self.buffer("activations", bytes, usage).await?));
+            }
+        }
+        Ok(taken.into_iter().flatten().collect())
+    }
+
+    /// Bytes of idle buffers, which a new run may take or free.
+    pub(crate) fn idle_bytes(&self) -> u64 {
+        lock(&self.idle).iter().map(|b| b.bytes).sum()
+    }
+
+    /// Keeps the buffers of a finished run for the next one of the same shape.
+    pub(crate) fn give(&self, slots: Vec<Arc<Buffer>>) {
+        lock(&self.idle).extend(slots);
+    }
+
+    /// Frees the buffers kept from the last run.
+    pub fn trim(&self) {
+        lock(&self.idle).clear();
+    }
+
+    /// Fails if the device is lost or an earlier call was rejected; `during` says what was going on.
+    pub(crate) fn check(&self, during: &str) -> Result<()> {
+        if let Some(reason) = self.lost.get() {
+            return Err(Error::DeviceLost { during: during.to_owned(), reason: reason.clone() });
+        }
+        match lock(&self.failure).take() {
+            Some(detail) => Err(Error::Gpu { during: during.to_owned(), detail }),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes sure that callbacks of what was submitted get called.
+    pub(crate) fn poke(&self) {
+        self.poller.poke();
+    }
+
+    /// The pipeline for `kernel` in `variant`, compiled on first use.
+    pub(crate) fn pipeline(&self, kernel: &'static Kernel, variant: Variant) -> Arc<Pipeline> {
+        let key = (kernel.name, variant);
+        if let Some(pipeline) = lock(&self.pipelines).get(&key) {
+            return pipeline.clone();
+        }
+        let variant = &key.1;
+        let source = format!("{}{}", variant.prelude(), kernel.wgsl);
+        let checks = wgpu::ShaderRuntimeChecks { bounds_checks: true, force_loop_bounding: false, ..wgpu::ShaderRuntimeChecks::checked() };
+        let descriptor = wgpu::ShaderModuleDescriptor { label: Some(kernel.name), source: wgpu::ShaderSource::Wgsl(source.into()) };
+        // SAFETY: `force_loop_bounding: false` requires that no shader loops forever. Every module here is one of the
+        // crate's own kernels (`Kernel` values are `'static` constants of `src/kernels`), and each of their loops counts
+        // up by a positive constant to a bound that does not change inside it. Bounds checks stay on.
+        let module = unsafe { self.device.create_shader_module_trusted(descriptor, checks) };
+        let uniform = wgpu::BindGroupLayoutEntry {
+            binding: 0,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer { ty: wgpu::BufferBindingType::Uniform, has_dynamic_offset: true, min_binding_size: None },
+            count: None,
+        };
+        let storage = kernel.bindings.iter().enumerate().map(|(i, kind)| wgpu::BindGroupLayoutEntry {
+            binding: i as u32 + 1,
+            ty: wgpu::BindingType::Buffer {
+                ty: wgpu::BufferBindingType::Storage { read_only: !kind.writes() },
+                has_dynamic_offset: false,
+                min_binding_size: None,
+            },
+            ..uniform
+        });
+        let entries: Vec<_> = std::iter::once(uniform).chain(storage).collect();
+        let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(kernel.name), entries: &entries });
+        let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(kernel.name),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let constants: Vec<(&str, f64)> = variant.consts.iter().map(|&(name, value)| (name, value as f64)).collect();
+        let raw = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(kernel.name),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions { constants: &constants, zero_initialize_workgroup_memory: false },
+            cache: None,
+        });
+        let mut pipelines = lock(&self.pipelines);
+        let id = pipelines.len();
+        pipelines.entry(key).or_insert_with(|| Arc::new(Pipeline { raw, layout, id })).clone()
+    }
+
+    /// Variant of `kernel` for what its bindings hold.
+    pub(crate) fn variant(&self, kernel: &Kernel, elems: impl Iterator<Item = Elem>, consts: &[(&'static str, u32)]) -> Variant {
+        let mut variant = Variant { x: Storage::F32, w: Storage::F32, y: Storage::F32, consts: consts.to_vec() };
+        for (kind, elem) in kernel.bindings.iter().zip(elems) {
+            let storage = super::kernel::storage_of(elem, self.profile.native_f16);
+            match kind {
+                Bind::X => variant.x = storage,
+                Bind::W => variant.w = storage,
+                Bind::Y | Bind::YRead => variant.y = storage,
+                Bind::F32 | Bind::F32Write | Bind::WordWrite | Bind::Counter => {}
+            }
+        }
+        variant
+    }
+}

@@ -1,0 +1,658 @@
+//! Running a recording: cut into submissions of about 40 ms, two in flight, with progress and cancel between them.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use web_time::Instant;
+
+use super::context::{Buffer, Gpu, Pipeline, lock};
+use super::convert;
+use super::kernel::{HEADER_BYTES, PARAMS_STRIDE};
+use super::plan::{Plan, STAGING_BYTES, UNIFORM_SLOTS};
+use super::recorder::{Dispatch, Recording};
+use super::tensor::{Elem, Source, Tensor};
+use crate::error::{Error, Result};
+
+/// What activations and guard bands hold before a run with `guard_memory`: NaN in f32 and f16.
+const GUARD: u8 = 0xff;
+
+/// Time one submission should take. Two are in flight, so a cancel takes effect within about twice this.
+const TARGET: Duration = Duration::from_millis(40);
+
+/// Told how far the work is, and asked whether to go on. Share one between threads to cancel from elsewhere.
+#[derive(Clone, Default)]
+pub struct Observer {
+    cancelled: Arc<AtomicBool>,
+    on_progress: Option<Arc<dyn Fn(Progress<'_>) + Send + Sync>>,
+}
+
+/// How far a run is.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress<'a> {
+    /// Share of the predicted work that the GPU has finished, 0 to 1.
+    pub done: f64,
+    /// The layer that was submitted last.
+    pub layer: &'a str,
+}
+
+impl Observer {
+    /// An observer that calls `on_progress` after every submission that the GPU finishes.
+    pub fn new(on_progress: impl Fn(Progress<'_>) + Send + Sync + 'static) -> Observer {
+        Observer { cancelled: Arc::default(), on_progress: Some(Arc::new(on_progress)) }
+    }
+
+    /// Asks the run to stop; it ends with [`Error::Cancelled`] once what is in flight is done.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`Observer::cancel`] was called.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    fn report(&self, progress: Progress<'_>) {
+        if let Some(call) = &self.on_progress {
+            call(progress);
+        }
+    }
+}
+
+impl std::fmt::Debug for Observer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Observer").field("cancelled", &self.is_cancelled()).finish_non_exhaustive()
+    }
+}
+
+/// What a run gives back.
+#[derive(Debug, Default)]
+pub struct Outputs {
+    planes: Vec<(String, Plane)>,
+    /// Seconds and operations per kernel, if timing was asked for.
+    pub timings: Vec<Timing>,
+}
+
+/// One result on the host.
+#[derive(Debug)]
+pub enum Plane {
+    /// `[height, width, channels]`, row-major, pad channels dropped.
+    Numbers(Vec<f32>),
+    /// Raw words.
+    Words(Vec<u32>),
+}
+
+impl Outputs {
+    /// Takes the numbers recorded under `name`.
+    ///
+    /// # Panics
+    /// If the recording has no such output: an engine bug.
+    pub fn numbers(&mut self, name: &str) -> Vec<f32> {
+        match self.take(name) {
+            Plane::Numbers(values) => values,
+            Plane::Words(_) => panic!("output `{name}` holds words"),
+        }
+    }
+
+    /// Takes the words recorded under `name`.
+    ///
+    /// # Panics
+    /// If the recording has no such output: an engine bug.
+    pub fn words(&mut self, name: &str) -> Vec<u32> {
+        match self.take(name) {
+            Plane::Words(values) => values,
+            Plane::Numbers(_) => panic!("output `{name}` holds numbers"),
+        }
+    }
+
+    /// Names of the outputs that were not taken yet.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.planes.iter().map(|(name, _)| name.as_str())
+    }
+
+    fn take(&mut self, name: &str) -> Plane {
+        let index = self.planes.iter().position(|(n, _)| n == name).unwrap_or_else(|| panic!("no output `{name}`"));
+        self.planes.swap_remove(index).1
+    }
+}
+
+/// GPU time of one dispatch of the recording.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Timing {
+    /// Kernel name.
+    pub kernel: &'static str,
+    /// Layer.
+    pub layer: String,
+    /// Seconds on the GPU.
+    pub seconds: f64,
+    /// Operations, see [`Dispatch::flops`].
+    pub flops: u64,
+    /// Bytes moved at least.
+    pub bytes: u64,
+}
+
+/// Predicted speed per pipeline, corrected by measurement. It only decides where work is cut, never the result.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    start: f64,
+    seconds_a_work: HashMap<usize, (f64, u32)>,
+}
+
+impl Pace {
+    pub fn new(kind: &str) -> Pace {
+        let work_a_second = match kind {
+            "discrete" => 1e12,
+            "software" => 4e9,
+            _ => 1e11,
+        };
+        Pace { start: 1.0 / work_a_second, seconds_a_work: HashMap::new() }
+    }
+
+    fn predict(&self, pipeline: usize, work: f64) -> f64 {
+        work * self.seconds_a_work.get(&pipeline).map_or(self.start, |&(pace, _)| pace)
+    }
+
+    /// Scales the pace of everything in a submission by measured over predicted. The first time that a pipeline
+    /// runs is not counted: drivers compile then.
+    fn learn(&mut self, parts: &[(usize, f64)], predicted: f64, measured: f64) {
+        let ratio = (measured / predicted.max(1e-9)).clamp(0.05, 20.0);
+        for &(pipeline, work) in parts {
+            let share = self.predict(pipeline, work) / predicted.max(1e-9);
+            let start = self.start;
+            let (pace, seen) = self.seconds_a_work.entry(pipeline).or_insert((start, 0));
+            if *seen > 0 {
+                *pace *= ratio.powf(share.clamp(0.0, 1.0) * 0.7);
+            }
+            *seen += 1;
+        }
+    }
+}
+
+/// A box of workgroups `lo .. hi` of one dispatch, with the units of each binding that it touches.
+#[derive(Debug, Clone)]
+struct Piece {
+    lo: [u32; 3],
+    hi: [u32; 3],
+}
+
+impl Piece {
+    fn groups(&self) -> f64 {
+        (0..3).map(|a| (self.hi[a] - self.lo[a]) as f64).product()
+    }
+}
+
+/// Limits that a piece must keep.
+struct Limits {
+    max_groups: u32,
+    max_binding: u64,
+    offset_alignment: u64,
+    /// Largest share of the dispatch's workgroups.
+    max_share: f64,
+}
+
+/// Cuts the grid of `dispatch` until each piece keeps `limits`. The cuts do not change results: a workgroup
+/// computes the same whatever box it is in.
+fn cut(dispatch: &Dispatch, limits: &Limits) -> Result<Vec<Piece>> {
+    let all = Piece { lo: [0; 3], hi: dispatch.grid };
+    let total = all.groups();
+    let mut pieces = Vec::new();
+    let mut open = vec![all];
+    while let Some(piece) = open.pop() {
+        let size = |axis: usize| piece.hi[axis] - piece.lo[axis];
+        let mut axis = None;
+        for (binding, at) in dispatch.bindings.iter().zip(0..) {
+            let range = binding.footprint.range(piece.lo, piece.hi, binding.tensor.units());
+            let unit = binding.tensor.elem.bytes();
+            let bytes = (range.end - range.start) * unit + limits.offset_alignment;
+            if bytes > limits.max_binding && binding.tensor.bytes() > limits.max_binding {
+                let movable = (0..3).filter(|&a| binding.footprint.per[a] != 0 && size(a) > 1).max_by_key(|&a| binding.footprint.per[a].unsigned_abs() * size(a) as u64);
+                axis = Some(movable.ok_or_else(|| Error::BufferTooLarge {
+                    op: format!("{} (binding {at})", dispatch.kernel.name),
+                    bytes,
+                    limit: limits.max_binding,
+                })?);
+                break;
+            }
+        }
+        let axis = axis
+            .or_else(|| (0..3).find(|&a| size(a) > limits.max_groups))
+            .or_else(|| (piece.groups() / total > limits.max_share).then(|| [1, 2, 0].into_iter().find(|&a| size(a) > 1)).flatten());
+        match axis {
+            None => pieces.push(piece),
+            Some(axis) => {
+                let middle = piece.lo[axis] + size(axis) / 2;
+                let (mut first, mut second) = (piece.clone(), piece.clone());
+                first.hi[axis] = middle;
+                second.lo[axis] = middle;
+                open.push(second);
+                open.push(first);
+            }
+        }
+    }
+    Ok(pieces)
+}
+
+/// Resolves when the GPU has finished a submission, with the time at which it did.
+#[derive(Clone, Default)]
+struct Done(Arc<Mutex<(Option<Instant>, Option<Waker>)>>);
+
+impl Done {
+    fn set(&self) {
+        let mut state = lock(&self.0);
+        state.0 = Some(Instant::now());
+        if let Some(waker) = state.1.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Future for Done {
+    type Output = Instant;
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Instant> {
+        let mut state = lock(&self.0);
+        match state.0 {
+            Some(at) => Poll::Ready(at),
+            None => {
+                state.1 = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// A submission that the GPU is working on.
+struct Flight {
+    done: Done,
+    submitted: Instant,
+    predicted: f64,
+    parts: Vec<(usize, f64)>,
+    work: f64,
+    layer: String,
+}
+
+impl Gpu {
+    /// Bytes that running `recording` will need at its peak, resident buffers of this device included:
+    /// exactly what [`Gpu::memory`] will show, and the smallest ceiling with which it runs.
+    pub fn peak_bytes(&self, recording: &Recording) -> u64 {
+        self.memory().current - self.idle_bytes() + Plan::new(recording, self.guard).bytes()
+    }
+
+    /// Runs `recording` and reads its outputs back.
+    ///
+    /// # Errors
+    /// Before anything is dispatched: [`Error::MemoryCeiling`], [`Error::BufferTooLarge`]. Later:
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`], [`Error::Gpu`], [`Error::NonFinite`] with the first layer
+    /// whose values left their range, [`Error::Cancelled`].
+    pub async fn run(&self, recording: Recording, observer: &Observer) -> Result<Outputs> {
+        self.run_with(recording, observer, false).await
+    }
+
+    /// [`Gpu::run`], with the GPU time of each dispatch measured by timestamps (each in a pass of its own, so the
+    /// whole is slower). Without timestamps on the device, `timings` stays empty.
+    pub async fn run_timed(&self, recording: Recording, observer: &Observer) -> Result<Outputs> {
+        self.run_with(recording, observer, self.timestamps).await
+    }
+
+    async fn run_with(&self, recording: Recording, observer: &Observer, timed: bool) -> Result<Outputs> {
+        self.check("starting")?;
+        let plan = Plan::new(&recording, self.guard);
+        if let Some(&bytes) = plan.slots.iter().find(|&&bytes| bytes > self.profile().max_buffer) {
+            return Err(Error::BufferTooLarge { op: "activations".into(), bytes, limit: self.profile().max_buffer });
+        }
+        let needed = self.memory().current - self.idle_bytes() + plan.bytes();
+        if let Some(ceiling) = self.memory_ceiling().filter(|&ceiling| needed > ceiling) {
+            return Err(Error::MemoryCeiling { needed, ceiling });
+        }
+        // Refuses bindings that no cut makes fit, before the first dispatch.
+        for node in &recording.nodes {
+            cut(&node.dispatch, &self.limits(1.0))?;
+        }
+        if observer.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+
+        use wgpu::BufferUsages as Usage;
+        let mut wanted: Vec<_> = plan.slots.iter().map(|&bytes| (bytes, Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST)).collect();
+        if plan.uniforms > 0 {
+            wanted.push((plan.uniforms, Usage::UNIFORM | Usage::COPY_DST));
+        }
+        if plan.staging > 0 {
+            wanted.push((plan.staging, Usage::MAP_READ | Usage::COPY_DST));
+        }
+        let buffers = self.take(&wanted).await?;
+        let run = Run { gpu: self, recording: &recording, plan: &plan, buffers: &buffers, observer };
+        let result = run.all(timed).await;
+        match &result {
+            Err(Error::DeviceLost { .. } | Error::Gpu { .. }) => {}
+            _ => self.give(buffers),
+        }
+        result
+    }
+
+    fn limits(&self, max_share: f64) -> Limits {
+        Limits {
+            max_groups: self.max_workgroups,
+            max_binding: self.profile().max_binding,
+            offset_alignment: self.profile().offset_alignment,
+            max_share,
+        }
+    }
+}
+
+/// One run in progress.
+struct Run<'a> {
+    gpu: &'a Gpu,
+    recording: &'a Recording,
+    plan: &'a Plan,
+    /// Slots, then uniforms, then staging.
+    buffers: &'a [Arc<Buffer>],
+    observer: &'a Observer,
+}
+
+impl Run<'_> {
+    fn buffer_of<'t>(&'t self, tensor: &'t Tensor) -> &'t wgpu::Buffer {
+        match &tensor.source {
+            Source::Resident(buffer) => &buffer.raw,
+            Source::Virtual(id) => {
+                let slot = self.plan.slot_of[*id as usize].expect("every tensor that is used has a slot");
+                &self.buffers[slot].raw
+            }
+        }
+    }
+
+    /// Bytes before the first unit of a tensor's buffer.
+    fn start_of(&self, tensor: &Tensor) -> u64 {
+        if matches!(tensor.source, Source::Virtual(_)) { self.gpu.guard } else { 0 }
+    }
+
+    async fn all(&self, timed: bool) -> Result<Outputs> {
+        if self.gpu.guard > 0 {
+            for slot in &self.buffers[..self.plan.slots.len()] {
+                self.gpu.queue.write_buffer(&slot.raw, 0, &vec![GUARD; slot.bytes as usize]);
+            }
+        }
+        for (tensor, bytes) in &self.recording.uploads {
+            self.gpu.queue.write_buffer(self.buffer_of(tensor), self.start_of(tensor), bytes);
+        }
+        let mut outputs = Outputs::default();
+        if timed {
+            outputs.timings = self.timed().await?;
+        } else {
+            self.submit_all().await?;
+        }
+        if self.gpu.guard > 0 {
+            self.check_guards().await?;
+        }
+        self.read_health().await?;
+        for (name, tensor) in &self.recording.outputs {
+            if self.observer.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let plane = self.read(tensor).await?;
+            outputs.planes.push((name.clone(), plane));
+        }
+        Ok(outputs)
+    }
+
+    async fn submit_all(&self) -> Result<()> {
+        let total = self.recording.work().max(1.0);
+        let mut finished = 0.0;
+        let mut last_done = Instant::now();
+        let mut flying: std::collections::VecDeque<Flight> = Default::default();
+        let mut batch = Batch::new(self);
+        for (at, node) in self.recording.nodes.iter().enumerate() {
+            let dispatch = &node.dispatch;
+            let pipeline = self.pipeline(dispatch);
+            let work = dispatch.work();
+            let share = TARGET.as_secs_f64() / lock(&self.gpu.pace).predict(pipeline.id, work).max(1e-9);
+            let pieces = cut(dispatch, &self.gpu.limits(share))?;
+            let groups: f64 = pieces.iter().map(Piece::groups).sum();
+            let count = pieces.len();
+            for (i, piece) in pieces.into_iter().enumerate() {
+                let part = work * piece.groups() / groups;
+                let predicted = lock(&self.gpu.pace).predict(pipeline.id, part);
+                batch.add(dispatch, &pipeline, &piece, part, predicted);
+                let last = at + 1 == self.recording.nodes.len() && i + 1 == count;
+                if batch.predicted < TARGET.as_secs_f64() && batch.pieces < UNIFORM_SLOTS && !last {
+                    continue;
+                }
+                let full = std::mem::replace(&mut batch, Batch::new(self));
+                flying.push_back(full.submit(node.scope.clone()));
+                while flying.len() >= 2 || (last && !flying.is_empty()) {
+                    let flight = flying.pop_front().expect("not empty");
+                    finished += self.land(flight, &mut last_done).await? / total;
+                    let layer = if node.scope.is_empty() { dispatch.kernel.name } else { &node.scope };
+                    self.observer.report(Progress { done: finished.min(1.0), layer });
+                }
+                if self.observer.is_cancelled() {
+                    for flight in flying {
+                        self.land(flight, &mut last_done).await?;
+                    }
+                    return Err(Error::Cancelled);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for a submission, learns from how long it took, and returns its work.
+    async fn land(&self, flight: Flight, last_done: &mut Instant) -> Result<f64> {
+        let Flight { done, submitted, predicted, parts, work, layer } = flight;
+        let at = done.await;
+        self.gpu.check(&layer)?;
+        let began = submitted.max(*last_done);
+        lock(&self.gpu.pace).learn(&parts, predicted, at.saturating_duration_since(began).as_secs_f64());
+        *last_done = at;
+        Ok(work)
+    }
+
+    fn pipeline(&self, dispatch: &Dispatch) -> Arc<Pipeline> {
+        let elems = dispatch.bindings.iter().map(|binding| binding.tensor.elem);
+        let variant = self.gpu.variant(dispatch.kernel, elems, &dispatch.consts);
+        self.gpu.pipeline(dispatch.kernel, variant)
+    }
+
+    /// Runs each dispatch in a pass of its own between two timestamps.
+    async fn timed(&self) -> Result<Vec<Timing>> {
+        let device = &self.gpu.device;
+        let query = device.create_query_set(&wgpu::QuerySetDescriptor { label: Some("timing"), ty: wgpu::QueryType::Timestamp, count: 2 });
+        let resolved = self.gpu.buffer("timestamps", 256, wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC).await?;
+        let staging = self.gpu.buffer("timestamps", 256, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST).await?;
+        let period = self.gpu.queue.get_timestamp_period() as f64 * 1e-9;
+        let mut timings = Vec::new();
+        for node in &self.recording.nodes {
+            let dispatch = &node.dispatch;
+            let pipeline = self.pipeline(dispatch);
+            let mut seconds = 0.0;
+            let share = TARGET.as_secs_f64() / lock(&self.gpu.pace).predict(pipeline.id, dispatch.work()).max(1e-9);
+            for piece in cut(dispatch, &self.gpu.limits(share))? {
+                let mut batch = Batch::new(self);
+                batch.add(dispatch, &pipeline, &piece, 0.0, 0.0);
+                batch.timing = Some((query.clone(), resolved.raw.clone(), staging.raw.clone()));
+                let flight = batch.submit(node.scope.clone());
+                flight.done.await;
+                let bytes = self.map(&staging.raw, 16).await?;
+                let stamp = |i: usize| u64::from_le_bytes(bytes[8 * i..8 * i + 8].try_into().expect("8 bytes"));
+                seconds += stamp(1).saturating_sub(stamp(0)) as f64 * period;
+                if self.observer.is_cancelled() {
+                    return Err(Error::Cancelled);
+                }
+            }
+            timings.push(Timing { kernel: dispatch.kernel.name, layer: node.scope.clone(), seconds, flops: dispatch.flops, bytes: dispatch.bytes() });
+        }
+        Ok(timings)
+    }
+
+    async fn check_guards(&self) -> Result<()> {
+        let (guard, staging) = (self.gpu.guard, &self.buffers.last().expect("guards need staging").raw);
+        for (slot, buffer) in self.buffers[..self.plan.slots.len()].iter().enumerate() {
+            for offset in [0, buffer.bytes - guard] {
+                let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+                encoder.copy_buffer_to_buffer(&buffer.raw, offset, staging, 0, guard);
+                self.gpu.queue.submit([encoder.finish()]);
+                if self.map(staging, guard).await?.iter().any(|&byte| byte != GUARD) {
+                    let detail = format!("a kernel wrote outside a tensor: guard band at byte {offset} of slot {slot}");
+                    return Err(Error::Gpu { during: "checking guard bands".into(), detail });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_health(&self) -> Result<()> {
+        let Some(health) = &self.recording.health else { return Ok(()) };
+        let Plane::Words(counts) = self.read(health).await? else { unreachable!("health is words") };
+        match self.recording.watched.iter().zip(&counts).find(|&(_, &count)| count > 0) {
+            Some((layer, _)) => Err(Error::NonFinite { layer: layer.clone(), hint: "" }),
+            None => Ok(()),
+        }
+    }
+
+    /// Copies `tensor` to the host, in pieces of the staging buffer's size.
+    async fn read(&self, tensor: &Tensor) -> Result<Plane> {
+        let staging = &self.buffers.last().expect("a recording with outputs has a staging buffer").raw;
+        let source = self.buffer_of(tensor);
+        let start = self.start_of(tensor) + tensor.first * tensor.elem.bytes();
+        let pixel = tensor.bytes() / tensor.pixels().max(1) as u64;
+        let step = if tensor.elem == Elem::Word { STAGING_BYTES } else { STAGING_BYTES / pixel * pixel };
+        let mut numbers = Vec::new();
+        let mut words = Vec::new();
+        let mut offset = 0;
+        while offset < tensor.bytes() {
+            let size = step.min(tensor.bytes() - offset);
+            let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+            encoder.copy_buffer_to_buffer(source, start + offset, staging, 0, size);
+            self.gpu.queue.submit([encoder.finish()]);
+            let bytes = self.map(staging, size).await?;
+            match tensor.elem {
+                Elem::Word => words.extend(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
+                elem => numbers.extend(convert::from_units(&bytes, tensor.channels, elem)),
+            }
+            offset += size;
+        }
+        Ok(if tensor.elem == Elem::Word { Plane::Words(words) } else { Plane::Numbers(numbers) })
+    }
+
+    /// The first `size` bytes of a mappable buffer.
+    async fn map(&self, buffer: &wgpu::Buffer, size: u64) -> Result<Vec<u8>> {
+        let done = Done::default();
+        let failed = Arc::new(AtomicBool::new(false));
+        let (signal, failure) = (done.clone(), failed.clone());
+        buffer.slice(..size).map_async(wgpu::MapMode::Read, move |result| {
+            failure.store(result.is_err(), Ordering::Relaxed);
+            signal.set();
+        });
+        self.gpu.poke();
+        done.await;
+        self.gpu.check("reading results back")?;
+        let range = buffer.slice(..size).get_mapped_range();
+        let bytes = match range {
+            Ok(view) if !failed.load(Ordering::Relaxed) => view.to_vec(),
+            _ => return Err(Error::Gpu { during: "reading results back".into(), detail: "the buffer could not be mapped".into() }),
+        };
+        buffer.unmap();
+        Ok(bytes)
+    }
+}
+
+/// Pieces that go into one submission.
+struct Batch<'a> {
+    run: &'a Run<'a>,
+    params: Vec<u8>,
+    calls: Vec<(Arc<Pipeline>, wgpu::BindGroup, [u32; 3])>,
+    pieces: usize,
+    work: f64,
+    predicted: f64,
+    parts: Vec<(usize, f64)>,
+    timing: Option<(wgpu::QuerySet, wgpu::Buffer, wgpu::Buffer)>,
+}
+
+impl<'a> Batch<'a> {
+    fn new(run: &'a Run<'a>) -> Batch<'a> {
+        Batch { run, params: Vec::new(), calls: Vec::new(), pieces: 0, work: 0.0, predicted: 0.0, parts: Vec::new(), timing: None }
+    }
+
+    fn uniforms(&self) -> &'a Buffer {
+        &self.run.buffers[self.run.plan.slots.len()]
+    }
+
+    fn add(&mut self, dispatch: &Dispatch, pipeline: &Arc<Pipeline>, piece: &Piece, work: f64, predicted: f64) {
+        let mut header = [0u32; HEADER_BYTES / 4];
+        header[..3].copy_from_slice(&piece.lo);
+        let alignment = self.run.gpu.profile().offset_alignment;
+        let mut entries = vec![wgpu::BindGroupEntry {
+            binding: 0,
+            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer: &self.uniforms().raw,
+                offset: 0,
+                size: std::num::NonZeroU64::new(PARAMS_STRIDE as u64),
+            }),
+        }];
+        for (i, binding) in dispatch.bindings.iter().enumerate() {
+            let tensor = &binding.tensor;
+            let unit = tensor.elem.bytes();
+            let range = binding.footprint.range(piece.lo, piece.hi, tensor.units());
+            let guard = self.run.start_of(tensor);
+            let offset = (tensor.first + range.start) * unit / alignment * alignment;
+            let end = guard + (tensor.first + range.end.max(range.start + 1)) * unit + guard;
+            // Indices inside the kernel count from the first unit of the view; wrapping arithmetic is intended.
+            header[4 + i] = (offset / unit).wrapping_sub(tensor.first + guard / unit) as u32;
+            entries.push(wgpu::BindGroupEntry {
+                binding: i as u32 + 1,
+                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: self.run.buffer_of(tensor),
+                    offset,
+                    size: std::num::NonZeroU64::new((end - offset).next_multiple_of(4)),
+                }),
+            });
+        }
+        let group = self.run.gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(dispatch.kernel.name),
+            layout: &pipeline.layout,
+            entries: &entries,
+        });
+        self.params.extend_from_slice(bytemuck::bytes_of(&header));
+        self.params.extend_from_slice(bytemuck::cast_slice(&dispatch.params));
+        self.pieces += 1;
+        self.params.resize(self.pieces * PARAMS_STRIDE, 0);
+        self.calls.push((pipeline.clone(), group, std::array::from_fn(|a| piece.hi[a] - piece.lo[a])));
+        self.work += work;
+        self.predicted += predicted;
+        match self.parts.last_mut() {
+            Some((id, sum)) if *id == pipeline.id => *sum += work,
+            _ => self.parts.push((pipeline.id, work)),
+        }
+    }
+
+    fn submit(self, layer: String) -> Flight {
+        let gpu = self.run.gpu;
+        gpu.queue.write_buffer(&self.uniforms().raw, 0, &self.params);
+        let mut encoder = gpu.device.create_command_encoder(&Default::default());
+        let timestamp_writes = self.timing.as_ref().map(|(query_set, _, _)| wgpu::ComputePassTimestampWrites {
+            query_set,
+            beginning_of_pass_write_index: Some(0),
+            end_of_pass_write_index: Some(1),
+        });
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
+        for (i, (pipeline, group, size)) in self.calls.iter().enumerate() {
+            pass.set_pipeline(&pipeline.raw);
+            pass.set_bind_group(0, group, &[(i * PARAMS_STRIDE) as u32]);
+            pass.dispatch_workgroups(size[0], size[1], size[2]);
+        }
+        drop(pass);
+        if let Some((query_set, resolved, staging)) = &self.timing {
+            encoder.resolve_query_set(query_set, 0..2, resolved, 0);
+            encoder.copy_buffer_to_buffer(resolved, 0, staging, 0, 16);
+        }
+        gpu.queue.submit([encoder.finish()]);
+        let done = Done::default();
+        let signal = done.clone();
+        gpu.queue.on_submitted_work_done(move || signal.set());
+        gpu.poke();
+        Flight { done, submitted: Instant::now(), predicted: self.predicted, parts: self.parts, work: self.work, layer }
+    }
+}

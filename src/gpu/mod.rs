@@ -1,0 +1,21 @@
+//! The GPU room: device, memory, recordings and their execution. The only room that names `wgpu`.
+//!
+//! A model appends [`Dispatch`]es to a [`Recorder`]; [`Gpu::run`] plans its memory, cuts it into short submissions and
+//! reads the results back. Rooms above `kernels` use [`Recorder`] and [`Tensor`] only.
+
+mod adapter;
+mod context;
+mod convert;
+mod execute;
+mod kernel;
+mod plan;
+mod recorder;
+mod tensor;
+
+pub use adapter::{AdapterFacts, adapters};
+pub use context::{Gpu, GpuOptions, MemoryUse};
+pub use execute::{Observer, Outputs, Plane, Progress, Timing};
+pub use kernel::{Bind, HEADER_BYTES, Kernel, Storage, Variant};
+pub use plan::Plan;
+pub use recorder::{Binding, DeviceProfile, Dispatch, Footprint, Recorder, Recording};
+pub use tensor::{Elem, Tensor};

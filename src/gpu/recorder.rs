@@ -1,0 +1,276 @@
+//! Recording: what is to be computed, as a list of dispatches over tensors that have no memory yet.
+//!
+//! Models append; nothing runs. A finished [`Recording`] knows every lifetime, so its peak memory is exact
+//! before the first dispatch ([`super::plan`]), and it can be summed or printed with no device present.
+
+use super::kernel::{Bind, Kernel};
+use super::tensor::{Elem, Source, Tensor};
+
+/// The facts about a device that choose kernels. Everything that can change bits is in here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceProfile {
+    /// A CPU pretending to be a GPU (lavapipe, SwiftShader, WARP): other kernels are fast there.
+    pub software: bool,
+    /// `shader-f16` is there; else f16 is packed in u32.
+    pub native_f16: bool,
+    /// Largest storage binding in bytes.
+    pub max_binding: u64,
+    /// Largest buffer in bytes.
+    pub max_buffer: u64,
+    /// Workgroup memory in bytes.
+    pub max_workgroup_storage: u32,
+    /// Invocations a workgroup.
+    pub max_invocations: u32,
+    /// Alignment of a storage binding's offset in bytes.
+    pub offset_alignment: u64,
+}
+
+/// Which units of a binding a range of workgroups touches: for workgroups `lo .. hi` it is
+/// `[base + per . lo, base + per . (hi - 1) + extent)`, clamped to the tensor. [`Footprint::WHOLE`] is everything.
+///
+/// The executor binds just that range when the whole is larger than a binding may be.
+#[derive(Debug, Clone, Copy)]
+pub struct Footprint {
+    /// First unit for workgroup (0, 0, 0); may be negative (a halo above the first row).
+    pub base: i64,
+    /// Units by which the range moves for each workgroup in x, y, z.
+    pub per: [i64; 3],
+    /// Length of the range of one workgroup.
+    pub extent: i64,
+}
+
+impl Footprint {
+    /// Every workgroup may touch everything.
+    pub const WHOLE: Footprint = Footprint { base: 0, per: [0; 3], extent: i64::MAX / 4 };
+
+    /// Rows of a plane that move with the workgroup's y: `rows_per` rows a workgroup, from `-before` on, `rows` long.
+    pub fn rows(units_a_row: u64, rows_per: usize, before: usize, rows: usize) -> Footprint {
+        let row = units_a_row as i64;
+        Footprint { base: -(before as i64) * row, per: [0, rows_per as i64 * row, 0], extent: rows as i64 * row }
+    }
+
+    /// Units touched by workgroups `lo .. hi` of a tensor of `units` units.
+    pub fn range(&self, lo: [u32; 3], hi: [u32; 3], units: u64) -> std::ops::Range<u64> {
+        let (mut start, mut end) = (self.base, self.base + self.extent);
+        for axis in 0..3 {
+            start += self.per[axis] * lo[axis] as i64;
+            end += self.per[axis] * (hi[axis] as i64 - 1);
+        }
+        let start = start.clamp(0, units as i64) as u64;
+        start..end.clamp(start as i64, units as i64) as u64
+    }
+}
+
+/// One storage binding of a dispatch.
+#[derive(Debug, Clone)]
+pub struct Binding {
+    /// What is bound.
+    pub tensor: Tensor,
+    /// Which part a workgroup needs.
+    pub footprint: Footprint,
+}
+
+impl Binding {
+    /// The whole tensor.
+    pub fn whole(tensor: &Tensor) -> Binding {
+        Binding { tensor: tensor.clone(), footprint: Footprint::WHOLE }
+    }
+
+    /// Only what `footprint` says.
+    pub fn part(tensor: &Tensor, footprint: Footprint) -> Binding {
+        Binding { tensor: tensor.clone(), footprint }
+    }
+}
+
+/// One kernel call over the whole of its grid; the executor may cut it into several.
+#[derive(Debug, Clone)]
+pub struct Dispatch {
+    /// What runs.
+    pub kernel: &'static Kernel,
+    /// `override` constants.
+    pub consts: Vec<(&'static str, u32)>,
+    /// Storage bindings in the kernel's order.
+    pub bindings: Vec<Binding>,
+    /// Values of [`Kernel::params`]; an f32 as its bits.
+    pub params: Vec<u32>,
+    /// Workgroups in x, y, z; any size, cut where a device's limit is passed.
+    pub grid: [u32; 3],
+    /// Floating point operations (2 a multiply-add), as useful work: counted once, here.
+    pub flops: u64,
+}
+
+impl Dispatch {
+    /// Bytes that the kernel must move at least: each bound tensor once.
+    pub fn bytes(&self) -> u64 {
+        self.bindings.iter().map(|b| b.tensor.bytes()).sum()
+    }
+
+    /// A scalar for time prediction and progress: operations, with a byte worth four.
+    pub fn work(&self) -> f64 {
+        self.flops as f64 + 4.0 * self.bytes() as f64
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub dispatch: Dispatch,
+    /// Scope at the time of recording, e.g. `decoder.mid_block.resnets.0`.
+    pub scope: String,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct VirtualTensor {
+    pub bytes: u64,
+}
+
+/// Collects dispatches. Created by [`super::Gpu::recorder`], or from a bare profile for a dry run.
+#[derive(Debug)]
+pub struct Recorder {
+    profile: DeviceProfile,
+    recording: Recording,
+    scope: Vec<String>,
+    keep_taps: bool,
+}
+
+/// A finished list of dispatches with its inputs and outputs.
+#[derive(Debug)]
+pub struct Recording {
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) tensors: Vec<VirtualTensor>,
+    pub(crate) uploads: Vec<(Tensor, Vec<u8>)>,
+    pub(crate) outputs: Vec<(String, Tensor)>,
+    /// One label a health counter; counter `i` is word `i` of `health`.
+    pub(crate) watched: Vec<String>,
+    pub(crate) health: Option<Tensor>,
+}
+
+/// Health counters a recording may have.
+const MAX_WATCHED: usize = 1024;
+
+impl Recorder {
+    /// An empty recording for devices like `profile`.
+    pub fn new(profile: DeviceProfile) -> Recorder {
+        let recording = Recording {
+            nodes: Vec::new(),
+            tensors: Vec::new(),
+            uploads: Vec::new(),
+            outputs: Vec::new(),
+            watched: Vec::new(),
+            health: None,
+        };
+        Recorder { profile, recording, scope: Vec::new(), keep_taps: false }
+    }
+
+    /// The device that this is recorded for.
+    pub fn profile(&self) -> &DeviceProfile {
+        &self.profile
+    }
+
+    /// Keep every [`Recorder::tap`] as an output: for comparisons layer by layer.
+    pub fn keep_taps(&mut self, keep: bool) {
+        self.keep_taps = keep;
+    }
+
+    /// A new tensor, written by a later dispatch.
+    pub fn tensor(&mut self, height: usize, width: usize, channels: usize, elem: Elem) -> Tensor {
+        let id = self.recording.tensors.len() as u32;
+        let tensor = Tensor { source: Source::Virtual(id), first: 0, height, width, channels, elem };
+        self.recording.tensors.push(VirtualTensor { bytes: tensor.bytes() });
+        tensor
+    }
+
+    /// A tensor with values from the host: `data` is `[height, width, channels]`, row-major; pad channels become zero.
+    ///
+    /// # Panics
+    /// If the length of `data` is not `height * width * channels`.
+    pub fn upload(&mut self, data: &[f32], height: usize, width: usize, channels: usize, elem: Elem) -> Tensor {
+        assert_eq!(data.len(), height * width * channels);
+        let tensor = self.tensor(height, width, channels, elem);
+        let bytes = super::convert::to_units(data, channels, elem);
+        self.recording.uploads.push((tensor.clone(), bytes));
+        tensor
+    }
+
+    /// Appends a kernel call.
+    ///
+    /// # Panics
+    /// If bindings and kernel disagree, or one tensor's buffer is both read and written: engine bugs.
+    pub fn dispatch(&mut self, dispatch: Dispatch) {
+        let kernel = dispatch.kernel;
+        assert_eq!(dispatch.bindings.len(), kernel.bindings.len(), "{}: number of bindings", kernel.name);
+        assert_eq!(dispatch.params.len(), kernel.params.len(), "{}: number of parameters", kernel.name);
+        for (bound, kind) in dispatch.bindings.iter().zip(kernel.bindings) {
+            let fits = match kind {
+                Bind::F32 | Bind::F32Write => bound.tensor.elem == Elem::F32,
+                Bind::WordWrite | Bind::Counter => bound.tensor.elem == Elem::Word,
+                Bind::X | Bind::W | Bind::Y | Bind::YRead => bound.tensor.elem != Elem::Word,
+            };
+            assert!(fits, "{}: a {:?} binding got {:?}", kernel.name, kind, bound.tensor.elem);
+        }
+        if dispatch.grid.contains(&0) {
+            return;
+        }
+        self.recording.nodes.push(Node { dispatch, scope: self.scope.join(".") });
+    }
+
+    /// Runs `body` with `name` appended to the scope; scopes name layers in profiles and errors.
+    pub fn scoped<T>(&mut self, name: impl Into<String>, body: impl FnOnce(&mut Recorder) -> T) -> T {
+        self.scope.push(name.into());
+        let result = body(self);
+        self.scope.pop();
+        result
+    }
+
+    /// Marks `tensor` as a result, to be read back under `name`.
+    pub fn output(&mut self, name: impl Into<String>, tensor: &Tensor) {
+        self.recording.outputs.push((name.into(), tensor.clone()));
+    }
+
+    /// Names an intermediate result. Free unless [`Recorder::keep_taps`] was asked for.
+    pub fn tap(&mut self, name: &str, tensor: &Tensor) {
+        if self.keep_taps {
+            self.output(name, tensor);
+        }
+    }
+
+    /// A fresh health counter for the current scope: its index in the shared counter tensor, and that tensor.
+    /// A kernel that meets a non-finite or overflown value adds to it; the run then fails with the scope's name.
+    pub fn watch(&mut self) -> (u32, Tensor) {
+        let index = self.recording.watched.len().min(MAX_WATCHED - 1);
+        if index == self.recording.watched.len() {
+            self.recording.watched.push(self.scope.join("."));
+        }
+        let health = match &self.recording.health {
+            Some(tensor) => tensor.clone(),
+            None => {
+                let tensor = self.tensor(1, 1, MAX_WATCHED, Elem::Word);
+                self.recording.uploads.push((tensor.clone(), vec![0; 4 * MAX_WATCHED]));
+                self.recording.health = Some(tensor.clone());
+                tensor
+            }
+        };
+        (index as u32, health)
+    }
+
+    /// The finished recording.
+    pub fn finish(self) -> Recording {
+        self.recording
+    }
+}
+
+impl Recording {
+    /// Floating point operations in all.
+    pub fn flops(&self) -> u64 {
+        self.nodes.iter().map(|node| node.dispatch.flops).sum()
+    }
+
+    /// Number of kernel calls, before any is cut.
+    pub fn dispatches(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Predicted work in all, see [`Dispatch::work`].
+    pub fn work(&self) -> f64 {
+        self.nodes.iter().map(|node| node.dispatch.work()).sum()
+    }
+}

@@ -1,0 +1,119 @@
+//! Group normalisation: statistics of blocks, merged in a fixed order, folded into a scale and a shift per channel.
+
+use super::limit;
+use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Tensor};
+
+/// `group_norm_stats.wgsl`
+pub const GROUP_NORM_STATS: Kernel = Kernel {
+    name: "group_norm_stats",
+    wgsl: include_str!("../../shaders/group_norm_stats.wgsl"),
+    params: &["h", "w", "c4", "limit"],
+    bindings: &[Bind::X, Bind::F32Write],
+};
+
+/// `group_norm_rows.wgsl`
+pub const GROUP_NORM_ROWS: Kernel = Kernel {
+    name: "group_norm_rows",
+    wgsl: include_str!("../../shaders/group_norm_rows.wgsl"),
+    params: &["h", "w", "c4"],
+    bindings: &[Bind::F32, Bind::F32Write],
+};
+
+/// `group_norm_fold.wgsl`
+pub const GROUP_NORM_FOLD: Kernel = Kernel {
+    name: "group_norm_fold",
+    wgsl: include_str!("../../shaders/group_norm_fold.wgsl"),
+    params: &["h", "w", "c4", "channels", "groups", "eps", "watch"],
+    bindings: &[Bind::F32, Bind::F32, Bind::F32, Bind::F32Write, Bind::Counter],
+};
+
+/// `norm_apply.wgsl`
+pub const NORM_APPLY: Kernel = Kernel {
+    name: "norm_apply",
+    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/norm_apply.wgsl")),
+    params: &["units", "c4"],
+    bindings: &[Bind::X, Bind::F32, Bind::Y],
+};
+
+/// Rows of a statistics block; a band of an image must start at a multiple of it.
+pub const BLOCK_ROWS: usize = 8;
+/// Columns of a statistics block.
+pub const BLOCK_COLUMNS: usize = 16;
+
+/// Weights of a group normalisation on the device.
+#[derive(Debug, Clone)]
+pub struct GroupNormWeights {
+    /// `[channels]`, f32.
+    pub weight: Tensor,
+    /// `[channels]`, f32.
+    pub bias: Tensor,
+    /// Number of groups; divides the channels.
+    pub groups: usize,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+/// Scale and shift per channel that normalise `x` (`[h, w, c]`) over each group of channels and the whole plane.
+///
+/// The result is `[2, 1, c]` f32. The values of `x` are watched: a NaN, an infinity or an f16 overflow among them
+/// makes the run fail with the current scope's name.
+pub fn group_norm(rec: &mut Recorder, x: &Tensor, weights: &GroupNormWeights) -> Tensor {
+    let (h, w, channels) = x.shape();
+    assert!(channels.is_multiple_of(weights.groups) && weights.weight.channels == channels, "group_norm: groups");
+    let c4 = x.quads();
+    let (block_rows, columns) = (h.div_ceil(BLOCK_ROWS), w.div_ceil(BLOCK_COLUMNS));
+    let blocks = rec.tensor(block_rows, columns * 2, c4 * 4, Elem::F32);
+    let a_row = (columns * c4 * 2) as u64;
+    rec.dispatch(Dispatch {
+        kernel: &GROUP_NORM_STATS,
+        consts: vec![],
+        bindings: vec![
+            Binding::part(x, Footprint::rows((w * c4) as u64, BLOCK_ROWS, 0, BLOCK_ROWS)),
+            Binding::part(&blocks, Footprint::rows(a_row, 1, 0, 1)),
+        ],
+        params: vec![h as u32, w as u32, c4 as u32, limit(x.elem).to_bits()],
+        grid: [(columns * c4).div_ceil(64) as u32, block_rows as u32, 1],
+        flops: 4 * (h * w * channels) as u64,
+    });
+    let rows = rec.tensor(block_rows, 2, c4 * 4, Elem::F32);
+    rec.dispatch(Dispatch {
+        kernel: &GROUP_NORM_ROWS,
+        consts: vec![],
+        bindings: vec![Binding::whole(&blocks), Binding::whole(&rows)],
+        params: vec![h as u32, w as u32, c4 as u32],
+        grid: [(block_rows * c4).div_ceil(64) as u32, 1, 1],
+        flops: 8 * (block_rows * columns * channels) as u64,
+    });
+    let affine = rec.tensor(2, 1, c4 * 4, Elem::F32);
+    let (watch, health) = rec.watch();
+    rec.dispatch(Dispatch {
+        kernel: &GROUP_NORM_FOLD,
+        consts: vec![],
+        bindings: vec![
+            Binding::whole(&rows),
+            Binding::whole(&weights.weight),
+            Binding::whole(&weights.bias),
+            Binding::whole(&affine),
+            Binding::whole(&health),
+        ],
+        params: vec![h as u32, w as u32, c4 as u32, channels as u32, weights.groups as u32, weights.eps.to_bits(), watch],
+        grid: [1, 1, 1],
+        flops: 8 * (block_rows * channels) as u64,
+    });
+    affine
+}
+
+/// `x * scale + shift`, then SiLU if `silu`: a new tensor of the same shape.
+pub fn norm_apply(rec: &mut Recorder, x: &Tensor, affine: &Tensor, silu: bool, elem: Elem) -> Tensor {
+    let y = rec.tensor(x.height, x.width, x.channels, elem);
+    let part = Footprint::rows(1, 256, 0, 256);
+    rec.dispatch(Dispatch {
+        kernel: &NORM_APPLY,
+        consts: vec![("SILU", silu as u32)],
+        bindings: vec![Binding::part(x, part), Binding::whole(affine), Binding::part(&y, part)],
+        params: vec![x.units() as u32, x.quads() as u32],
+        grid: [1, x.units().div_ceil(256) as u32, 1],
+        flops: 8 * (x.pixels() * x.channels) as u64,
+    });
+    y
+}

@@ -1,0 +1,74 @@
+//! Matrix products: linear layers on tokens, and 1x1 convolutions, which are the same thing.
+
+use super::{Act, Packed, channel_lanes, lanes};
+use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Tensor};
+
+/// `linear_lanes.wgsl`
+pub const LINEAR_LANES: Kernel = Kernel {
+    name: "linear_lanes",
+    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/linear_lanes.wgsl")),
+    params: &["rows", "k4", "n4", "act"],
+    bindings: &[Bind::X, Bind::W, Bind::F32, Bind::YRead, Bind::Y],
+};
+
+/// Weights of a linear layer on the device.
+#[derive(Debug, Clone)]
+pub struct LinearWeights {
+    /// Packed by [`pack_linear`].
+    pub weight: Tensor,
+    /// `[outputs]`, f32.
+    pub bias: Tensor,
+    /// Input features.
+    pub inputs: usize,
+    /// Output features.
+    pub outputs: usize,
+}
+
+/// Packs torch's `[outputs, inputs]` as `[n4 / LC][k4][4 k][LC]` quads of outputs.
+pub fn pack_linear(weight: &[f32], outputs: usize, inputs: usize) -> Packed {
+    assert_eq!(weight.len(), outputs * inputs);
+    let (n4, k4) = (outputs.div_ceil(4), inputs.div_ceil(4));
+    let lanes = channel_lanes(n4);
+    let mut values = Vec::with_capacity(n4.next_multiple_of(lanes) * k4 * 16);
+    for tile in 0..n4.div_ceil(lanes) {
+        for k in 0..4 * k4 {
+            for o in 4 * lanes * tile..4 * lanes * (tile + 1) {
+                values.push(if o < outputs && k < inputs { weight[o * inputs + k] } else { 0.0 });
+            }
+        }
+    }
+    Packed { values }
+}
+
+/// `act(x W^T + bias + residual)` into a new tensor of `x`'s height and width.
+pub fn linear(rec: &mut Recorder, x: &Tensor, weights: &LinearWeights, residual: Option<&Tensor>, act: Act, elem: Elem) -> Tensor {
+    let y = rec.tensor(x.height, x.width, weights.outputs, elem);
+    linear_into(rec, x, weights, residual, act, &y);
+    y
+}
+
+/// [`linear`] into `y`, which may be some rows of a larger tensor.
+pub fn linear_into(rec: &mut Recorder, x: &Tensor, weights: &LinearWeights, residual: Option<&Tensor>, act: Act, y: &Tensor) {
+    assert_eq!((x.channels, y.channels, x.pixels()), (weights.inputs, weights.outputs, y.pixels()), "linear: shapes");
+    if let Some(residual) = residual {
+        assert_eq!((residual.pixels(), residual.channels, residual.elem), (y.pixels(), y.channels, y.elem), "linear: residual");
+    }
+    let rows = x.pixels();
+    let (channel_lanes, row_lanes) = lanes(rec, y.quads());
+    let run = 8 * row_lanes as usize;
+    let out = Footprint::rows(y.quads() as u64, run, 0, run);
+    rec.dispatch(Dispatch {
+        kernel: &LINEAR_LANES,
+        consts: vec![("LC", channel_lanes), ("LP", row_lanes), ("RESIDUAL", residual.is_some() as u32)],
+        bindings: vec![
+            Binding::part(x, Footprint::rows(x.quads() as u64, run, 0, run)),
+            Binding::whole(&weights.weight),
+            Binding::whole(&weights.bias),
+            residual.map_or(Binding::whole(&weights.bias), |r| Binding::part(r, out)),
+            Binding::part(y, out),
+        ],
+        params: vec![rows as u32, x.quads() as u32, y.quads() as u32, act as u32],
+        grid: [(y.quads() as u32).div_ceil(channel_lanes), rows.div_ceil(run) as u32, 1],
+        flops: 2 * (rows * weights.inputs * weights.outputs) as u64,
+    });
+}

@@ -1,0 +1,78 @@
+//! One file a kernel, beside its `.wgsl` in `shaders/`: bindings, checks, packing, dispatch size.
+//!
+//! Each function appends to a [`Recorder`] and returns the tensor it will have written. [`ALL`] lists every kernel with
+//! every variant of constants in use, for the tests that validate and translate them without a GPU.
+
+pub mod attention;
+pub mod conv2d;
+pub mod geglu;
+pub mod group_norm;
+pub mod inpe;
+pub mod layer_norm;
+pub mod linear;
+pub mod output;
+pub mod resample;
+
+use crate::gpu::{Elem, Kernel, Recorder};
+
+/// Every kernel.
+pub const ALL: &[&Kernel] = &[
+    &attention::ATTENTION,
+    &conv2d::CONV2D_3X3_LANES,
+    &conv2d::CONV2D_DIRECT,
+    &conv2d::CONV2D_PHASE_LANES,
+    &geglu::GEGLU,
+    &group_norm::GROUP_NORM_FOLD,
+    &group_norm::GROUP_NORM_ROWS,
+    &group_norm::GROUP_NORM_STATS,
+    &group_norm::NORM_APPLY,
+    &inpe::INPE_FEATURES,
+    &layer_norm::LAYER_NORM,
+    &linear::LINEAR_LANES,
+    &output::COUNT_NONFINITE,
+    &output::IMAGE_TO_RGBA8,
+    &resample::RESAMPLE_BILINEAR,
+];
+
+/// Activation of an epilogue; the discriminant is what the shaders switch on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Act {
+    /// Identity.
+    #[default]
+    None = 0,
+    /// `max(x, 0)`
+    Relu = 1,
+    /// `x * sigmoid(x)`
+    Silu = 2,
+    /// `x * Phi(x)` through erf
+    GeluErf = 3,
+    /// The tanh approximation of GELU
+    GeluTanh = 4,
+    /// `x * sigmoid(1.702 x)`, CLIP's
+    QuickGelu = 5,
+}
+
+/// Weights in the order that a kernel reads, still on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Packed {
+    /// Values, a multiple of 4.
+    pub values: Vec<f32>,
+}
+
+/// Output quads that lie side by side in packed weights: as many as there are lanes, and no more than needed.
+pub(crate) fn channel_lanes(cout4: usize) -> usize {
+    cout4.next_power_of_two().min(8)
+}
+
+/// Lanes of a `*_lanes` kernel along channels and along pixels. The first belongs to the weights' packing; both are
+/// part of the pipeline, neither changes a sum's order.
+pub(crate) fn lanes(rec: &Recorder, cout4: usize) -> (u32, u32) {
+    let channels = channel_lanes(cout4) as u32;
+    let total = if rec.profile().software { 8 } else { 64 };
+    (channels, total / channels)
+}
+
+/// Size of a value from which on it counts as an overflow: the largest f16 where stores saturate, infinity in f32.
+pub(crate) fn limit(elem: Elem) -> f32 {
+    if elem == Elem::Half { 65504.0 } else { f32::INFINITY }
+}

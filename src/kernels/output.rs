@@ -1,0 +1,51 @@
+//! The last steps: 8-bit pixels, and a check of values that no normalisation has seen.
+
+use super::limit;
+use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Tensor};
+
+/// `image_to_rgba8.wgsl`
+pub const IMAGE_TO_RGBA8: Kernel = Kernel {
+    name: "image_to_rgba8",
+    wgsl: include_str!("../../shaders/image_to_rgba8.wgsl"),
+    params: &["stride", "width"],
+    bindings: &[Bind::X, Bind::WordWrite],
+};
+
+/// `count_nonfinite.wgsl`
+pub const COUNT_NONFINITE: Kernel = Kernel {
+    name: "count_nonfinite",
+    wgsl: include_str!("../../shaders/count_nonfinite.wgsl"),
+    params: &["units", "limit", "watch"],
+    bindings: &[Bind::X, Bind::Counter],
+};
+
+/// The top-left `width x height` pixels of `x` (`[h, w, 3]`, -1 to 1) as packed RGBA, one word a pixel, red lowest.
+pub fn image_to_rgba8(rec: &mut Recorder, x: &Tensor, width: usize, height: usize) -> Tensor {
+    assert!(x.quads() == 1 && width <= x.width && height <= x.height, "image_to_rgba8: crop");
+    let y = rec.tensor(height, width, 1, Elem::Word);
+    rec.dispatch(Dispatch {
+        kernel: &IMAGE_TO_RGBA8,
+        consts: vec![],
+        bindings: vec![
+            Binding::part(x, Footprint::rows(x.width as u64, 1, 0, 1)),
+            Binding::part(&y, Footprint::rows(width as u64, 1, 0, 1)),
+        ],
+        params: vec![x.width as u32, width as u32],
+        grid: [width.div_ceil(64) as u32, height as u32, 1],
+        flops: 9 * (width * height) as u64,
+    });
+    y
+}
+
+/// Makes the run fail with the current scope's name if `x` holds a NaN, an infinity or an f16 overflow.
+pub fn count_nonfinite(rec: &mut Recorder, x: &Tensor) {
+    let (watch, health) = rec.watch();
+    rec.dispatch(Dispatch {
+        kernel: &COUNT_NONFINITE,
+        consts: vec![],
+        bindings: vec![Binding::part(x, Footprint::rows(1, 256, 0, 256)), Binding::whole(&health)],
+        params: vec![x.units() as u32, limit(x.elem).to_bits(), watch],
+        grid: [1, x.units().div_ceil(256) as u32, 1],
+        flops: 0,
+    });
+}

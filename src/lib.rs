@@ -1,0 +1,5 @@
+//! infgen
+pub mod error;
+pub mod gpu;
+#[path = "kernels/mod.rs"]
+pub mod kernels;
