@@ -12,5 +12,5 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let i = (wid.y + p.wg.y) * 256u + lane;
     if i >= p.units { return; }
     let size = bitcast<vec4<u32>>(x_get(x[i - p.b0.x])) & vec4(0x7fffffffu);
-    if any(size >= vec4(bitcast<u32>(p.limit))) { atomicAdd(&health[p.watch], 1u); }
+    if any(size >= vec4(bitcast<u32>(p.limit))) { atomicAdd(&health[p.watch - p.b0.y], 1u); }
 }

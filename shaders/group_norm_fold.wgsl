@@ -18,13 +18,14 @@ struct Params {
 @compute @workgroup_size(64)
 fn main(@builtin(local_invocation_index) lane: u32) {
     let rows = (p.h + 7u) / 8u;
-    let shifts = p.c4 * 4u;
+    let yb = p.b0.w * 4u;                               // y is bound in quads, read in scalars
+    let shifts = p.c4 * 4u - yb;
     for (var quad = lane; quad < p.c4; quad += 64u) {
         var n = 0.0;
         var mean = vec4<f32>();
         var m2 = vec4<f32>();
         for (var row = 0u; row < rows; row += 1u) {
-            let at = (row * p.c4 + quad) * 2u;
+            let at = (row * p.c4 + quad) * 2u - p.b0.x;
             let nb = f32(min(8u, p.h - row * 8u) * p.w);
             let total = n + nb;
             let d = x[at] - mean;
@@ -33,7 +34,7 @@ fn main(@builtin(local_invocation_index) lane: u32) {
             n = total;
         }
         for (var c = 0u; c < 4u; c += 1u) {
-            y[quad * 4u + c] = mean[c];
+            y[quad * 4u + c - yb] = mean[c];
             y[shifts + quad * 4u + c] = m2[c];
         }
     }
@@ -46,22 +47,22 @@ fn main(@builtin(local_invocation_index) lane: u32) {
         var m2 = 0.0;
         for (var c = group * size; c < (group + 1u) * size; c += 1u) {
             let total = n + pixels;
-            let d = y[c] - mean;
+            let d = y[c - yb] - mean;
             mean += d * (pixels / total);
             m2 += y[shifts + c] + d * d * (n * pixels / total);
             n = total;
         }
         let variance = m2 / n;
-        if (bitcast<u32>(variance) & 0x7fffffffu) >= bitcast<u32>(1e20) { atomicAdd(&health[p.watch], 1u); }
+        if (bitcast<u32>(variance) & 0x7fffffffu) >= bitcast<u32>(1e20) { atomicAdd(&health[p.watch - p.b1.x], 1u); }
         let rstd = inverseSqrt(variance + p.eps);
         for (var c = group * size; c < (group + 1u) * size; c += 1u) {
             let scale = weight[c] * rstd;
-            y[c] = scale;
+            y[c - yb] = scale;
             y[shifts + c] = bias[c] - mean * scale;
         }
     }
-    for (var c = p.channels + lane; c < shifts; c += 64u) {
-        y[c] = 0.0;
+    for (var c = p.channels + lane; c < p.c4 * 4u; c += 64u) {
+        y[c - yb] = 0.0;
         y[shifts + c] = 0.0;
     }
 }

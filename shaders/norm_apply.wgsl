@@ -14,7 +14,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let i = (wid.y + p.wg.y) * 256u + lane;
     if i >= p.units { return; }
     let c = i % p.c4;
-    var v = x_get(x[i - p.b0.x]) * affine[c] + affine[p.c4 + c];
+    var v = x_get(x[i - p.b0.x]) * affine[c - p.b0.y] + affine[p.c4 + c - p.b0.y];
     if SILU == 1u { v = silu(v); }
     y[i - p.b0.z] = y_put(v);
 }

@@ -1,5 +1,9 @@
 //! infgen
 pub mod error;
 pub mod gpu;
-#[path = "kernels/mod.rs"]
+pub mod image;
 pub mod kernels;
+pub mod latent;
+pub mod models;
+pub mod nn;
+pub mod weights;

@@ -333,6 +333,20 @@ impl Gpu {
         result
     }
 
+    /// Waits until everything handed to the queue so far is done.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`], [`Error::Gpu`].
+    pub async fn flush(&self) -> Result<()> {
+        self.queue.submit([]);
+        let done = Done::default();
+        let signal = done.clone();
+        self.queue.on_submitted_work_done(move || signal.set());
+        self.poke();
+        done.await;
+        self.check("uploading")
+    }
+
     fn limits(&self, max_share: f64) -> Limits {
         Limits {
             max_groups: self.max_workgroups,

@@ -1,0 +1,120 @@
+//! Convolutions and linear layers.
+
+use super::Loader;
+use crate::error::Result;
+use crate::gpu::{Elem, Recorder, Tensor};
+use crate::kernels::Act;
+use crate::kernels::conv2d::{self, ConvWeights, Geometry};
+use crate::kernels::linear::{self, LinearWeights};
+
+async fn bias(loader: &Loader<'_>, path: &str, cout: usize, present: bool) -> Result<Tensor> {
+    let name = format!("{path}.bias");
+    let values = if present { loader.read(&name, &[cout])? } else { vec![0.0; cout] };
+    loader.upload_vector(&name, &values).await
+}
+
+/// 3x3 convolution, stride 1, zero padding 1 (`torch.nn.Conv2d(cin, cout, 3, padding=1)`).
+#[derive(Debug)]
+pub struct Conv3x3(ConvWeights);
+
+impl Conv3x3 {
+    /// Loads `{path}.weight` `[cout, cin, 3, 3]` and `{path}.bias` `[cout]`.
+    pub async fn load(loader: &Loader<'_>, path: &str, cin: usize, cout: usize) -> Result<Conv3x3> {
+        let name = format!("{path}.weight");
+        let values = loader.read(&name, &[cout, cin, 3, 3])?;
+        let weight = loader.upload_weight(&name, &conv2d::pack_square(&values, cout, cin, 3).values).await?;
+        Ok(Conv3x3(ConvWeights { weight, bias: bias(loader, path, cout, true).await?, cin, cout }))
+    }
+
+    /// `act(conv(x) + residual)`: `[h, w, cin]` to `[h, w, cout]`.
+    pub fn forward(&self, rec: &mut Recorder, x: &Tensor, residual: Option<&Tensor>, act: Act, elem: Elem) -> Tensor {
+        conv2d::conv2d_3x3(rec, x, &self.0, residual, act, elem)
+    }
+}
+
+/// Nearest-2x upsampling, then a 3x3 convolution with padding 1; computed as four 2x2 convolutions of the small image.
+#[derive(Debug)]
+pub struct UpsampleConv(ConvWeights);
+
+impl UpsampleConv {
+    /// Loads `{path}.weight` `[c, c, 3, 3]` and, if `with_bias`, `{path}.bias`.
+    pub async fn load(loader: &Loader<'_>, path: &str, channels: usize, with_bias: bool) -> Result<UpsampleConv> {
+        let name = format!("{path}.weight");
+        let values = loader.read(&name, &[channels, channels, 3, 3])?;
+        let weight = loader.upload_weight(&name, &conv2d::pack_phases(&values, channels, channels).values).await?;
+        let bias = bias(loader, path, channels, with_bias).await?;
+        Ok(UpsampleConv(ConvWeights { weight, bias, cin: channels, cout: channels }))
+    }
+
+    /// `[h, w, c]` to `[2h, 2w, c]`.
+    pub fn forward(&self, rec: &mut Recorder, x: &Tensor, elem: Elem) -> Tensor {
+        conv2d::upsample2x_conv2d_3x3(rec, x, &self.0, Act::None, elem)
+    }
+}
+
+/// 3x3 convolution of stride 2.
+#[derive(Debug)]
+pub struct StridedConv {
+    weights: ConvWeights,
+    geometry: Geometry,
+}
+
+impl StridedConv {
+    /// The downsampling of SD's VAE: one zero column on the right, one zero row below, none before.
+    pub const PAD_AFTER: Geometry = Geometry { kernel: 3, stride: 2, pad_before: 0, pad_after: 1 };
+    /// Padding 1 all round, as in TAESD and the UNet.
+    pub const PAD_BOTH: Geometry = Geometry { kernel: 3, stride: 2, pad_before: 1, pad_after: 1 };
+
+    /// Loads `{path}.weight` `[c, c, 3, 3]` and, if `with_bias`, `{path}.bias`.
+    pub async fn load(loader: &Loader<'_>, path: &str, channels: usize, with_bias: bool, geometry: Geometry) -> Result<StridedConv> {
+        let name = format!("{path}.weight");
+        let values = loader.read(&name, &[channels, channels, 3, 3])?;
+        let weight = loader.upload_weight(&name, &conv2d::pack_square(&values, channels, channels, 3).values).await?;
+        let bias = bias(loader, path, channels, with_bias).await?;
+        Ok(StridedConv { weights: ConvWeights { weight, bias, cin: channels, cout: channels }, geometry })
+    }
+
+    /// `[h, w, c]` to half the size, see [`Geometry::output`].
+    pub fn forward(&self, rec: &mut Recorder, x: &Tensor, elem: Elem) -> Tensor {
+        conv2d::conv2d_strided(rec, x, &self.weights, self.geometry, Act::None, elem)
+    }
+}
+
+/// Linear layer on the channels of every token or pixel; also a 1x1 convolution.
+#[derive(Debug)]
+pub struct Linear(LinearWeights);
+
+impl Linear {
+    /// Loads `{path}.weight` `[outputs, inputs]` and `{path}.bias` `[outputs]`.
+    pub async fn load(loader: &Loader<'_>, path: &str, inputs: usize, outputs: usize) -> Result<Linear> {
+        let weight = loader.read(&format!("{path}.weight"), &[outputs, inputs])?;
+        let bias = loader.read(&format!("{path}.bias"), &[outputs])?;
+        Linear::from_values(loader, path, &weight, &bias, inputs).await
+    }
+
+    /// Loads a 1x1 convolution, `{path}.weight` `[outputs, inputs, 1, 1]`.
+    pub async fn load_conv1x1(loader: &Loader<'_>, path: &str, inputs: usize, outputs: usize) -> Result<Linear> {
+        let weight = loader.read(&format!("{path}.weight"), &[outputs, inputs, 1, 1])?;
+        let bias = loader.read(&format!("{path}.bias"), &[outputs])?;
+        Linear::from_values(loader, path, &weight, &bias, inputs).await
+    }
+
+    /// Uploads values that the caller has changed: `weight` `[outputs, inputs]` row-major, `bias` `[outputs]`.
+    pub async fn from_values(loader: &Loader<'_>, path: &str, weight: &[f32], bias: &[f32], inputs: usize) -> Result<Linear> {
+        let outputs = bias.len();
+        let packed = linear::pack_linear(weight, outputs, inputs).values;
+        let weight = loader.upload_weight(&format!("{path}.weight"), &packed).await?;
+        let bias = loader.upload_vector(&format!("{path}.bias"), bias).await?;
+        Ok(Linear(LinearWeights { weight, bias, inputs, outputs }))
+    }
+
+    /// `act(x W^T + b + residual)`: `[.., inputs]` to `[.., outputs]`.
+    pub fn forward(&self, rec: &mut Recorder, x: &Tensor, residual: Option<&Tensor>, act: Act, elem: Elem) -> Tensor {
+        linear::linear(rec, x, &self.0, residual, act, elem)
+    }
+
+    /// [`Linear::forward`] into `y`, which may be some rows of a larger tensor.
+    pub fn forward_into(&self, rec: &mut Recorder, x: &Tensor, residual: Option<&Tensor>, act: Act, y: &Tensor) {
+        linear::linear_into(rec, x, &self.0, residual, act, y);
+    }
+}

@@ -1,0 +1,87 @@
+//! From a weights file to packed tensors on the device, one at a time.
+
+use crate::error::Result;
+use crate::gpu::{Elem, Gpu, Tensor};
+use crate::weights::View;
+
+/// Storage types of a model. Sums, statistics and position codes are f32 whatever it says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Precision {
+    /// Type of stored activations.
+    pub activations: Elem,
+    /// Type of stored weights.
+    pub weights: Elem,
+}
+
+impl Precision {
+    /// Everything in f32.
+    pub const F32: Precision = Precision { activations: Elem::F32, weights: Elem::F32 };
+    /// Everything in f16.
+    pub const F16: Precision = Precision { activations: Elem::Half, weights: Elem::Half };
+    /// f16 weights, f32 activations: for networks whose activations leave f16's range (SDXL's VAE).
+    pub const F16_WEIGHTS: Precision = Precision { activations: Elem::F32, weights: Elem::Half };
+}
+
+/// Reads tensors by name, checks them, packs them for the kernel that will read them and uploads them.
+pub struct Loader<'a> {
+    gpu: &'a Gpu,
+    view: &'a View<'a>,
+    precision: Precision,
+    /// Bytes handed to the driver since it was last waited for.
+    pending: std::sync::atomic::AtomicU64,
+}
+
+/// Upload in portions of this size, so that the driver's staging memory stays small.
+const PORTION: u64 = 32 << 20;
+
+impl<'a> Loader<'a> {
+    /// Loads from `view` onto `gpu`.
+    pub fn new(gpu: &'a Gpu, view: &'a View<'a>, precision: Precision) -> Loader<'a> {
+        Loader { gpu, view, precision, pending: Default::default() }
+    }
+
+    /// The same with other storage types.
+    pub fn with(&self, precision: Precision) -> Loader<'a> {
+        Loader::new(self.gpu, self.view, precision)
+    }
+
+    /// Storage types of what is loaded.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Whether the file has `name`.
+    pub fn contains(&self, name: &str) -> bool {
+        self.view.contains(name)
+    }
+
+    /// The values of `name`, which must have this shape and be finite.
+    ///
+    /// # Errors
+    /// As [`View::get`].
+    pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.view.get(name, shape)
+    }
+
+    /// Uploads packed weight values in the storage type of weights.
+    pub async fn upload_weight(&self, name: &str, values: &[f32]) -> Result<Tensor> {
+        self.upload(name, values, values.len(), self.precision.weights).await
+    }
+
+    /// Uploads a vector as f32, zero-padded to whole quads.
+    pub async fn upload_vector(&self, name: &str, values: &[f32]) -> Result<Tensor> {
+        self.upload(name, values, values.len(), Elem::F32).await
+    }
+
+    /// Uploads rows of `channels` values, each zero-padded to whole quads: `[rows, 1, channels]`.
+    pub async fn upload(&self, name: &str, values: &[f32], channels: usize, elem: Elem) -> Result<Tensor> {
+        let bytes = crate::gpu::to_units(values, channels, elem);
+        let tensor = self.gpu.resident(name, &bytes, values.len() / channels, 1, channels, elem).await?;
+        let pending = self.pending.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed) + bytes.len() as u64;
+        if pending > PORTION {
+            self.pending.store(0, std::sync::atomic::Ordering::Relaxed);
+            self.gpu.flush().await?;
+        }
+        Ok(tensor)
+    }
+}

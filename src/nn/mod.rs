@@ -1,0 +1,15 @@
+//! Layers: weights on the device and a `forward` that records kernels. No layer knows a device or a model.
+
+mod attention;
+mod conv;
+mod loader;
+mod norm;
+mod resnet;
+mod up_decoder;
+
+pub use attention::{Heads, MidAttention};
+pub use conv::{Conv3x3, Linear, StridedConv, UpsampleConv};
+pub use loader::{Loader, Precision};
+pub use norm::{GroupNorm, LayerNorm};
+pub use resnet::ResnetBlock;
+pub use up_decoder::{GroupNormConfig, MidBlock, UpDecoder, UpDecoderShape};
