@@ -80,6 +80,12 @@ pub enum Error {
         /// Field and reason.
         detail: String,
     },
+    /// This build carries no built-in model of that kind.
+    #[error("this build carries no `{file}`; name the weights to use")]
+    NoBuiltin {
+        /// The file that it would have been built from.
+        file: &'static str,
+    },
     /// Weights that are none of the known models.
     #[error("{}: not recognised as a model this version can run ({detail})", path.display())]
     UnknownModel {

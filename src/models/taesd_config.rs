@@ -1,0 +1,216 @@
+//! The shape of TAESD (tiny autoencoders of SD-family latents), read off its tensors: the files bring no config.
+//!
+//! Source: madebyollin/taesd `taesd.py` at 2a1b414; diffusers `models/autoencoders/vae.py` (`EncoderTiny`,
+//! `DecoderTiny`) at 049ca38.
+
+use serde::Serialize;
+
+use super::infgen_config::TensorList;
+use crate::error::{Error, Result};
+use crate::weights::View;
+use crate::weights::taesd_keys::Half;
+
+/// One half of TAESD, as its `nn.Sequential`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TaesdConfig {
+    /// Channels of the latent.
+    pub latent_channels: usize,
+    /// Width of every layer between the first and the last.
+    pub channels: usize,
+    /// Blocks of each stage in the order of the forward pass; the encoder halves the sides before every stage but the
+    /// first, the decoder doubles them after every stage but the last. `[1, 3, 3, 3]` and `[3, 3, 3, 1]` as published.
+    pub blocks: Vec<usize>,
+}
+
+/// One layer of the sequence that has weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TaesdLayer {
+    /// 3x3 convolution with bias, image or latent to `channels`. The decoder's is followed by ReLU, its input is
+    /// `tanh(x/3)*3` of the latent.
+    ConvIn,
+    /// `relu(conv.4(relu(conv.2(relu(conv.0(x))))) + x)`, all 3x3 with bias.
+    Block,
+    /// 3x3 convolution of stride 2 without bias (encoder), or nearest-2x and a 3x3 convolution without bias (decoder).
+    Resize,
+    /// 3x3 convolution with bias, `channels` to latent or image.
+    ConvOut,
+}
+
+const MAX_STAGES: usize = 8;
+const MAX_BLOCKS: usize = 64;
+
+impl TaesdConfig {
+    /// Reads the sizes off the tensors of `view`, which must hold that half.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a sequence that is not TAESD's.
+    pub fn infer(view: &View, half: Half) -> Result<Self> {
+        Self::inferred(view, half).map_err(|detail| Error::Config { path: view.path().to_owned(), detail })
+    }
+
+    fn inferred(view: &View, half: Half) -> Result<Self, String> {
+        let part = half.name();
+        let shape = |n: usize| view.info(&format!("{part}.layers.{n}.weight")).map(|info| info.shape);
+        let odd = |n: usize| {
+            format!(
+                "layer {n} of the {part} (`{}`) fits no TAESD",
+                view.file_name(&format!("{part}.layers.{n}.weight"))
+            )
+        };
+        let Some(&[channels, input, 3, 3]) = shape(0) else { return Err(odd(0)) };
+
+        let (mut blocks, mut n) = (vec![0], half.first_block());
+        let out = loop {
+            let stages = blocks.len();
+            match shape(n) {
+                None if view.contains(&format!("{part}.layers.{n}.conv.0.weight")) => {
+                    blocks[stages - 1] += 1;
+                    if blocks[stages - 1] > MAX_BLOCKS {
+                        return Err(odd(n));
+                    }
+                }
+                // The decoder's upsampling takes an index and holds nothing.
+                None if half == Half::Decoder && shape(n + 1).is_some() => {}
+                Some(&[a, b, 3, 3])
+                    if (a, b) == (channels, channels) && !view.contains(&format!("{part}.layers.{n}.bias")) =>
+                {
+                    blocks.push(0);
+                    if stages == MAX_STAGES {
+                        return Err(odd(n));
+                    }
+                }
+                Some(&[out, b, 3, 3]) if b == channels => break out,
+                _ => return Err(odd(n)),
+            }
+            n += 1;
+        };
+        let (latent_channels, image) = match half {
+            Half::Encoder => (out, input),
+            Half::Decoder => (input, out),
+        };
+        if image != 3 || !(1..=64).contains(&latent_channels) || !(1..=1024).contains(&channels) {
+            return Err(format!("{image} image, {latent_channels} latent and {channels} inner channels fit no TAESD"));
+        }
+        Ok(Self { latent_channels, channels, blocks })
+    }
+
+    /// Pixels a latent value side.
+    pub fn scale(&self) -> usize {
+        1 << (self.blocks.len() - 1)
+    }
+
+    /// The layers with weights and their index N in `{half}.layers.N`, in the order of the forward pass.
+    pub fn layers(&self, half: Half) -> Vec<(usize, TaesdLayer)> {
+        let mut layers = vec![(0, TaesdLayer::ConvIn)];
+        let mut n = half.first_block();
+        for (stage, &blocks) in self.blocks.iter().enumerate() {
+            if stage > 0 {
+                n += half.resize_offset();
+                layers.push((n, TaesdLayer::Resize));
+                n += 1;
+            }
+            layers.extend((n..n + blocks).map(|n| (n, TaesdLayer::Block)));
+            n += blocks;
+        }
+        layers.push((n, TaesdLayer::ConvOut));
+        layers
+    }
+
+    /// Name (diffusers') and shape of every tensor.
+    pub fn tensors(&self, half: Half) -> Vec<(String, Vec<usize>)> {
+        let mut list = TensorList::default();
+        let (c, latent) = (self.channels, self.latent_channels);
+        let (input, out) = match half {
+            Half::Encoder => (3, latent),
+            Half::Decoder => (latent, 3),
+        };
+        for (n, layer) in self.layers(half) {
+            let path = format!("{}.layers.{n}", half.name());
+            match layer {
+                TaesdLayer::ConvIn => list.conv(&path, c, input, 3),
+                TaesdLayer::Block => [0, 2, 4].iter().for_each(|i| list.conv(&format!("{path}.conv.{i}"), c, c, 3)),
+                TaesdLayer::Resize => list.push(&format!("{path}.weight"), &[c, c, 3, 3]),
+                TaesdLayer::ConvOut => list.conv(&path, out, c, 3),
+            }
+        }
+        list.0
+    }
+}
+
+impl Half {
+    /// Index of the first block: the decoder has a ReLU after its first convolution.
+    fn first_block(self) -> usize {
+        match self {
+            Self::Encoder => 1,
+            Self::Decoder => 2,
+        }
+    }
+
+    /// Indices between the last block of a stage and the convolution that resizes: the decoder's upsampling takes one.
+    fn resize_offset(self) -> usize {
+        match self {
+            Self::Encoder => 0,
+            Self::Decoder => 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::write::tests::bytes_of;
+    use crate::weights::{Dtype, Weights, taesd_keys};
+
+    fn published(half: Half) -> TaesdConfig {
+        let blocks = if half == Half::Encoder { vec![1, 3, 3, 3] } else { vec![3, 3, 3, 1] };
+        TaesdConfig { latent_channels: 4, channels: 64, blocks }
+    }
+
+    #[test]
+    fn the_published_halves_have_67_tensors_and_their_layers_stand_where_upstream_has_them() {
+        for (half, parameters, convs) in
+            [(Half::Encoder, 1_222_532, [2, 6, 10, 14]), (Half::Decoder, 1_222_531, [6, 11, 16, 18])]
+        {
+            let config = published(half);
+            let tensors = config.tensors(half);
+            assert_eq!(tensors.len(), 67);
+            assert_eq!(tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>(), parameters);
+            let plain =
+                |l: &(usize, TaesdLayer)| matches!(l.1, TaesdLayer::Resize | TaesdLayer::ConvOut).then_some(l.0);
+            assert_eq!(config.layers(half).iter().filter_map(plain).collect::<Vec<_>>(), convs);
+            assert_eq!(config.scale(), 8);
+        }
+    }
+
+    #[test]
+    fn every_naming_gives_the_config_back() {
+        for half in [Half::Encoder, Half::Decoder] {
+            let config = TaesdConfig { latent_channels: 5, channels: 2, ..published(half) };
+            let offset = usize::from(half == Half::Decoder);
+            let own = half.name();
+            for prefix in [format!("{own}.layers."), String::new(), format!("taesd_{own}."), format!("{own}.")] {
+                let shift = if prefix.ends_with("layers.") { 0 } else { offset };
+                let data = [0; 4096];
+                let named: Vec<_> = config
+                    .tensors(half)
+                    .into_iter()
+                    .map(|(name, shape)| {
+                        let (n, leaf) =
+                            name.strip_prefix(&format!("{own}.layers.")).and_then(|r| r.split_once('.')).unwrap();
+                        (format!("{prefix}{}.{leaf}", n.parse::<usize>().unwrap() + shift), shape)
+                    })
+                    .collect();
+                let list: Vec<_> = named
+                    .iter()
+                    .map(|(n, s)| (&**n, Dtype::F32, &s[..], &data[..4 * s.iter().product::<usize>()]))
+                    .collect();
+                let weights = Weights::from_bytes(bytes_of(&list, &[]), "m").unwrap();
+                let view = taesd_keys::view(&weights, half).expect(&prefix);
+                assert_eq!(TaesdConfig::infer(&view, half).unwrap(), config, "{prefix}");
+                view.check(&config.tensors(half)).unwrap();
+                let other = if half == Half::Encoder { Half::Decoder } else { Half::Encoder };
+                assert!(taesd_keys::view(&weights, other).is_none(), "{prefix}");
+            }
+        }
+    }
+}

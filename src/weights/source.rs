@@ -1,0 +1,175 @@
+//! Bytes of a file or of memory behind one reader, and what their first bytes say they are.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use crate::error::{Error, Result};
+
+/// Random access to the bytes of one file, or to bytes in memory under a name for messages.
+pub(crate) struct Source {
+    path: PathBuf,
+    len: u64,
+    store: Store,
+}
+
+enum Store {
+    File(Mutex<File>),
+    Bytes(Cow<'static, [u8]>),
+}
+
+impl Source {
+    /// Opens a regular file; its length is taken now and trusted by every later check.
+    pub fn open(path: &Path) -> Result<Self> {
+        let io = |source| Error::Io { path: path.to_owned(), source };
+        // Before opening: opening a FIFO would wait for its other end.
+        let meta = std::fs::metadata(path).map_err(io)?;
+        if meta.is_dir() {
+            return Err(io(io::ErrorKind::IsADirectory.into()));
+        }
+        if !meta.is_file() {
+            return Err(io(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
+        }
+        let file = File::open(path).map_err(io)?;
+        let len = file.metadata().map_err(io)?.len();
+        Ok(Self { path: path.to_owned(), len, store: Store::File(Mutex::new(file)) })
+    }
+
+    pub fn from_bytes(bytes: impl Into<Cow<'static, [u8]>>, name: &str) -> Self {
+        let bytes = bytes.into();
+        Self { path: name.into(), len: bytes.len() as u64, store: Store::Bytes(bytes) }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Fills `buffer` from `offset`; a range beyond the end is an I/O error, never a panic.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let read = match &self.store {
+            Store::File(file) => {
+                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(buffer))
+            }
+            Store::Bytes(bytes) => usize::try_from(offset)
+                .ok()
+                .and_then(|start| bytes.get(start..start.checked_add(buffer.len())?))
+                .map(|range| buffer.copy_from_slice(range))
+                .ok_or_else(|| io::ErrorKind::UnexpectedEof.into()),
+        };
+        read.map_err(|source| Error::Io { path: self.path.clone(), source })
+    }
+
+    /// Up to `len` bytes from `offset`; fewer at the end.
+    pub fn read_up_to(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let mut buffer = vec![0; (len as u64).min(self.len.saturating_sub(offset)) as usize];
+        if !buffer.is_empty() {
+            self.read_at(offset, &mut buffer)?;
+        }
+        Ok(buffer)
+    }
+
+    /// The whole text, if it is UTF-8 and at most `cap` bytes long.
+    pub fn read_text(&self, format: &'static str, cap: u64) -> Result<String> {
+        if self.len > cap {
+            return Err(self.malformed(format, format!("{} bytes, more than the {cap} that are read", self.len)));
+        }
+        String::from_utf8(self.read_up_to(0, cap as usize)?)
+            .map_err(|e| self.malformed(format, format!("byte {} is not UTF-8", e.utf8_error().valid_up_to())))
+    }
+
+    pub fn malformed(&self, format: &'static str, detail: impl Into<String>) -> Error {
+        Error::Malformed { path: self.path.clone(), format, detail: detail.into() }
+    }
+
+    /// What the content is, whatever the name ends in.
+    pub fn sniff(&self) -> Result<Content> {
+        let head = self.read_up_to(0, 1024)?;
+        Ok(match &head[..] {
+            [] => Content::Empty,
+            [b'P', b'K', 3, 4, ..] => {
+                // torch.save writes `<name>/data.pkl` first; the directory at the end of the file lists it in any case.
+                let tail = self.read_up_to(self.len.saturating_sub(1 << 16), 1 << 16)?;
+                let listed = |bytes: &[u8]| bytes.windows(8).any(|w| w == b"data.pkl");
+                if listed(&head) || listed(&tail) { Content::Pickle } else { Content::Other("a zip archive") }
+            }
+            // A pickle of protocol 2 to 5; also the first bytes of a safetensors header of 640, 896, 1152 or 1408
+            // bytes, which no pickle can continue like: NUL is not an opcode.
+            [0x80, 2..=5, rest @ ..] if !matches!(rest, [0, 0, 0, 0, 0, 0, b'{', ..]) => Content::Pickle,
+            [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => Content::Npy,
+            [0x89, b'P', b'N', b'G', ..] => Content::Other("a PNG image"),
+            [0xff, 0xd8, 0xff, ..] => Content::Other("a JPEG image"),
+            [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Content::Other("a WebP image"),
+            [b'G', b'G', b'U', b'F', ..] => Content::Other("a GGUF file, which this version does not read"),
+            text if text.starts_with(b"version https://git-lfs") => {
+                Content::Other("a Git LFS pointer and not the file itself; fetch it with `git lfs pull`")
+            }
+            text if is_html(text) => Content::Other("an HTML page, probably a failed download"),
+            text if text.trim_ascii_start().first() == Some(&b'{') => Content::Json,
+            _ => Content::Safetensors,
+        })
+    }
+}
+
+fn is_html(text: &[u8]) -> bool {
+    let start: Vec<u8> = text.trim_ascii_start().iter().take(14).map(u8::to_ascii_lowercase).collect();
+    start.starts_with(b"<html") || start.starts_with(b"<!doctype html")
+}
+
+/// What the first bytes of a file say it is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    Empty,
+    /// Written by Python's pickle, bare or in torch's zip.
+    Pickle,
+    Npy,
+    Json,
+    /// Recognised, and nothing that holds tensors for us; the words complete "this is ...".
+    Other(&'static str),
+    /// Safetensors have no magic number: whatever is none of the others is read as one, and its header is checked.
+    Safetensors,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sniff(bytes: &[u8]) -> Content {
+        Source::from_bytes(bytes.to_vec(), "test").sniff().unwrap()
+    }
+
+    #[test]
+    fn pickles_are_told_from_safetensors_headers_that_begin_with_the_same_bytes() {
+        for protocol in 2..=5 {
+            assert_eq!(sniff(&[0x80, protocol, b'}', b'q', 0, b'.']), Content::Pickle);
+            assert_eq!(sniff(&[0x80, protocol]), Content::Pickle);
+            let header = [&[0x80, protocol, 0, 0, 0, 0, 0, 0][..], b"{\"a\":"].concat();
+            assert_eq!(sniff(&header), Content::Safetensors);
+        }
+        // torch's legacy format: a pickled magic number, LONG1 of ten bytes
+        assert_eq!(sniff(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."), Content::Pickle);
+    }
+
+    #[test]
+    fn a_zip_is_a_pickle_only_with_data_pkl_in_it() {
+        assert_eq!(sniff(b"PK\x03\x04..archive/data.pkl.."), Content::Pickle);
+        let late = [b"PK\x03\x04".to_vec(), vec![b'x'; 200_000], b"archive/data.pkl".to_vec(), vec![0; 300]].concat();
+        assert_eq!(sniff(&late), Content::Pickle);
+        assert_eq!(sniff(b"PK\x03\x04..word/document.xml"), Content::Other("a zip archive"));
+    }
+
+    #[test]
+    fn reading_past_the_end_is_an_error() {
+        let source = Source::from_bytes(vec![1, 2, 3], "three");
+        assert!(source.read_at(u64::MAX, &mut [0]).is_err());
+        assert!(source.read_at(2, &mut [0, 0]).is_err());
+        assert_eq!(source.read_up_to(1, 100).unwrap(), [2, 3]);
+        assert_eq!(source.read_up_to(9, 100).unwrap(), [0; 0]);
+    }
+}

@@ -1,0 +1,138 @@
+//! One model's tensors under the names that the model uses.
+
+use std::path::Path;
+
+use super::vae_keys::{ldm_name, old_attention_name};
+use super::{Dtype, Info, Weights};
+use crate::error::{Error, Result};
+
+/// The tensors of one model inside [`Weights`], asked for by the model's own names.
+///
+/// Made by [`Weights::view`] (names as in the file), [`vae_keys::view`](super::vae_keys::view) and
+/// [`taesd_keys::view`](super::taesd_keys::view) (diffusers' names, whatever the file uses). Errors name the tensor as
+/// it is, or would be, called in the file.
+#[derive(Debug, Clone)]
+pub struct View<'a> {
+    weights: &'a Weights,
+    prefix: String,
+    naming: Naming,
+}
+
+/// How names of the model become names in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Naming {
+    /// The same.
+    Plain,
+    /// AutoencoderKL: the same, or the old attention names.
+    Vae,
+    /// AutoencoderKL in CompVis' names; up blocks count backwards from `up_blocks`.
+    Ldm { up_blocks: usize },
+    /// TAESD as a bare `nn.Sequential`: `encoder.layers.N` is `{N + offset}`.
+    Sequential { offset: usize },
+}
+
+impl<'a> View<'a> {
+    pub(super) fn plain(weights: &'a Weights, prefix: &str) -> Self {
+        Self::new(weights, prefix, Naming::Plain)
+    }
+
+    pub(super) fn new(weights: &'a Weights, prefix: &str, naming: Naming) -> Self {
+        Self { weights, prefix: prefix.to_owned(), naming }
+    }
+
+    /// The weights behind it.
+    pub fn weights(&self) -> &'a Weights {
+        self.weights
+    }
+
+    /// The file or folder, for messages.
+    pub fn path(&self) -> &'a Path {
+        self.weights.path()
+    }
+
+    /// What the file calls the tensor that the model calls `name`.
+    pub fn file_name(&self, name: &str) -> String {
+        let own = || format!("{}{name}", self.prefix);
+        match self.naming {
+            Naming::Plain => own(),
+            Naming::Vae => {
+                let old = old_attention_name(name).map(|old| format!("{}{old}", self.prefix));
+                old.filter(|old| self.weights.contains(old)).unwrap_or_else(own)
+            }
+            Naming::Ldm { up_blocks } => {
+                ldm_name(name, up_blocks).map_or_else(own, |ldm| format!("{}{ldm}", self.prefix))
+            }
+            Naming::Sequential { offset } => {
+                let numbered = name.splitn(4, '.').collect::<Vec<_>>();
+                match numbered[..] {
+                    [_, "layers", n, rest] => match n.parse::<usize>() {
+                        Ok(n) => format!("{}{}.{rest}", self.prefix, n + offset),
+                        Err(_) => own(),
+                    },
+                    _ => own(),
+                }
+            }
+        }
+    }
+
+    /// Whether the file has the tensor that the model calls `name`.
+    pub fn contains(&self, name: &str) -> bool {
+        self.weights.contains(&self.file_name(name))
+    }
+
+    /// Type and shape as the file has them; [`View::get`] may accept another shape (see there).
+    pub fn info(&self, name: &str) -> Option<Info<'a>> {
+        self.weights.info(&self.file_name(name))
+    }
+
+    /// A tensor as f32, as [`Weights::get`]. The linear maps of an autoencoder's attention are taken as `[C, C]` or as
+    /// 1x1 convolutions `[C, C, 1, 1]`, which older files hold.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let file_name = self.file_name(name);
+        match self.weights.info(&file_name) {
+            Some(info) if self.same_shape(name, shape, info.shape) => self.weights.get(&file_name, info.shape),
+            _ => self.weights.get(&file_name, shape),
+        }
+    }
+
+    /// Checks that all of `tensors` are there with these shapes and a type that can be read, without reading any data.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::TensorType`]: the first in the order of `tensors`.
+    pub fn check(&self, tensors: &[(String, Vec<usize>)]) -> Result<()> {
+        for (name, shape) in tensors {
+            let file_name = self.file_name(name);
+            let entry = self.weights.entry(&file_name)?;
+            if !self.same_shape(name, shape, &entry.shape) {
+                return Err(self.weights.wrong_shape(&file_name, shape, &entry.shape));
+            }
+            if !matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+                return Err(self.weights.wrong_type(&file_name, entry.dtype));
+            }
+        }
+        Ok(())
+    }
+
+    /// [`Error::TensorType`] unless the tensor is stored as f32.
+    pub(crate) fn require_f32(&self, name: &str) -> Result<()> {
+        let file_name = self.file_name(name);
+        match self.weights.entry(&file_name)?.dtype {
+            Dtype::F32 => Ok(()),
+            other => Err(Error::TensorType {
+                path: self.path().to_owned(),
+                tensor: file_name,
+                got: format!("{other}, and this one must be stored as F32"),
+            }),
+        }
+    }
+
+    fn same_shape(&self, name: &str, expected: &[usize], got: &[usize]) -> bool {
+        let conv_as_linear = matches!(self.naming, Naming::Vae | Naming::Ldm { .. })
+            && name.contains(".attentions.")
+            && matches!((expected, got), ([a, b], [c, d, 1, 1]) if (a, b) == (c, d));
+        expected == got || conv_as_linear
+    }
+}
