@@ -14,6 +14,7 @@ TAP_VALUES = 1500
 IMAGE_VALUES = 20000
 STRIDES = tuple(range(1, 40, 2))  # odd: coprime to 8, so every lane of a vec4 or tile is met
 F32_TOLERANCE = 1e-4  # relative L2 of torch's own f32 run from its f64 run; above it the case is ill-conditioned
+QUIET = (1 / 400, 0.0)  # for `adjust` of specs_of: a norm's input gets a variance near eps; only then does a wrong eps show
 CHECK_TOLERANCE = 1e-6  # f64 sums differ a little between BLAS builds
 CHECK_TOLERANCE_F32 = 1e-4  # tensors whose name ends in _f32 are torch's own f32 runs: sin and cos of large arguments
 
@@ -182,9 +183,19 @@ class Taps:
             handle.remove()
 
 
-def specs_of(model: torch.nn.Module, kind) -> list[Spec]:
-    """The manifest of a module: `kind(name, shape)` gives (amp, offset) of each of its tensors."""
-    return [Spec(n, p.shape, *kind(n, tuple(p.shape))) for n, p in model.state_dict().items()]
+def specs_of(model: torch.nn.Module, kind, adjust=None) -> list[Spec]:
+    """The manifest of a module: `kind(name, shape)` gives (amp, offset) of each of its tensors.
+
+    `adjust`: part of a name -> (factor of amp, added offset), for cases that make one detail visible.
+    """
+    specs = []
+    for name, p in model.state_dict().items():
+        amp, offset = kind(name, tuple(p.shape))
+        for part, (factor, shift) in (adjust or {}).items():
+            if part in name:
+                amp, offset = amp * factor, offset + shift
+        specs.append(Spec(name, p.shape, amp, offset))
+    return specs
 
 
 def fan_in_amp(gain: float, shape: tuple[int, ...]) -> float:
