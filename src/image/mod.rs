@@ -9,10 +9,10 @@ mod format;
 #[cfg(not(target_arch = "wasm32"))]
 mod rows;
 
-use std::io::{BufRead, BufReader, Cursor, Seek};
+use std::io::Cursor;
 use std::path::Path;
 
-use image::{DynamicImage, ImageDecoder, ImageReader};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 
 #[cfg(not(target_arch = "wasm32"))]
 pub use format::check_writable;
@@ -21,12 +21,17 @@ pub use format::{OutputFormat, batch_path};
 pub use rows::RowWriter;
 
 use crate::error::{Error, Result};
+use crate::weights::source::Source;
 
 const FORMAT: &str = "PNG, JPEG or WebP image";
+const MAX_FILE_BYTES: u64 = 1 << 30;
 /// Most pixels of a picture that is read: 16384 x 16384.
 const MAX_PIXELS: u64 = 1 << 28;
 /// What a decoder may allocate: [`MAX_PIXELS`] as 16-bit RGBA, and as much again for its own buffers.
 const MAX_DECODER_BYTES: u64 = MAX_PIXELS * 16;
+
+/// Deflate compresses no better than 1032 to 1; a PNG that promises more is not worth the memory.
+const MAX_DEFLATE_RATIO: u64 = 1032;
 
 /// An RGB picture in f32.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,12 +81,12 @@ impl Image {
     /// # Errors
     /// [`Error::Io`]; [`Error::Malformed`] for anything else than such a picture of at most 2^28 pixels.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let io = |source| Error::Io { path: path.to_owned(), source };
-        if std::fs::metadata(path).map_err(io)?.is_dir() {
-            return Err(io(std::io::ErrorKind::IsADirectory.into()));
+        let source = Source::open(path.as_ref())?;
+        if source.len() > MAX_FILE_BYTES {
+            let detail = format!("{} bytes, more than the {MAX_FILE_BYTES} that are read", source.len());
+            return Err(source.malformed(FORMAT, detail));
         }
-        Self::read(BufReader::new(std::fs::File::open(path).map_err(io)?), path)
+        Self::read(&source.read_up_to(0, MAX_FILE_BYTES as usize)?, path.as_ref())
     }
 
     /// As [`Image::open`], from the bytes of such a file. `name` stands for it in messages.
@@ -89,24 +94,20 @@ impl Image {
     /// # Errors
     /// [`Error::Malformed`].
     pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Self> {
-        Self::read(Cursor::new(bytes), Path::new(name))
+        Self::read(bytes, Path::new(name))
     }
 
-    fn read(input: impl BufRead + Seek, path: &Path) -> Result<Self> {
+    fn read(bytes: &[u8], path: &Path) -> Result<Self> {
         let malformed = |detail| Error::Malformed { path: path.to_owned(), format: FORMAT, detail };
-        let refuse = |error| match error {
-            image::ImageError::IoError(source) if source.kind() != std::io::ErrorKind::UnexpectedEof => {
-                Error::Io { path: path.to_owned(), source }
-            }
-            other => malformed(one_line(&other.to_string())),
-        };
-        let mut reader = ImageReader::new(input).with_guessed_format().map_err(|e| refuse(e.into()))?;
-        if !matches!(
-            reader.format(),
-            Some(image::ImageFormat::Png | image::ImageFormat::Jpeg | image::ImageFormat::WebP)
-        ) {
+        let refuse = |error: image::ImageError| malformed(one_line(&error.to_string()));
+        let format = image::guess_format(bytes).ok();
+        let Some(format @ (ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP)) = format else {
             return Err(malformed("its first bytes are those of none of them".into()));
+        };
+        if format == ImageFormat::Jpeg && is_cut_short(bytes) {
+            return Err(malformed("truncated: the JPEG has no end-of-image marker after its data".into()));
         }
+        let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
         let mut limits = image::Limits::default();
         limits.max_alloc = Some(MAX_DECODER_BYTES);
         reader.limits(limits);
@@ -115,6 +116,9 @@ impl Image {
         let pixels = u64::from(width) * u64::from(height);
         if pixels == 0 || pixels > MAX_PIXELS {
             return Err(malformed(format!("{width}x{height} pixels; from 1 to {MAX_PIXELS} are read")));
+        }
+        if format == ImageFormat::Png && decoder.total_bytes() / MAX_DEFLATE_RATIO > bytes.len() as u64 {
+            return Err(malformed(format!("{} bytes cannot hold {width}x{height} pixels", bytes.len())));
         }
         let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
         let mut picture = DynamicImage::from_decoder(decoder).map_err(refuse)?;
@@ -182,6 +186,12 @@ impl Image {
         rows.write_f32(&self.data)?;
         rows.finish()
     }
+}
+
+/// Whether no end-of-image marker follows the last start of a scan. The decoder fills in grey for what is missing.
+fn is_cut_short(jpeg: &[u8]) -> bool {
+    let last = |marker: [u8; 2]| jpeg.windows(2).rposition(|w| w == marker);
+    last([0xff, 0xd9]) < last([0xff, 0xda])
 }
 
 fn quantise(x: f32) -> u8 {

@@ -56,6 +56,9 @@ impl RowWriter {
         let path = path.as_ref().to_owned();
         let format = OutputFormat::from_path(&path)?;
         format.check_size(width, height)?;
+        if format == OutputFormat::Png {
+            metadata.iter().try_for_each(|(keyword, _)| check_keyword(keyword))?;
+        }
         let mut file = AtomicFile::create(&path)?;
         let io = |source| Error::Io { path: path.clone(), source };
         let sink = match format {
@@ -204,10 +207,20 @@ fn png_stream(
     encoder.write_header()?.into_stream_writer_with_size(PNG_CHUNK_BYTES)
 }
 
+/// The PNG specification's rule for keywords (section 11.3.3.1), which the encoder leaves to its caller.
+fn check_keyword(keyword: &str) -> Result<()> {
+    let printable = |c: char| matches!(c, ' '..='~' | '\u{a1}'..='\u{ff}');
+    if (1..=79).contains(&keyword.chars().count()) && keyword.chars().all(printable) && keyword == keyword.trim() {
+        return Ok(());
+    }
+    let detail = format!("keyword {keyword:?}; 1 to 79 printable Latin-1 characters are needed");
+    Err(Error::Invalid { what: "metadata", detail })
+}
+
 fn png_error(path: &Path, error: png::EncodingError) -> Error {
     match error {
         png::EncodingError::IoError(source) => Error::Io { path: path.to_owned(), source },
-        other => Error::Invalid { what: "PNG metadata", detail: other.to_string() },
+        other => Error::Io { path: path.to_owned(), source: io::Error::other(other) },
     }
 }
 

@@ -28,9 +28,10 @@ pub struct InfgenConfig {
     pub preset: String,
     /// The VAE latent space it was trained on: `sd` or `sdxl`.
     pub latent_space: LatentSpace,
-    /// Latents are divided by this before the first layer.
+    /// What latents are divided by before the first layer; `None` stands for that of `latent_space`. Read it with
+    /// [`InfgenConfig::scaling_factor`].
     #[serde(skip_serializing_if = "Option::is_none")]
-    scaling_factor: Option<f64>,
+    pub scaling_factor: Option<f64>,
     /// Channels of the latent.
     pub latent_channels: usize,
     /// Latent size `[h, w]` it was trained on; a plan hint, other sizes are legal.
@@ -273,8 +274,8 @@ impl InfgenConfig {
         within("inpe_features", self.inpe_features, 8192)?;
         within("inpe_hidden", self.inpe_hidden, 1 << 14)?;
         within("layers_per_up_block", self.layers_per_up_block, 16)?;
-        real("ln_eps", self.ln_eps.into(), 0.1)?;
-        real("norm_eps", self.norm_eps.into(), 0.1)?;
+        real("ln_eps", self.ln_eps.into(), 1.0)?;
+        real("norm_eps", self.norm_eps.into(), 1.0)?;
         real("inpe_sigma", self.inpe_sigma, 1e6)?;
         real("inpe_lon_span", self.inpe_lon_span, std::f64::consts::TAU)?;
         real("inpe_lat_span", self.inpe_lat_span, std::f64::consts::PI)?;
