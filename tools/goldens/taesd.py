@@ -74,7 +74,8 @@ def synthetic(half: str, sizes, seed: int) -> Case:
         x = case.input(f"{prefix}.{w}x{h}")
         want, f32 = run(net.double(), x.double(), result), run(net.float(), x, result)
         out_h, out_w = want[result].shape[:2]
-        case.add(f"{w}x{h}", {"input": f"{prefix}.{w}x{h}", "width": out_w, "height": out_h}, want, f32)
+        op = "encode" if half == "encoder" else "decode"
+        case.add(f"{w}x{h}", {"op": op, "input": f"{prefix}.{w}x{h}", "width": out_w, "height": out_h}, want, f32)
     x = case.input(inputs[0].name)
     case.probes[result] = net.float(), lambda: run(net, x, result)[result]
     return case
