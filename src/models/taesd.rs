@@ -53,7 +53,11 @@ impl Taesd {
                     Half::Encoder => Layer::Down(StridedConv::load(loader, &path, c, false, StridedConv::PAD_BOTH).await?),
                     Half::Decoder => Layer::Up(UpsampleConv::load(loader, &path, c, false).await?),
                 },
-                TaesdLayer::ConvOut => Layer::ConvOut(Conv3x3::load(loader, &path, c, output).await?),
+                TaesdLayer::ConvOut => {
+                    // The decoder's picture comes as 0 to 1 and leaves as -1 to 1.
+                    let (gain, offset) = if half == Half::Decoder { (2.0, -1.0) } else { (1.0, 0.0) };
+                    Layer::ConvOut(Conv3x3::load_affine(loader, &path, c, output, gain, offset).await?)
+                }
             };
             layers.push((path, loaded));
         }
@@ -61,7 +65,7 @@ impl Taesd {
     }
 
     /// Encoder: a picture `[h, w, 3]`, 0 to 1, to its scaled latent. Decoder: `tanh(z / 3) * 3` of a scaled latent
-    /// `[h, w, latent_channels]` to a picture, 0 to 1 without clamping. Both in f32.
+    /// `[h, w, latent_channels]` to a picture, -1 to 1 without clamping. Both in f32.
     pub fn forward(&self, rec: &mut Recorder, x: &Tensor) -> Tensor {
         let elem = self.precision.activations;
         let mut h = x.clone();

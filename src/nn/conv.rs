@@ -7,6 +7,7 @@ use crate::kernels::Act;
 use crate::kernels::conv2d::{self, ConvWeights, Geometry};
 use crate::kernels::linear::{self, LinearWeights};
 
+/// `{path}.bias`, or zeros for a layer without.
 async fn bias(loader: &Loader<'_>, path: &str, cout: usize, present: bool) -> Result<Tensor> {
     let name = format!("{path}.bias");
     let values = if present { loader.read(&name, &[cout])? } else { vec![0.0; cout] };
@@ -20,10 +21,18 @@ pub struct Conv3x3(ConvWeights);
 impl Conv3x3 {
     /// Loads `{path}.weight` `[cout, cin, 3, 3]` and `{path}.bias` `[cout]`.
     pub async fn load(loader: &Loader<'_>, path: &str, cin: usize, cout: usize) -> Result<Conv3x3> {
-        let name = format!("{path}.weight");
-        let values = loader.read(&name, &[cout, cin, 3, 3])?;
-        let weight = loader.upload_weight(&name, &conv2d::pack_square(&values, cout, cin, 3).values).await?;
-        Ok(Conv3x3(ConvWeights { weight, bias: bias(loader, path, cout, true).await?, cin, cout }))
+        Conv3x3::load_affine(loader, path, cin, cout, 1.0, 0.0).await
+    }
+
+    /// [`Conv3x3::load`] of the layer `gain * conv(x) + offset`.
+    pub async fn load_affine(loader: &Loader<'_>, path: &str, cin: usize, cout: usize, gain: f32, offset: f32) -> Result<Conv3x3> {
+        let (weight_name, bias_name) = (format!("{path}.weight"), format!("{path}.bias"));
+        let mut values = loader.read(&weight_name, &[cout, cin, 3, 3])?;
+        values.iter_mut().for_each(|v| *v *= gain);
+        let mut bias = loader.read(&bias_name, &[cout])?;
+        bias.iter_mut().for_each(|v| *v = *v * gain + offset);
+        let weight = loader.upload_weight(&weight_name, &conv2d::pack_square(&values, cout, cin, 3).values).await?;
+        Ok(Conv3x3(ConvWeights { weight, bias: loader.upload_vector(&bias_name, &bias).await?, cin, cout }))
     }
 
     /// `act(conv(x) + residual)`: `[h, w, cin]` to `[h, w, cout]`.

@@ -1,0 +1,235 @@
+//! Whole networks against their PyTorch originals, block by block: the cases of `tests/data` (see tools/goldens/README.md).
+//!
+//! Weights are synthetic, made here by the same rule as there. `INFGEN_CASE=name` runs one case.
+
+mod common;
+#[path = "common/golden.rs"]
+mod golden;
+
+use std::path::{Path, PathBuf};
+
+use common::{data, synthetic};
+use golden::{Case, Run};
+use infgen::gpu::Outputs;
+use infgen::{Dtype, Engine, EngineOptions, Image, Latent};
+
+/// End to end in f32, as design demands; single taps may be a little worse where a residual stream nearly cancels.
+const F32_LIMIT: f64 = 1e-3;
+
+/// An engine, or none where there is no adapter: then the test says so, and fails if `REQUIRE_GPU=1`.
+fn engine(dtype: Dtype, default_limits: bool) -> Option<Engine> {
+    match Engine::new(EngineOptions { dtype, default_limits, ..EngineOptions::default() }) {
+        Ok(engine) => Some(engine),
+        Err(error) if std::env::var_os("REQUIRE_GPU").is_some() => panic!("{error}"),
+        Err(error) => {
+            println!("SKIPPED: {error}");
+            None
+        }
+    }
+}
+
+fn relative_l2(got: impl Iterator<Item = f32>, want: &[f32]) -> f64 {
+    let (mut error, mut norm, mut count) = (0.0f64, 0.0f64, 0);
+    for (g, &w) in got.zip(want) {
+        assert!(g.is_finite(), "non-finite value");
+        error += (g as f64 - w as f64).powi(2);
+        norm += (w as f64).powi(2);
+        count += 1;
+    }
+    assert_eq!(count, want.len(), "fewer values than expected");
+    (error / norm.max(1e-30)).sqrt()
+}
+
+/// Our name of the tap that upstream calls `tap`.
+fn our_name(case: &Case, run: &Run, tap: &str) -> String {
+    match (&case.model[..], run.op.as_str()) {
+        ("taesd_decoder" | "taesd", "decode") if tap != "image" => format!("decoder.layers.{}", tap.parse::<usize>().unwrap() - 1),
+        ("taesd_encoder" | "taesd", "encode") if tap != "latent" => format!("encoder.layers.{tap}"),
+        _ => tap.to_owned(),
+    }
+}
+
+/// Compares every stored tap of a run; returns the worst and the result's relative error, and what we do not have.
+fn compare(case: &Case, run: &Run, mut outputs: Outputs) -> (f64, Vec<String>) {
+    let names: Vec<String> = outputs.names().map(str::to_owned).collect();
+    let mut missing = Vec::new();
+    let mut result = f64::NAN;
+    for expected in &run.expected {
+        let name = our_name(case, run, &expected.tap);
+        if !names.contains(&name) {
+            missing.push(expected.tap.clone());
+            continue;
+        }
+        let values = outputs.numbers(&name);
+        let [h, w, c] = expected.shape;
+        let pitch = values.len() / (c * h).max(1);
+        let zero_to_one = case.model.starts_with("taesd") && expected.tap == "image";
+        let at = |y: usize, x: usize, k: usize| {
+            let value = values[(y * pitch + x) * c + k];
+            if zero_to_one { value * 0.5 + 0.5 } else { value }
+        };
+        let [oy, ox, oc] = expected.offset;
+        let [sy, sx, sc] = expected.stride;
+        let sample = (oy..h).step_by(sy).flat_map(|y| (ox..w).step_by(sx).map(move |x| (y, x)));
+        let sample = sample.flat_map(|(y, x)| (oc..c).step_by(sc).map(move |k| (y, x, k))).map(|(y, x, k)| at(y, x, k));
+        let error = relative_l2(sample, &expected.values);
+        assert!(error <= F32_LIMIT, "{} {}: first tap that drifts is {}, relative L2 {error:.2e}", case.name, run.name, expected.tap);
+        result = error;
+    }
+    (result, missing)
+}
+
+fn latent_of(case: &Case, run: &Run, scaling: f64) -> Latent {
+    let (shape, values) = case.input(&run.input);
+    let scaled = values.iter().map(|v| (*v as f64 * scaling) as f32).collect();
+    Latent::new([1, shape[0], shape[1], shape[2]], scaled).unwrap()
+}
+
+fn image_of(case: &Case, run: &Run) -> Image {
+    let (shape, values) = case.input(&run.input);
+    let pixels = shape[1] * shape[2];
+    let zero_to_one = case.model.starts_with("taesd");
+    let last = (0..values.len()).map(|i| values[i % 3 * pixels + i / 3]);
+    let data = last.map(|v| if zero_to_one { v * 2.0 - 1.0 } else { v }).collect();
+    Image::new(shape[2], shape[1], data).unwrap()
+}
+
+/// Taps that are fused away here: SiLU rides on the last normalisation, the embedding on the tokens it is added to.
+const FUSED: &[&str] = &["decoder.conv_norm_out", "encoder.conv_norm_out", "inpe.latent", "inpe.mask"];
+
+fn check_run(engine: &Engine, case: &Case, weights: &Path, run: &Run) -> f64 {
+    let outputs = match run.op.as_str() {
+        "decode" => {
+            let decoder = engine.load_decoder(weights).unwrap();
+            let latent = latent_of(case, run, decoder.facts().scaling_factor);
+            decoder.taps(&latent, run.width, run.height)
+        }
+        "encode" => engine.load_encoder(weights).unwrap().taps(&image_of(case, run)),
+        other => panic!("unknown op {other}"),
+    };
+    let outputs = outputs.unwrap_or_else(|e| panic!("{} {}: {e}", case.name, run.name));
+    let (error, missing) = compare(case, run, outputs);
+    assert!(missing.iter().all(|tap| FUSED.contains(&tap.as_str())), "{} {}: no tap for {missing:?}", case.name, run.name);
+    assert!(error.is_finite(), "{} {}: nothing was compared", case.name, run.name);
+    error
+}
+
+fn check_case(name: &str, default_limits: bool) {
+    if std::env::var("INFGEN_CASE").is_ok_and(|only| only != name) {
+        return;
+    }
+    let Some(engine) = engine(Dtype::F32, default_limits) else { return };
+    let case = Case::open(name);
+    let folder = case.write_weights();
+    for run in &case.runs {
+        let start = std::time::Instant::now();
+        let error = check_run(&engine, &case, folder.path(), run);
+        println!("{name} {} {}: relative L2 {error:.2e}, {:.1} s", run.op, run.name, start.elapsed().as_secs_f64());
+    }
+}
+
+macro_rules! cases {
+    ($($test:ident $name:literal;)*) => { $(#[test] fn $test() { check_case($name, false); })* };
+}
+
+cases! {
+    autoencoder_kl_small_equals_diffusers "vae-small";
+    autoencoder_kl_small_sdxl_equals_diffusers "vae-small-sdxl";
+    autoencoder_kl_sd15_equals_diffusers "vae-sd15";
+    taesd_decoder_equals_upstream "taesd-decoder";
+    taesd_encoder_equals_upstream "taesd-encoder";
+    infgen_skip_equals_pytorch "infgen-small-skip";
+    infgen_two_inpe_equals_pytorch "infgen-small-two-inpe";
+    infgen_odd_channels_equals_pytorch "infgen-small-odd-channels";
+    infgen_patch4_equals_pytorch "infgen-small-patch4";
+    infgen_patch16_equals_pytorch "infgen-small-patch16";
+    infgen_with_zeroed_parts_is_the_plain_vae "infgen-plain-vae";
+    infgen_table1_equals_pytorch "infgen-table1";
+    infgen_sd4_equals_pytorch "infgen-sd4";
+}
+
+#[test]
+fn networks_agree_at_webgpu_default_limits() {
+    check_case("infgen-small-odd-channels", true);
+    check_case("vae-small", true);
+}
+
+/// PSNR of `got` against `want`, both in -1 to 1.
+fn psnr(got: &[f32], want: &[f32]) -> f64 {
+    let mse = got.iter().zip(want).map(|(g, w)| (*g as f64 - *w as f64).powi(2)).sum::<f64>() / want.len() as f64;
+    10.0 * (4.0 / mse).log10()
+}
+
+#[test]
+fn f16_keeps_45_db_against_f32_native_and_packed() {
+    for (name, run_index) in [("infgen-small-skip", 1), ("vae-small", 1), ("taesd-decoder", 1), ("vae-small-sdxl", 0)] {
+        let Some(full) = engine(Dtype::F32, false) else { return };
+        let case = Case::open(name);
+        let folder = case.write_weights();
+        let run = &case.runs[run_index];
+        let reference = full.load_decoder(folder.path()).unwrap();
+        let latent = latent_of(&case, run, reference.facts().scaling_factor);
+        let want = reference.decode(&latent, run.width, run.height).unwrap();
+        // The synthetic decoders give pictures of their own range; PSNR is taken over that range.
+        let range = want.data().iter().fold(0.0f32, |a, v| a.max(v.abs()));
+        let unit = |image: &Image| image.data().iter().map(|v| v / range).collect::<Vec<_>>();
+        for default_limits in [false, true] {
+            let half = engine(Dtype::F16, default_limits).unwrap();
+            let decoder = half.load_decoder(folder.path()).unwrap();
+            let got = decoder.decode(&latent, run.width, run.height).unwrap();
+            let db = psnr(&unit(&got), &unit(&want));
+            println!("{name} f16 (default limits: {default_limits}): {db:.1} dB");
+            assert!(db >= 45.0, "{name}: {db} dB");
+            assert_eq!(got, decoder.decode(&latent, run.width, run.height).unwrap(), "{name}: a second run gives other bytes");
+        }
+    }
+}
+
+#[test]
+fn single_file_and_old_names_give_the_same_picture() {
+    let Some(engine) = engine(Dtype::F32, false) else { return };
+    let case = Case::open("vae-small");
+    let run = case.runs.iter().find(|run| run.op == "decode").unwrap();
+    let decode = |path: &Path| {
+        let decoder = engine.load_decoder(path).unwrap();
+        decoder.decode(&latent_of(&case, run, decoder.facts().scaling_factor), run.width, run.height).unwrap()
+    };
+    let plain = case.write_weights();
+    let want = decode(plain.path());
+    for form in ["ldm", "old_attention"] {
+        let folder = case.write_alias(form);
+        assert_eq!(decode(folder.path()), want, "{form}");
+    }
+}
+
+#[test]
+fn taesd_with_published_weights_reproduces_photographs() {
+    let folder = std::env::var_os("INFGEN_WEIGHTS").map_or_else(|| PathBuf::from("../shared/data/weights"), PathBuf::from);
+    if !folder.join("taesd_decoder.safetensors").is_file() {
+        println!("SKIPPED: no published TAESD weights in {} (set INFGEN_WEIGHTS)", folder.display());
+        return;
+    }
+    let Some(engine) = engine(Dtype::F32, false) else { return };
+    let case = Case::open("taesd-photographs");
+    for run in &case.runs {
+        let weights = folder.join(run.weights.as_ref().unwrap());
+        let error = match run.op.as_str() {
+            "encode" => {
+                let png = Case::folder("taesd-photographs").join(&run.input);
+                let encoder = engine.load_encoder(weights.as_path()).unwrap();
+                let outputs = encoder.taps(&Image::open(png).unwrap()).unwrap();
+                compare(&case, run, outputs).0
+            }
+            _ => {
+                let latent = case.stored(&run.input);
+                let decoder = engine.load_decoder(weights.as_path()).unwrap();
+                let ([h, w, c], values) = latent;
+                let first = (0..values.len()).map(|i| values[i % (h * w) * c + i / (h * w)]).collect();
+                let outputs = decoder.taps(&Latent::new([1, c, h, w], first).unwrap(), run.width, run.height).unwrap();
+                compare(&case, run, outputs).0
+            }
+        };
+        println!("{} {}: relative L2 {error:.2e}", run.op, run.name);
+        assert!(error <= F32_LIMIT);
+    }
+}
