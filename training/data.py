@@ -1,0 +1,157 @@
+"""Training pictures and their latents.
+
+A *view* is a window of a picture, squashed or cropped to a small fixed size (512 x 512, or long side 512), and the
+frozen encoder's latent of that. From a view any number of training samples follow: choose a target size between the
+latent's own and the window's, cut some patch-aligned crops out of the target; the matching crops of the query grid
+go through the decoder. Targets are never enlarged pictures.
+
+  python data.py --data DIR --weights DIR --cache DIR [--space sd] [--rounds 3]    decodes pictures and encodes views
+"""
+import argparse
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import taesd
+
+SETS = ("train", "train-hires")  # eval is never read here
+
+
+def decode_all(data: Path, cache: Path):
+    """Every picture once as uint8 .npy, memory-mapped afterwards. Returns [(name, array [H,W,3])]."""
+    cache.mkdir(parents=True, exist_ok=True)
+    out = []
+    for s in SETS:
+        for f in sorted((data / s).iterdir()):
+            npy = cache / f"{s}-{f.stem}.npy"
+            if not npy.exists():
+                tmp = npy.with_suffix(f".{os.getpid()}.tmp")
+                with open(tmp, "wb") as h:
+                    np.save(h, np.asarray(Image.open(f).convert("RGB")))
+                tmp.rename(npy)
+            out.append((npy.stem, np.load(npy, mmap_mode="r")))
+    return out
+
+
+def resample(a, box, size):
+    """Window box = (left, top, right, bottom) of array a (float coordinates allowed) at size = (w, h); antialiased."""
+    l, t, r, b = box
+    pad = 3 * max((r - l) / size[0], (b - t) / size[1], 1)  # the filter's reach
+    x0, y0 = max(0, int(l - pad)), max(0, int(t - pad))
+    x1, y1 = min(a.shape[1], int(r + pad) + 1), min(a.shape[0], int(b + pad) + 1)
+    im = Image.fromarray(np.ascontiguousarray(a[y0:y1, x0:x1]))
+    return np.asarray(im.resize(size, Image.LANCZOS, box=(l - x0, t - y0, r - x0, b - y0)))
+
+
+def random_view(shape, rng):
+    """(left, top, w, h) of a window and the size (w, h) it is encoded at."""
+    H, W = shape[:2]
+    kind = rng.random()
+    if kind < 0.3:  # the whole picture, squashed to a square as in the paper
+        return (0, 0, W, H), (512, 512)
+    if kind < 0.45:  # the whole picture in its own aspect, long side 512
+        k = 512 / max(W, H)
+        return (0, 0, W, H), (round(W * k / 8) * 8, round(H * k / 8) * 8)
+    side = min(W, H) if kind < 0.75 else rng.randint(min(512, W, H), min(W, H))
+    return (rng.randint(0, W - side), rng.randint(0, H - side), side, side), (512, 512)
+
+
+def make_views(pictures, encoder, cache: Path, rounds, seed, amp=True):
+    """`rounds` views of every picture (3x as many of the large ones), one .npz each; skips what exists."""
+    out = cache
+    out.mkdir(parents=True, exist_ok=True)
+    for r in range(rounds):
+        for i, (name, a) in enumerate(pictures):
+            for k in range(3 if max(a.shape) >= 2000 else 1):
+                f = out / f"{name}.{r}{k}.npz"
+                if f.exists():
+                    continue
+                rng = random.Random(f"{seed} {name} {r} {k}")
+                (l, t, w, h), size = random_view(a.shape, rng)
+                im = resample(a, (l, t, l + w, t + h), size)
+                flip = rng.random() < 0.5
+                x = torch.from_numpy((im[:, ::-1] if flip else im).copy()).permute(2, 0, 1)[None] / 255
+                with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=amp):
+                    z = encoder(x.contiguous(memory_format=torch.channels_last))
+                tmp = f.with_suffix(".tmp")
+                with open(tmp, "wb") as fh:
+                    np.savez(fh, z=z[0].float().numpy().astype(np.float16), window=np.array([l, t, w, h]), flip=flip)
+                tmp.rename(f)
+        print(f"views: round {r + 1}/{rounds} done", flush=True)
+
+
+def target_size(view, rng, patch, max_side, native=0.35):
+    """Target (w, h): the latent's own size, or log-uniform up to the window's, capped at max_side."""
+    hl, wl = view["z"].shape[-2:]
+    bw, bh = wl * patch, hl * patch
+    w, h = view["window"][2:]
+    top = max(1.0, min(max_side / max(bw, bh), max(w / bw, h / bh)))
+    k = 1.0 if rng.random() < native else top ** rng.random()
+    # towards the window's own aspect as the target grows (a squashed picture unsquashes)
+    f = 0 if k == 1 else rng.random()
+    tw, th = min(w, bw * k * (w / bw / (h / bh)) ** (f / 2)), min(h, bh * k * (h / bh / (w / bw)) ** (f / 2))
+    return max(bw if w >= bw else w, int(tw)) // patch * patch, max(bh if h >= bh else h, int(th)) // patch * patch
+
+
+class Sampler:
+    """Draws (z, target size, crops): K crops of `crop` x `crop` patches of one target, as uint8 [K,3,crop*patch,crop*patch]."""
+
+    def __init__(self, pictures, views_dir: Path, scaling, patch=8, seed=0, held=()):
+        self.held = held  # names of pictures never to draw
+        self.pictures, self.dir, self.scaling, self.patch = dict(pictures), views_dir, scaling, patch
+        self.rng, self.views = random.Random(seed), {}
+        self.rescan()
+
+    def rescan(self):
+        for f in self.dir.glob("*.npz"):
+            name = f.name.rsplit(".", 2)[0]
+            if f.name not in self.views and name not in self.held:
+                v = dict(np.load(f))
+                v["picture"] = name
+                self.views[f.name] = v
+        self.names = sorted(self.views)
+
+    def draw(self, K, crop, max_side=1024):
+        rng, p = self.rng, self.patch
+        v = self.views[rng.choice(self.names)]
+        a = self.pictures[v["picture"]]
+        W, H = target_size(v, rng, p, max_side)
+        Wl, Hl = W // p, H // p
+        rows, cols = min(crop, Hl), min(crop, Wl)
+        l, t, w, h = (float(q) for q in v["window"])
+        rects, crops = [], []
+        for _ in range(K):
+            i, j = rng.randint(0, Hl - rows), rng.randint(0, Wl - cols)
+            jj = Wl - cols - j if v["flip"] else j  # where the crop lies in the unflipped window
+            box = (l + jj / Wl * w, t + i / Hl * h, l + (jj + cols) / Wl * w, t + (i + rows) / Hl * h)
+            c = resample(a, box, (cols * p, rows * p))
+            crops.append(c[:, ::-1] if v["flip"] else c)
+            rects.append((i, j, rows, cols))
+        z = torch.from_numpy(v["z"].astype(np.float32)) / self.scaling
+        return z, (H, W), rects, torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--data", type=Path, required=True)
+    ap.add_argument("--weights", type=Path, help="folder of the TAESD files (default: DATA/weights)")
+    ap.add_argument("--cache", type=Path, required=True)
+    ap.add_argument("--space", choices=("sd", "sdxl"), default="sd")
+    ap.add_argument("--rounds", type=int, default=3)
+    ap.add_argument("--seed", type=int, default=0)
+    a = ap.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
+    pictures = decode_all(a.data, a.cache / "pictures")
+    name = {"sd": "taesd", "sdxl": "taesdxl"}[a.space]
+    enc = taesd.load(taesd.encoder(), (a.weights or a.data / "weights") / f"{name}_encoder.safetensors")
+    order = list(pictures)
+    random.Random(a.seed).shuffle(order)
+    make_views(order, enc.to(memory_format=torch.channels_last), a.cache / f"views-{a.space}", a.rounds, a.seed)
+
+
+if __name__ == "__main__":
+    main()

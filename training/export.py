@@ -1,0 +1,72 @@
+"""Checkpoint -> safetensors of the engine's single-file form, from the averaged (EMA) weights.
+
+  python export.py decoder RUN/checkpoint.pt weights/infgen-tiny-sd.safetensors
+  python export.py encoder RUN/checkpoint.pt weights/encoder-tiny-sd.safetensors
+  python export.py sums weights            rewrites weights/SHA256SUMS
+"""
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from infgen_model import InfGenDecoder, validate
+
+
+def half(state, keep=()):
+    """f16 tensors, except those of `keep` (f32). Every value must survive."""
+    out = {}
+    for k, v in state.items():
+        t = v.detach().cpu().float().contiguous() if k in keep else v.detach().cpu().half().contiguous()
+        if not torch.isfinite(t).all():
+            raise ValueError(f"{k} is not finite in {t.dtype}")
+        out[k] = t
+    return out
+
+
+def write_decoder(state, config, path):
+    config = validate(config)
+    keep = {k for k in state if k.endswith("inpe.B") or k in ("inpe.latent.B", "inpe.mask.B")}
+    save_file(half(state, keep), str(path), {"infgen_config": json.dumps(config)})
+
+
+def write_encoder(state, space, widths, path):
+    meta = {"model_type": "taesd_encoder", "latent_space": space, "scaled": "true", "widths": json.dumps(widths)}
+    save_file(half(state), str(path), meta)
+
+
+def read_decoder(path, dtype=torch.float32):
+    with safe_open(str(path), "pt") as f:
+        config = json.loads(f.metadata()["infgen_config"])
+        state = {k: f.get_tensor(k).to(dtype) for k in f.keys()}
+    model = InfGenDecoder(config)
+    model.load_state_dict(state)
+    return model.eval().requires_grad_(False)
+
+
+def read_encoder(path, dtype=torch.float32):
+    import taesd
+    with safe_open(str(path), "pt") as f:
+        widths = json.loads(f.metadata()["widths"])
+    return taesd.load(taesd.encoder(widths=widths), path, dtype)
+
+
+def main(kind, *args):
+    if kind == "sums":
+        d = Path(args[0])
+        (d / "SHA256SUMS").write_text("".join(
+            f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in sorted(d.glob("*.safetensors"))))
+        return
+    c = torch.load(args[0], map_location="cpu", weights_only=True)
+    if kind == "decoder":
+        write_decoder(c["ema"], c["config"], args[1])
+    else:
+        write_encoder(c["ema"], c["space"], c["widths"], args[1])
+    print(f"{args[1]}: {Path(args[1]).stat().st_size} bytes, step {c['step']}, {c['seconds'] / 3600:.2f} h of training")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,11 @@
+#!/bin/sh
+# From pictures to the weights that ship: retrain.sh DATA CACHE RUNS. HOURS (decoder) and SPACE (sd, sdxl) may be set.
+set -e
+cd "$(dirname "$0")"
+data=$1 cache=$2 runs=$3 space=${SPACE:-sd} hours=${HOURS:-2}
+python data.py --data "$data" --cache "$cache" --space "$space"
+python train_encoder.py --space "$space" --data "$data" --cache "$cache" --out "$runs/encoder-tiny-$space" --hours 0.4
+python train.py --config "tiny-$space" --data "$data" --cache "$cache" --out "$runs/tiny-$space" --hours "$hours"
+python export.py encoder "$runs/encoder-tiny-$space/checkpoint.pt" "../weights/encoder-tiny-$space.safetensors"
+python export.py decoder "$runs/tiny-$space/checkpoint.pt" "../weights/infgen-tiny-$space.safetensors"
+python export.py sums ../weights

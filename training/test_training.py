@@ -1,0 +1,150 @@
+"""python -m pytest training/test_training.py  (CPU, under a minute; diffusers is needed for one test only)"""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+import cost
+import export
+import taesd
+from infgen_model import InfGenDecoder, grid_points, preset, validate
+from train import CONFIGS, crop_tokens, initialise, share_statistics
+
+SMALL = dict(hidden_size=64, num_blocks=2, num_heads=2, mlp_hidden=96, inpe_features=16, inpe_hidden=32, norm_num_groups=8)
+
+
+def small(kind="table1", **kw):
+    torch.manual_seed(0)
+    up = dict(table1=[64, 32, 32], sd4=[64, 64, 32, 32])[kind]
+    return InfGenDecoder(preset(kind, **{**SMALL, "up_block_channels": up, **kw})).eval().requires_grad_(False)
+
+
+def close(a, b, tol=1e-4):
+    assert a.shape == b.shape
+    assert ((a - b).norm() / b.norm()).item() < tol
+
+
+def test_parameter_counts_of_the_presets():
+    for name, millions in (("table1", 61.23), ("sd4", 75.24)):
+        with torch.device("meta"):
+            n = sum(v.numel() for v in InfGenDecoder(preset(name)).state_dict().values())
+        assert abs(n / 1e6 - millions) < 0.005
+
+
+def test_config_is_checked():
+    for bad in (dict(colour=1), dict(up_block_upsample=[True, True, False]), dict(num_heads=7), dict(scaling_factor=0.5), dict(norm="post")):
+        with pytest.raises(ValueError):
+            validate({**preset("table1"), **bad})
+
+
+def test_self_test_1_equals_the_plain_vae_decode():
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(1)
+    vae = diffusers.AutoencoderKL(block_out_channels=(32, 32, 64, 64), layers_per_block=2, norm_num_groups=8, latent_channels=4,
+                                  down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4).eval()
+    m = small("sd4", latent_skip="bilinear")
+    sd = m.state_dict()
+    for k, v in vae.state_dict().items():
+        if k in sd:
+            sd[k] = v
+    for k in sd:
+        if "attn.to_out.0" in k or "ff.net.2" in k or k == "mask_token" or "inpe.fc2" in k:
+            sd[k] = torch.zeros_like(sd[k])
+    m.load_state_dict(sd)
+    z = torch.randn(1, 4, 9, 12)
+    with torch.no_grad():
+        close(m(z, 72, 96), vae.decode(z).sample)
+
+
+def test_self_test_2_queries_in_tiles():
+    m, z = small(latent_skip="bilinear"), torch.randn(1, 4, 8, 8)
+    x, L = m.encode_latent(z)
+    y_, x_ = grid_points(11, 13)
+    whole = m.run_blocks(m.mask_tokens(x, y_, x_), L)
+    for tile in (1, 7, 50):
+        parts = [m.run_blocks(m.mask_tokens(x, y_[i:i + tile], x_[i:i + tile]), L) for i in range(0, 143, tile)]
+        close(torch.cat(parts, 1), whole, 1e-5)
+
+
+def test_self_test_3_equal_grids_have_equal_codes():
+    m = small()
+    close(m.inpe(*grid_points(6, 5)), m.inpe(*grid_points(6, 5)), 1e-12)
+    whole, part = grid_points(12, 10), grid_points(12, 10, (3, 2, 4, 5))
+    close(m.inpe(*whole).view(12, 10, -1)[3:7, 2:7].reshape(20, -1), m.inpe(*part), 1e-6)
+
+
+def test_self_test_4_token_order_does_not_matter():
+    m, z = small(), torch.randn(1, 4, 8, 8)
+    x, L = m.encode_latent(z)
+    M = m.mask_tokens(x, *grid_points(9, 9))
+    close(m.run_blocks(M, L[:, torch.randperm(64)]), m.run_blocks(M, L), 1e-5)
+
+
+def test_sizes_that_are_no_multiple_of_the_patch():
+    m, z = small(), torch.randn(2, 4, 8, 8)
+    assert m(z, 61, 37).shape == (2, 3, 61, 37)
+    close(m(z, 61, 37), m(z, 64, 40)[..., :61, :37], 1e-6)
+
+
+def test_separate_codes_and_attention_switch():
+    m = small(inpe_shared=False, mid_block_add_attention=True)
+    assert "inpe.latent.B" in m.state_dict() and "inpe.mask.fc2.bias" in m.state_dict()
+    z = torch.randn(1, 4, 8, 8)
+    on = m(z, 64, 64)
+    m.use_attention = False
+    assert (m(z, 64, 64) - on).abs().max() > 0
+
+
+def test_training_crops_are_the_model():
+    """A training crop of the whole picture is the picture; crops of one picture share their statistics."""
+    m, z = small(latent_skip="bilinear", mid_block_add_attention=False), torch.randn(4, 8, 8)
+    whole = m(z[None], 96, 80)
+    t = crop_tokens(m, z, (96, 80), [(0, 0, 12, 10)])
+    close(m.decoder(t), whole, 1e-5)
+    close(m(z[None], 96, 80, rect=(0, 0, 12, 10)), whole, 1e-6)
+    share_statistics(m, 2)
+    pair = m.decoder(torch.cat([t, t]).contiguous(memory_format=torch.channels_last))
+    close(pair, torch.cat([whole, whole]), 1e-4)
+
+
+def test_shipped_configs_keep_their_limits():
+    for name, mib, mflop in (("tiny-sd", 6, 0.6), ("tiny-sdxl", 6, 0.6), ("base-sd", 40, 9)):
+        assert cost.parameters(CONFIGS[name]) * 2 / 2 ** 20 <= mib, name
+        assert cost.flop(CONFIGS[name], 1024, 1024)["total"] / 1024 ** 2 / 1e6 <= mflop, name
+
+
+def test_cost_of_the_presets_is_that_of_the_specification():
+    assert abs(cost.flop(preset("table1"), 1024, 1024, phases=False)["total"] / 1e12 - 5.271) < 0.01
+    assert abs(cost.flop(preset("sd4"), 2048, 2048, phases=False)["total"] / 1e12 - 55.73) < 0.1
+
+
+def test_export_round_trip(tmp_path):
+    m = InfGenDecoder(CONFIGS["smoke"])
+    initialise(m, lookup=True)
+    export.write_decoder(m.state_dict(), m.config, tmp_path / "d.safetensors")
+    r = export.read_decoder(tmp_path / "d.safetensors")
+    assert r.config == m.config and torch.equal(r.inpe.B, m.inpe.B)
+    z = torch.randn(1, 4, 8, 8)
+    with torch.no_grad():
+        close(r(z, 64, 64), m(z, 64, 64), 1e-2)
+    widths = [8, 8, 16, 16]
+    e = taesd.encoder(widths=widths)
+    export.write_encoder(e.state_dict(), "sd", widths, tmp_path / "e.safetensors")
+    assert export.read_encoder(tmp_path / "e.safetensors")(torch.rand(1, 3, 64, 64)).shape == (1, 4, 8, 8)
+    m.mask_token.data[0] = 1e6
+    with pytest.raises(ValueError):
+        export.write_decoder(m.state_dict(), m.config, tmp_path / "d.safetensors")
+
+
+def test_smoke_run_and_resume(tmp_path):
+    run = lambda: subprocess.run([sys.executable, str(HERE / "train.py"), "--smoke", "--out", str(tmp_path)],
+                                 check=True, capture_output=True, text=True).stdout
+    assert "step 6 " in run()
+    assert "resumed at step 6" in run()
+    c = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert all(torch.isfinite(v).all() for v in c["ema"].values())

@@ -1,0 +1,345 @@
+"""Trains an InfGen decoder on latents of a frozen encoder. See README.md for the one command.
+
+Each step takes B latents and K crops of one target size of each. The crops of one picture share their GroupNorm
+statistics (they are normalised together), which estimates the statistics of the whole picture that inference uses:
+a lone crop's would differ. Latent stem, keys and values are computed once per picture.
+
+The schedule runs by wall clock: `--hours` of training from learning rate peak to zero, however fast the machine is,
+and however often the run was stopped: the time spent is part of the checkpoint.
+"""
+import argparse
+import math
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import data as D
+import taesd
+from infgen_model import InfGenDecoder, grid_points, preset
+from losses import Features, Patch, gradient_l1, hinge_d, ssim
+
+TINY = dict(hidden_size=128, num_blocks=2, num_heads=4, mlp_hidden=256, latent_skip="bilinear", inpe_features=64,
+            inpe_hidden=128, mid_block_add_attention=False, layers_per_up_block=2, up_block_channels=[128, 128, 64],
+            norm_num_groups=8)
+BASE = {**TINY, **dict(hidden_size=256, num_heads=8, num_blocks=4, mlp_hidden=1024, inpe_features=128,
+                       inpe_hidden=256, up_block_channels=[256, 192, 96], layers_per_up_block=3, norm_num_groups=8)}
+CONFIGS = {
+    "tiny-sd": preset("table1", **TINY),
+    "tiny-sdxl": preset("table1", **TINY, latent_space="sdxl", scaling_factor=0.13025),
+    "base-sd": preset("table1", **BASE),
+    "smoke": preset("table1", **{**TINY, **dict(hidden_size=32, num_heads=1, num_blocks=1, mlp_hidden=32, inpe_features=8,
+                                                inpe_hidden=16, up_block_channels=[32, 16, 16], layers_per_up_block=1)}),
+}
+
+
+# ---------------------------------------------------------------- the network in training
+
+@torch.no_grad()
+def initialise(model, lookup=False):
+    """Section 7's initialisation; token branches start at zero. lookup: attention starts as a position look-up (section 10)."""
+    for m in model.modules():
+        if isinstance(m, nn.Linear):
+            nn.init.xavier_uniform_(m.weight)
+            nn.init.zeros_(m.bias)
+        elif isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, nonlinearity="linear")
+            nn.init.zeros_(m.bias)
+    for i, b in enumerate(model.blocks):
+        nn.init.zeros_(b.attn.to_out[0].weight)
+        nn.init.zeros_(b.ff.net[2].weight)
+        if lookup:
+            for q in (b.attn.to_q, b.attn.to_k):
+                q.weight.copy_(2 * torch.eye(len(q.weight)))
+            nn.init.orthogonal_(b.attn.to_v.weight)
+            if i == 0:
+                nn.init.eye_(b.attn.to_out[0].weight)
+    if lookup:
+        nets = [model.inpe] if model.config["inpe_shared"] else model.inpe.values()
+        for n in nets:
+            nn.init.orthogonal_(n.fc1.weight, 2)
+            nn.init.orthogonal_(n.fc2.weight, 3)
+
+
+def share_statistics(model, crops):
+    """Each GroupNorm of the conv part takes its statistics over `crops` consecutive entries of the batch together."""
+    def joint(norm, x):
+        BK, C, h, w = x.shape
+        t = x.permute(0, 2, 3, 1).reshape(BK // crops, crops * h, w, C).permute(0, 3, 1, 2)  # no copy: channels last
+        t = F.group_norm(t, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return t.permute(0, 2, 3, 1).reshape(BK, h, w, C).permute(0, 3, 1, 2)
+    for m in model.modules():
+        if isinstance(m, nn.GroupNorm):
+            m.forward = joint.__get__(m)
+
+
+def crop_tokens(model, z, size, rects):
+    """One latent [4,hl,wl], target (H,W) in pixels, K rects of one shape -> features before the mid block [K,D,rows,cols]."""
+    p = model.config["patch"]
+    x, L = model.encode_latent(z[None].contiguous(memory_format=torch.channels_last))
+    pts = [grid_points(-(-size[0] // p), -(-size[1] // p), r) for r in rects]
+    y_, x_ = (torch.cat([q[i] for q in pts]).to(z.device) for i in (0, 1))
+    M = model.run_blocks(model.mask_tokens(x, y_, x_), L)
+    return M.reshape(len(rects), *rects[0][2:], -1).permute(0, 3, 1, 2)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrix-shaped updates are orthogonalised (Newton-Schulz); a third to half the steps of AdamW here."""
+
+    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self):
+        for g in self.param_groups:
+            same = {}
+            for p in g["params"]:
+                if p.grad is None:
+                    continue
+                m = self.state[p].setdefault("m", torch.zeros_like(p))
+                m.lerp_(p.grad, 1 - g["momentum"])
+                u = p.grad.lerp(m, g["momentum"]).flatten(1)
+                same.setdefault(u.shape, []).append((p, u if u.shape[0] <= u.shape[1] else u.T))
+            for ps in same.values():  # all matrices of a shape in one batch
+                X = torch.stack([u for _, u in ps])
+                X = (X / (X.norm(dim=(1, 2), keepdim=True) + 1e-12)).bfloat16()
+                for _ in range(5):
+                    A = X @ X.mT
+                    X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+                for (p, _), x in zip(ps, X.float()):
+                    x = x if p.flatten(1).shape == x.shape else x.T
+                    p.mul_(1 - g["lr"] * g["weight_decay"])
+                    p.add_(x.reshape(p.shape), alpha=-g["lr"] * 0.2 * max(x.shape) ** 0.5)  # RMS of AdamW's update
+
+
+def optimizers(model, lr, kind):
+    def hidden(n, p):
+        return p.ndim >= 2 and not any(k in n for k in ("post_quant_conv", "conv_out", "inpe"))
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    if kind == "adamw":
+        return [torch.optim.AdamW([p for _, p in named], lr, betas=(0.9, 0.98), weight_decay=0.01)]
+    return [Muon([p for n, p in named if hidden(n, p)], lr, weight_decay=0.01),
+            torch.optim.AdamW([p for n, p in named if not hidden(n, p)], lr, betas=(0.9, 0.98), weight_decay=0.0)]
+
+
+# ---------------------------------------------------------------- validation on pictures kept out of training
+
+@torch.inference_mode()
+def validate(model, encoder, pictures, device, amp):
+    """Mean PSNR over whole pictures (centre squares) at 512 and, where they are large enough, at 1024."""
+    res = {512: [], 1024: []}
+    for _, a in pictures:
+        s = min(a.shape[:2])
+        t, l = (a.shape[0] - s) // 2, (a.shape[1] - s) // 2
+        def at(n):
+            im = D.resample(a, (l, t, l + s, t + s), (n, n))
+            return torch.from_numpy(im.copy()).permute(2, 0, 1)[None].to(device) / 255
+        if s < 512:
+            continue
+        z = encoder(at(512)) / model.config["scaling_factor"]
+        for n in res:
+            if s >= n:
+                with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                    o = model(z, n, n)
+                mse = ((o.float() / 2 + 0.5).clamp(0, 1) - at(n)).square().mean()
+                res[n].append(-10 * math.log10(mse.item()))
+    return {n: round(sum(v) / len(v), 3) for n, v in res.items() if v}
+
+
+# ---------------------------------------------------------------- the run
+
+def phase(progress, a):
+    """(B pictures, K crops each, crop side in patches, largest target side) as training goes on."""
+    if a.smoke:
+        return 1, 2, 8, 128
+    if progress < 0.4:
+        return a.batch, 2, 16, 1024
+    if progress < 0.55:
+        return a.batch, 4, 16, 1024
+    if progress < 0.85:
+        return a.batch, 4, 16, 2048
+    return max(1, a.batch // 2), 2, 32, 2048
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--config", default="tiny-sd", choices=CONFIGS)
+    ap.add_argument("--data", type=Path)
+    ap.add_argument("--weights", type=Path, help="folder of the TAESD files (default: DATA/weights)")
+    ap.add_argument("--cache", type=Path, help="written by data.py")
+    ap.add_argument("--out", type=Path, required=True, help="folder of the checkpoint and the log; resumes from it")
+    ap.add_argument("--init", type=Path, help="checkpoint whose EMA weights to start from (a new stem where shapes or spaces differ)")
+    ap.add_argument("--hours", type=float, default=2.0)
+    ap.add_argument("--stop-after", type=float, help="hours of this call; training goes on with the next")
+    ap.add_argument("--lr", type=float, default=2e-3)
+    ap.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
+    ap.add_argument("--batch", type=int, default=2, help="latents a step (four crops each)")
+    ap.add_argument("--lookup", action="store_true", help="position look-up initialisation")
+    ap.add_argument("--no-attention", action="store_true", help="ablation: blocks without cross-attention")
+    ap.add_argument("--grad", type=float, default=0.5)
+    ap.add_argument("--ssim", type=float, default=0.1)
+    ap.add_argument("--features", type=float, default=0.0, help="weight of the loss on the frozen encoder's features")
+    ap.add_argument("--features-from", type=float, default=0.5, help="share of the hours after which it begins")
+    ap.add_argument("--gan", type=float, default=0.0, help="PatchGAN weight (the paper: 0.1)")
+    ap.add_argument("--gan-from", type=float, default=0.7)
+    ap.add_argument("--f32", action="store_true")
+    ap.add_argument("--seed", type=int, default=0)
+    ap.add_argument("--max-steps", type=int, default=10 ** 9)
+    ap.add_argument("--smoke", action="store_true", help="a few steps of a toy network on synthetic pictures, CPU, seconds")
+    a = ap.parse_args()
+
+    if a.smoke:
+        a.config, a.max_steps, a.features, a.features_from, a.gan, a.gan_from = "smoke", 6, 0.1, 0, 0.1, 0
+    device = torch.device("cuda" if torch.cuda.is_available() and not a.smoke else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
+    torch.manual_seed(a.seed)
+    a.out.mkdir(parents=True, exist_ok=True)
+    cfg = CONFIGS[a.config]
+    amp = not a.f32 and not a.smoke
+
+    # data
+    enc = taesd.encoder()
+    if a.smoke:
+        rng = np.random.default_rng(0)
+        pictures = [(f"s{i}", np.kron(rng.integers(0, 255, (80, 80, 3), np.uint8), np.ones((8, 8, 1), np.uint8))) for i in range(2)]
+        D.make_views(pictures, enc, a.out / "views", 1, 0, amp=False)
+        held, views = [], a.out / "views"
+    else:
+        weights = a.weights or a.data / "weights"
+        enc = taesd.load(enc, weights / f"taesd{'xl' if cfg['latent_space'] == 'sdxl' else ''}_encoder.safetensors")
+        pictures = D.decode_all(a.data, a.cache / "pictures")
+        held = pictures[::32]  # never drawn: for validation
+        views = a.cache / f"views-{cfg['latent_space']}"
+    enc = enc.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    sampler = D.Sampler(pictures, views, cfg["scaling_factor"], cfg["patch"], a.seed, {n for n, _ in held})
+
+    # network, its average, optimisers
+    model = InfGenDecoder(cfg)
+    initialise(model, a.lookup)
+    if a.init:
+        old = torch.load(a.init, map_location="cpu", weights_only=True)
+        sd = {k: v for k, v in old["ema"].items() if v.shape == model.state_dict()[k].shape}
+        if old["config"]["latent_space"] != cfg["latent_space"]:
+            sd = {k: v for k, v in sd.items() if not k.startswith("post_quant_conv")}
+        print("started from", a.init, "new:", model.load_state_dict(sd, strict=False).missing_keys)
+    model.to(device, memory_format=torch.channels_last)
+    model.use_attention = not a.no_attention
+    ema = InfGenDecoder(cfg).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    ema.load_state_dict(model.state_dict())
+    ema.use_attention = model.use_attention
+    opts = optimizers(model, a.lr, a.optimizer)
+    feats = Features(enc)
+    disc = Patch().to(device, memory_format=torch.channels_last) if a.gan else None
+    opt_d = torch.optim.AdamW(disc.parameters(), 2e-4, betas=(0.5, 0.9)) if a.gan else None
+
+    step, spent = 0, 0.0
+    ckpt = a.out / "checkpoint.pt"
+    if ckpt.exists():
+        c = torch.load(ckpt, map_location=device, weights_only=True)
+        model.load_state_dict(c["model"]); ema.load_state_dict(c["ema"])
+        for o, s in zip(opts, c["opts"]):
+            o.load_state_dict(s)
+        if disc and c.get("disc"):
+            disc.load_state_dict(c["disc"]); opt_d.load_state_dict(c["opt_d"])
+        step, spent = c["step"], c["seconds"]
+        print(f"resumed at step {step}, {spent / 3600:.2f} h", flush=True)
+    sampler.rng.seed(a.seed + step)
+
+    def save():
+        torch.save(dict(config=cfg, model=model.state_dict(), ema=ema.state_dict(), opts=[o.state_dict() for o in opts],
+                        disc=disc and disc.state_dict(), opt_d=opt_d and opt_d.state_dict(), step=step, seconds=spent,
+                        args={k: str(v) for k, v in vars(a).items()}), str(ckpt) + ".tmp")
+        os.replace(str(ckpt) + ".tmp", ckpt)
+
+    autocast = lambda: torch.autocast(device.type, torch.bfloat16, enabled=amp)
+    total, first, begin = a.hours * 3600, spent, time.time()
+    last_save = last_val = last = spent
+    sums, pixels = {}, 0
+    stop = []
+    signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+    fetch = prefetch(sampler, lambda: phase(spent / total, a), device)
+    while spent < total and step < a.max_steps and not stop and (not a.stop_after or spent - first < a.stop_after * 3600):
+        progress = spent / total
+        lr = 0.5 * (1 + math.cos(math.pi * progress)) * min(1, (step + 1) / 100)
+        for o in opts:
+            for g in o.param_groups:
+                g["lr"] = a.lr * max(lr, 0.005)
+        K, batch = next(fetch)
+        share_statistics(model, K)
+        target = torch.cat([b[3] for b in batch]).float() / 127.5 - 1
+        with autocast():
+            h = torch.cat([crop_tokens(model, z, size, rects) for z, size, rects, _ in batch])
+            out = model.decoder(h.contiguous(memory_format=torch.channels_last))
+        m = 8  # the crop's rim saw zeros where the picture goes on
+        out, target = out.float()[..., m:-m, m:-m], target[..., m:-m, m:-m]
+        losses = {"l1": (F.l1_loss(out, target), 1.0), "grad": (gradient_l1(out, target), a.grad), "ssim": (1 - ssim(out, target), a.ssim)}
+        if a.features and progress >= a.features_from:
+            with autocast():
+                losses["feat"] = feats(out, target), a.features
+        gan = disc is not None and progress >= a.gan_from
+        if gan:
+            with autocast():
+                losses["g"] = -disc(out).float().mean(), a.gan
+        loss = sum(v * w for v, w in losses.values())
+        for o in opts:
+            o.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"step {step}: gradient norm {norm}")
+        for o in opts:
+            o.step()
+        if gan:
+            with autocast():
+                ld = hinge_d(disc(target).float(), disc(out.detach()).float())
+            opt_d.zero_grad(set_to_none=True); ld.backward(); opt_d.step()
+            losses["d"] = ld, 0
+        with torch.no_grad():
+            k = min(0.999, (1 + step) / (10 + step))
+            torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - k)
+        step += 1
+        pixels += target.numel() // 3
+        for n, (v, _) in losses.items():
+            sums[n] = sums.get(n, 0.0) + v.item()
+        sums["psnr"] = sums.get("psnr", 0.0) - 10 * math.log10((out - target).square().mean().item() / 4)
+        spent = first + time.time() - begin
+
+        if step % 50 == 0 or a.smoke:
+            n = 1 if a.smoke else 50
+            print(f"step {step} {spent / 3600:.3f} h lr {a.lr * lr:.1e} |g| {norm:.2f} {pixels / max(spent - last, 1e-9) / 1e6:.2f} MP/s "
+                  + " ".join(f"{k} {v / n:.4f}" for k, v in sums.items()), flush=True)
+            sums, pixels, last = {}, 0, spent
+            sampler.rescan()
+        if spent - last_val > 480 and held:
+            print(f"== step {step} validation PSNR (dB) {validate(ema, enc, held, device, amp)}", flush=True)
+            last_val = spent
+        if spent - last_save > 240:
+            save(); last_save = spent
+    save()
+    if held and not stop:
+        print(f"== step {step} validation PSNR (dB) {validate(ema, enc, held, device, amp)}", flush=True)
+
+
+def prefetch(sampler, plan, device):
+    """Batches drawn in a thread one step ahead: (K, [(z, size, rects, crops)])."""
+    from concurrent.futures import ThreadPoolExecutor
+    def draw():
+        B, K, crop, max_side = plan()
+        return K, [tuple(t.to(device) if torch.is_tensor(t) else t for t in sampler.draw(K, crop, max_side)) for _ in range(B)]
+    with ThreadPoolExecutor(1) as pool:
+        nxt = pool.submit(draw)
+        while True:
+            cur = nxt.result()
+            nxt = pool.submit(draw)
+            yield cur
+
+
+if __name__ == "__main__":
+    main()
