@@ -64,15 +64,17 @@ def tap_names(half: str, levels: int) -> list[str]:
     return stem + body + [f"{half}.conv_norm_out"]
 
 
+def forward(vae: AutoencoderKL, op: str, x: torch.Tensor) -> torch.Tensor:
+    """Encode: moments (mean, then log variance, not clamped); decode: image, not clamped."""
+    return vae.encode(x).latent_dist.parameters if op == "encode" else vae.decode(x).sample
+
+
 @torch.no_grad()
 def run(vae: AutoencoderKL, op: str, x: torch.Tensor) -> dict:
-    """Taps and result of one encode (moments: mean, then log variance, not clamped) or decode (image, not clamped)."""
+    """Taps and result."""
     half = "encoder" if op == "encode" else "decoder"
     with Taps(vae, tap_names(half, len(vae.config.block_out_channels))) as seen:
-        if op == "encode":
-            seen["moments"] = channels_last(vae.encode(x).latent_dist.parameters)
-        else:
-            seen["image"] = channels_last(vae.decode(x).sample)
+        seen["moments" if op == "encode" else "image"] = channels_last(forward(vae, op, x))
     return seen
 
 
@@ -89,7 +91,7 @@ def make(name, config, latents, images, seed, aliases=False, adjust=None) -> Cas
         want, f32 = run(vae.double(), op, x.double()), run(vae.float(), op, x)
         out_h, out_w = next(reversed(want.values())).shape[:2]
         case.add(f"{op}.{w}x{h}", {"op": op, "input": f"{prefix}.{w}x{h}", "width": out_w, "height": out_h}, want, f32)
-        case.probes.setdefault(op, (vae, lambda op=op, x=x: next(reversed(run(vae, op, x).values()))))
+        case.probes.setdefault(op, (vae, lambda op=op, x=x: forward(vae, op, x)))
     return case
 
 

@@ -68,7 +68,7 @@ class Case:
         self.tensors, self.inputs = list(tensors), list(inputs)
         self.head = {"model": model, "source": source, "seed": seed, "config": config, **extra}
         self.runs, self.expected, self.files = [], {}, {}
-        self.probes = {}  # for sensitivity.py: label -> (module in f32, function of it that gives the result)
+        self.probes = {}  # for sensitivity.py: label -> (module, its forward pass on some small input)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return {t.name: torch.from_numpy(t.values(self.seed)) for t in self.tensors}

@@ -98,7 +98,7 @@ def make(name: str, config: dict, seed: int, runs, limits, adjust=None) -> Case:
         case.add(f"{wl}x{hl}.{w}x{h}", facts, want, run(model.float(), z, w, h))
     wl, hl, w, h = runs[0]
     z, edge = case.input(f"latent.{wl}x{hl}"), 8 * config["patch"]
-    case.probes["image"] = model, lambda: run(model, z, min(w, edge), min(h, edge))["image"]
+    case.probes["image"] = model, lambda: model(z, min(h, edge), min(w, edge))
     return case
 
 
