@@ -158,10 +158,8 @@ def phase(progress, a):
     """(B pictures, K crops each, crop side in patches, largest target side) as training goes on."""
     if a.smoke:
         return 1, 2, 8, 128
-    if progress < 0.4:
+    if progress < 0.7:
         return a.batch, 2, 16, 1024
-    if progress < 0.55:
-        return a.batch, 4, 16, 1024
     if progress < 0.85:
         return a.batch, 4, 16, 2048
     return max(1, a.batch // 2), 2, 32, 2048
