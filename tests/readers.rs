@@ -206,6 +206,16 @@ fn lying_safetensors_headers_are_refused_with_the_lie_in_the_message_and_little_
 }
 
 #[test]
+fn a_large_file_cannot_ask_for_a_large_header() {
+    let folder = Folder::new();
+    let path = folder.put("large.safetensors", 200_000_000u64.to_le_bytes());
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 28).unwrap(); // sparse
+    let (result, largest) = watched(|| Weights::open(&path));
+    assert!(refused(result, "large.safetensors").contains("the limit is 100000000"));
+    assert!(largest < MODEST, "{largest} bytes at once");
+}
+
+#[test]
 fn a_file_cut_anywhere_is_refused() {
     let whole = zeros(&[tensor("first", &[3]), tensor("second", &[2, 2])], &[("k", "v")]);
     let folder = Folder::new();
@@ -545,6 +555,8 @@ fn latents_that_are_none_are_refused() {
     {
         assert!(matches!(Latent::new(shape, vec![0.0; n]), Err(Error::Invalid { .. })), "{shape:?}");
     }
+    let many = Latent::new([1024, 256, 16384, 16384], vec![]).unwrap_err().to_string();
+    assert!(many.contains("more than 1073741824 values"), "{many}");
     assert!(Latent::new([1, 1, 1, 1], vec![f32::INFINITY]).is_err());
 }
 

@@ -276,15 +276,20 @@ mod tests {
     fn values_longer_than_a_chunk_come_back_whole_in_every_type() {
         let n = CHUNK_BYTES / 4 + 3;
         let values: Vec<f32> = (0..n).map(|i| (i % 255) as f32 - 100.0).collect(); // exact in f16 and bf16
-        let bytes: [(Dtype, Vec<u8>); 3] = [
+        let files: [(Dtype, Vec<u8>); 3] = [
             (Dtype::F32, values.iter().flat_map(|x| x.to_le_bytes()).collect()),
             (Dtype::F16, values.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect()),
             (Dtype::BF16, values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect()),
         ];
-        for (dtype, data) in bytes {
+        for (dtype, data) in files {
             let weights = Weights::from_bytes(bytes_of(&[("a", dtype, &[n], &data)], &[]), "m").unwrap();
             assert_eq!(weights.get("a", &[n]).unwrap(), values, "{dtype}");
         }
+        let mut data = bytes_of(&[("a", Dtype::F32, &[n], &vec![0; 4 * n])], &[]);
+        let last = data.len() - 4;
+        data[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+        let error = Weights::from_bytes(data, "m").and_then(|weights| weights.get("a", &[n])).unwrap_err();
+        assert!(matches!(error, Error::NonFiniteTensor { index, .. } if index == n - 1), "{error}");
     }
 
     #[test]

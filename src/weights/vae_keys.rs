@@ -100,6 +100,11 @@ mod tests {
         for (diffusers, ldm) in pairs {
             assert_eq!(ldm_name(diffusers, 4).as_deref(), Some(ldm));
         }
+        for (new, old) in [("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")] {
+            let name = |attention| format!("encoder.mid_block.attentions.0.{attention}.bias");
+            assert_eq!(old_attention_name(&name(new)), Some(name(old)));
+        }
+        assert_eq!(old_attention_name("encoder.mid_block.attentions.0.group_norm.bias"), None);
         assert_eq!(ldm_name("decoder.up_blocks.4.resnets.0.norm1.weight", 4), None);
     }
 
