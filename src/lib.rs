@@ -26,6 +26,7 @@ pub mod kernels;
 pub mod latent;
 pub mod models;
 pub mod nn;
+pub mod noise;
 #[doc(hidden)]
 pub mod reference;
 pub mod weights;

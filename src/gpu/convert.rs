@@ -5,7 +5,7 @@ use half::f16;
 use super::tensor::Elem;
 
 /// `data` (`[pixels, channels]` row-major) as units with channels padded to quads. f16 values beyond +-65504 saturate.
-pub(crate) fn to_units(data: &[f32], channels: usize, elem: Elem) -> Vec<u8> {
+pub fn to_units(data: &[f32], channels: usize, elem: Elem) -> Vec<u8> {
     let padded = channels.div_ceil(4) * 4;
     let values = data.chunks_exact(channels.max(1)).flat_map(|pixel| pixel.iter().copied().chain(std::iter::repeat_n(0.0, padded - channels)));
     match elem {

@@ -12,7 +12,7 @@ mod plan;
 mod recorder;
 mod tensor;
 
-pub(crate) use convert::to_units;
+pub use convert::to_units;
 pub use adapter::{AdapterFacts, adapters};
 pub use context::{Gpu, GpuOptions, MemoryUse};
 pub use execute::{Observer, Outputs, Plane, Progress, Timing};

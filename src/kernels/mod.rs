@@ -11,6 +11,7 @@ pub mod inpe;
 pub mod layer_norm;
 pub mod linear;
 pub mod output;
+pub mod peak;
 pub mod resample;
 
 use crate::gpu::{Elem, Kernel, Recorder};
@@ -31,6 +32,8 @@ pub const ALL: &[&Kernel] = &[
     &linear::LINEAR_LANES,
     &output::COUNT_NONFINITE,
     &output::IMAGE_TO_RGBA8,
+    &peak::PEAK_COPY,
+    &peak::PEAK_FMA,
     &resample::RESAMPLE_BILINEAR,
 ];
 

@@ -1,1 +1,38 @@
-fn main(){}
+//! The program `infgen`: latents to pictures of any size, and what goes with it.
+
+mod args;
+mod bench;
+mod decode;
+mod encode;
+mod info;
+mod run;
+mod upscale;
+
+use std::process::ExitCode;
+
+use args::{Args, Command};
+use clap::Parser;
+use run::Run;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let level = if args.common.verbose { "infgen=debug,wgpu_hal=warn,wgpu_core=warn" } else { "off" };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();
+    let run = Run::new(args.common);
+    let result = match args.command {
+        Command::Devices => info::devices(&run),
+        Command::Inspect(inspect) => info::inspect(&run, &inspect),
+        Command::Decode(decode) => decode::decode(&run, &decode),
+        Command::Encode(encode) => encode::encode(&run, &encode),
+        Command::Upscale(upscale) => upscale::upscale(&run, &upscale),
+        Command::Bench(bench) => bench::bench(&run, &bench),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            run.clear();
+            eprintln!("infgen: {}", error.to_string().replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! What every command shares: the engine, progress, timing, the report.
+
+use std::cell::RefCell;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use infgen::error::human_bytes;
+use infgen::{Engine, EngineOptions, Observer, Result, Weights};
+use serde_json::{Map, Value, json};
+
+use crate::args::Common;
+
+/// One invocation of the program.
+pub struct Run {
+    pub common: Common,
+    bar: ProgressBar,
+    started: Instant,
+    /// Seconds per stage, in order.
+    stages: RefCell<Vec<(&'static str, f64)>>,
+    observer: Observer,
+}
+
+impl Run {
+    pub fn new(common: Common) -> Run {
+        let shown = !common.quiet && std::io::stderr().is_terminal();
+        let bar = if shown { ProgressBar::new(1000) } else { ProgressBar::hidden() };
+        bar.set_style(ProgressStyle::with_template("{prefix:>10} {bar:32} {percent:>3}%  {elapsed} + {eta}  {wide_msg}").expect("a valid template"));
+        if shown {
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
+        let progress = bar.clone();
+        let observer = Observer::new(move |p| {
+            progress.set_position((p.done * 1000.0) as u64);
+            progress.set_message(p.layer.to_owned());
+        });
+        let cancel = observer.clone();
+        // Without a handler an interrupt still ends the program, only less politely.
+        let _ = ctrlc::set_handler(move || cancel.cancel());
+        Run { common, bar, started: Instant::now(), stages: RefCell::default(), observer }
+    }
+
+    /// For the calls of one stage: shows `name` and measures.
+    pub fn stage<T>(&self, name: &'static str, work: impl FnOnce(&Observer) -> Result<T>) -> Result<T> {
+        self.bar.reset();
+        self.bar.set_prefix(name);
+        self.bar.set_message("");
+        let start = Instant::now();
+        let result = work(&self.observer);
+        self.add(name, start.elapsed());
+        result
+    }
+
+    fn add(&self, name: &'static str, took: Duration) {
+        let mut stages = self.stages.borrow_mut();
+        match stages.iter_mut().find(|(n, _)| *n == name) {
+            Some((_, seconds)) => *seconds += took.as_secs_f64(),
+            None => stages.push((name, took.as_secs_f64())),
+        }
+    }
+
+    /// Opens the device that the options ask for, and says which it is.
+    pub fn engine(&self) -> Result<Engine> {
+        let options = EngineOptions {
+            device: self.common.device.clone(),
+            dtype: self.common.dtype.into(),
+            memory: self.common.memory,
+            ..EngineOptions::default()
+        };
+        let engine = self.stage("device", |_| Engine::new(options))?;
+        let facts = engine.device();
+        self.say(&format!("device: {} ({}, {})", facts.name, facts.backend, facts.driver));
+        if facts.kind == "software" {
+            self.say("note: this is a software renderer; with a GPU and its driver the same runs in a fraction of the time");
+        }
+        Ok(engine)
+    }
+
+    /// A line for people, on stderr.
+    pub fn say(&self, line: &str) {
+        if !self.common.quiet && !self.common.json {
+            self.bar.suspend(|| eprintln!("{line}"));
+        }
+    }
+
+    /// Takes the progress bar away.
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    /// Ends the command: the JSON object or a summary.
+    pub fn finish(&self, engine: &Engine, outputs: &[&Path], facts: Value) {
+        self.clear();
+        let peak = engine.memory().peak;
+        let device = engine.device();
+        let outputs: Vec<String> = outputs.iter().map(|path| path.display().to_string()).collect();
+        if self.common.json {
+            let mut object = match facts {
+                Value::Object(object) => object,
+                _ => Map::new(),
+            };
+            let stages: Map<String, Value> = self.stages.borrow().iter().map(|(n, s)| ((*n).into(), json!(s))).collect();
+            object.insert("seconds".into(), stages.into());
+            object.insert("total_seconds".into(), json!(self.started.elapsed().as_secs_f64()));
+            object.insert("peak_gpu_bytes".into(), json!(peak));
+            object.insert("device".into(), json!({ "name": device.name, "backend": device.backend, "driver": device.driver }));
+            if let [output] = &outputs[..] {
+                object.insert("output".into(), json!(output));
+            }
+            object.insert("outputs".into(), json!(outputs));
+            println!("{}", Value::Object(object));
+        } else {
+            let stages: Vec<String> = self.stages.borrow().iter().map(|(n, s)| format!("{n} {s:.2} s")).collect();
+            for output in &outputs {
+                self.say(&format!("wrote {output}"));
+            }
+            self.say(&format!("{}; peak GPU memory {}", stages.join(", "), human_bytes(peak)));
+        }
+    }
+}
+
+/// The weights named, or the ones that ship.
+pub fn weights(path: Option<&Path>) -> Weights {
+    path.map_or(Weights::Builtin, Weights::from)
+}
