@@ -20,7 +20,7 @@ struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, h: u32, w: u32, cin
 fn put(pixel: u32, j: u32, quad: u32, v: vec4<f32>) {
     if j >= p.w { return; }
     let at = pixel * p.cout4 + quad;
-    var r = v + bias[quad];
+    var r = v + bias[quad - p.b0.z];
     if RESIDUAL == 1u { r += y_get(residual[at - p.b0.w]); }
     y[at - p.b1.x] = y_put(activate(r, p.act));
 }

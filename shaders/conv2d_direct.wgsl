@@ -25,7 +25,7 @@ fn pixel(row: u32, ix: u32, k: u32) -> vec4<f32> {
 
 fn put(row: u32, j: u32, quad: u32, v: vec4<f32>) {
     if j >= p.ow { return; }
-    y[(row + j) * p.cout4 + quad - p.b0.w] = y_put(activate(v + bias[quad], p.act));
+    y[(row + j) * p.cout4 + quad - p.b0.w] = y_put(activate(v + bias[quad - p.b0.z], p.act));
 }
 
 @compute @workgroup_size(LC * LP)

@@ -18,7 +18,7 @@ struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, h: u32, w: u32, cin
 
 fn put(pixel: u32, j: u32, quad: u32, v: vec4<f32>) {
     if j >= p.w { return; }
-    y[pixel * p.cout4 + quad - p.b0.w] = y_put(activate(v + bias[quad], p.act));
+    y[pixel * p.cout4 + quad - p.b0.w] = y_put(activate(v + bias[quad - p.b0.z], p.act));
 }
 
 @compute @workgroup_size(LC * LP)

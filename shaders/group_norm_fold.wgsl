@@ -56,9 +56,9 @@ fn main(@builtin(local_invocation_index) lane: u32) {
         if (bitcast<u32>(variance) & 0x7fffffffu) >= bitcast<u32>(1e20) { atomicAdd(&health[p.watch - p.b1.x], 1u); }
         let rstd = inverseSqrt(variance + p.eps);
         for (var c = group * size; c < (group + 1u) * size; c += 1u) {
-            let scale = weight[c] * rstd;
+            let scale = weight[c - p.b0.y * 4u] * rstd;
             y[c - yb] = scale;
-            y[shifts + c] = bias[c] - mean * scale;
+            y[shifts + c] = bias[c - p.b0.z * 4u] - mean * scale;
         }
     }
     for (var c = p.channels + lane; c < p.c4 * 4u; c += 64u) {

@@ -32,7 +32,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     for (var c = 0u; c < 4u; c += 1u) {
         let f = (i % p.quads) * 4u + c;
         if f < 2u * p.features {
-            let at = (f % p.features) * 3u;
+            let at = (f % p.features) * 3u - p.b0.x * 4u;         // b is bound in quads, read in scalars
             let angle = reduce(b[at] * point.x + b[at + 1u] * point.y + b[at + 2u] * point.z);
             v[c] = select(sin(angle), cos(angle), f < p.features);
         }

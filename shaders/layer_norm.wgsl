@@ -37,6 +37,6 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let rstd = inverseSqrt(variance + p.eps);
     if row >= p.rows { return; }
     for (var q = s; q < p.c4; q += 8u) {
-        y[at + q - p.b0.z] = y_put((x_get(x[at + q - p.b0.x]) - mean) * rstd * affine[q] + affine[p.c4 + q]);
+        y[at + q - p.b0.z] = y_put((x_get(x[at + q - p.b0.x]) - mean) * rstd * affine[q - p.b0.y] + affine[p.c4 + q - p.b0.y]);
     }
 }

@@ -18,7 +18,7 @@ struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, rows: u32, k4: u32,
 fn put(row: u32, quad: u32, v: vec4<f32>) {
     if row >= p.rows { return; }
     let at = row * p.n4 + quad;
-    var r = v + bias[quad];
+    var r = v + bias[quad - p.b0.z];
     if RESIDUAL == 1u { r += y_get(residual[at - p.b0.w]); }
     y[at - p.b1.x] = y_put(activate(r, p.act));
 }
