@@ -1,0 +1,82 @@
+//! torch.nn.Conv2d (cross-correlation) and nearest-2x upsampling.
+
+use super::{Bounded, TINY, gamma};
+
+/// Kernel, stride and zero padding of a convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Height and width of the kernel.
+    pub kernel: (usize, usize),
+    /// Step down and right.
+    pub stride: (usize, usize),
+    /// Zero rows above and below.
+    pub pad_rows: (usize, usize),
+    /// Zero columns left and right.
+    pub pad_columns: (usize, usize),
+}
+
+impl Geometry {
+    /// A square kernel of side `kernel` (odd), stride 1, output as large as the input.
+    pub fn same(kernel: usize) -> Geometry {
+        let pad = (kernel / 2, kernel / 2);
+        Geometry { kernel: (kernel, kernel), stride: (1, 1), pad_rows: pad, pad_columns: pad }
+    }
+
+    /// Height and width of the output for an input of height `h` and width `w`.
+    pub fn output(&self, h: usize, w: usize) -> (usize, usize) {
+        (
+            (h + self.pad_rows.0 + self.pad_rows.1 - self.kernel.0) / self.stride.0 + 1,
+            (w + self.pad_columns.0 + self.pad_columns.1 - self.kernel.1) / self.stride.1 + 1,
+        )
+    }
+}
+
+/// `y[i, j, o] = bias[o] + sum_{a, b, c} weight[o, c, a, b] x[i s + a - top, j t + b - left, c]`, x zero outside.
+///
+/// `x` is `[h, w, cin]`, `weight` `[cout, cin, kh, kw]`, `bias` `[cout]` or empty; the result `[oh, ow, cout]`.
+pub fn conv2d(x: &[f64], (h, w, cin): (usize, usize, usize), weight: &[f64], bias: &[f64], cout: usize, geometry: Geometry) -> Vec<Bounded> {
+    let (kh, kw) = geometry.kernel;
+    let (oh, ow) = geometry.output(h, w);
+    assert_eq!((x.len(), weight.len()), (h * w * cin, cout * cin * kh * kw));
+    assert!(bias.is_empty() || bias.len() == cout);
+    let roundings = gamma(kh * kw * cin + 2);
+    let mut y = Vec::with_capacity(oh * ow * cout);
+    for i in 0..oh {
+        for j in 0..ow {
+            for o in 0..cout {
+                let mut sum = bias.get(o).copied().unwrap_or(0.0);
+                let mut size = sum.abs();
+                for a in 0..kh {
+                    for b in 0..kw {
+                        let (row, column) = (i * geometry.stride.0 + a, j * geometry.stride.1 + b);
+                        let (Some(row), Some(column)) = (row.checked_sub(geometry.pad_rows.0), column.checked_sub(geometry.pad_columns.0)) else {
+                            continue;
+                        };
+                        if row >= h || column >= w {
+                            continue;
+                        }
+                        for c in 0..cin {
+                            let product = weight[((o * cin + c) * kh + a) * kw + b] * x[(row * w + column) * cin + c];
+                            sum += product;
+                            size += product.abs();
+                        }
+                    }
+                }
+                y.push(Bounded { value: sum, bound: roundings * size + TINY });
+            }
+        }
+    }
+    y
+}
+
+/// Each pixel of `[h, w, c]` as a 2x2 block of `[2h, 2w, c]` (torch.nn.functional.interpolate, mode nearest, factor 2).
+pub fn upsample_nearest_2x(x: &[f64], (h, w, c): (usize, usize, usize)) -> Vec<f64> {
+    let mut y = Vec::with_capacity(4 * h * w * c);
+    for i in 0..2 * h {
+        for j in 0..2 * w {
+            let at = (i / 2 * w + j / 2) * c;
+            y.extend_from_slice(&x[at..at + c]);
+        }
+    }
+    y
+}

@@ -1,0 +1,28 @@
+//! What the test files share: synthetic tensors, devices, comparison with bounds, and cases that can be rerun by name.
+#![allow(dead_code)]
+
+pub mod compare;
+pub mod devices;
+pub mod suite;
+pub mod synthetic;
+
+use half::f16;
+use infgen::gpu::Elem;
+
+/// `values` as they will be stored: f16 for [`Elem::Half`].
+pub fn stored(values: Vec<f32>, elem: Elem) -> Vec<f32> {
+    match elem {
+        Elem::Half => values.into_iter().map(|v| f16::from_f32(v).to_f32()).collect(),
+        _ => values,
+    }
+}
+
+/// f32 to f64.
+pub fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&v| v as f64).collect()
+}
+
+/// A folder of `tests/data`.
+pub fn data(path: &str) -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(path)
+}

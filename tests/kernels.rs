@@ -1,0 +1,629 @@
+//! Every kernel against its f64 reference: odd shapes, three storage kinds, default limits, NaN-filled memory with guard bands.
+//!
+//! `CASE=<part of a label>` runs some cases only. `INFGEN_DEVICE` chooses the adapter; `REQUIRE_GPU=1` makes its absence a failure.
+
+mod common;
+
+use common::devices::{Config, configs, skipped};
+use common::suite::Suite;
+use common::synthetic::fill;
+use common::{stored, wide};
+use infgen::gpu::{Elem, Recorder, Tensor};
+use infgen::kernels::attention::attention;
+use infgen::kernels::conv2d::{self, ConvWeights, Geometry};
+use infgen::kernels::group_norm::{self, GroupNormWeights};
+use infgen::kernels::layer_norm::{LayerNormWeights, layer_norm};
+use infgen::kernels::linear::{self, LinearWeights};
+use infgen::kernels::{Act, Packed, geglu, inpe, output, resample};
+use infgen::reference::{self, Activation, Bounded};
+
+/// Values of the argument `arg` of a case, as stored.
+fn values(label: &str, arg: &str, len: usize, amp: f32, elem: Elem) -> Vec<f32> {
+    stored(fill(&format!("{label}.{arg}"), len, amp, 0.0, 0), elem)
+}
+
+/// Weights go up like activations here, so that they too lie between guard bands.
+fn packed(rec: &mut Recorder, packed: &Packed, elem: Elem) -> Tensor {
+    rec.upload(&packed.values, 1, 1, packed.values.len(), elem)
+}
+
+fn vector(rec: &mut Recorder, values: &[f32]) -> Tensor {
+    rec.upload(values, 1, 1, values.len(), Elem::F32)
+}
+
+const ACTS: [(Act, Activation); 6] = [
+    (Act::None, Activation::Identity),
+    (Act::Relu, Activation::Relu),
+    (Act::Silu, Activation::Silu),
+    (Act::GeluErf, Activation::GeluErf),
+    (Act::GeluTanh, Activation::GeluTanh),
+    (Act::QuickGelu, Activation::GeluQuick),
+];
+
+/// All tests start with this.
+fn start(test: &'static str) -> Option<(Suite, Vec<Config>)> {
+    let configs = configs();
+    if configs.is_empty() {
+        skipped(test);
+        return None;
+    }
+    Some((Suite::new(test), configs))
+}
+
+struct Conv {
+    shape: (usize, usize, usize),
+    cout: usize,
+    x: Vec<f32>,
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+impl Conv {
+    fn new(label: &str, shape: (usize, usize, usize), cout: usize, kernel: usize, elem: Elem) -> Conv {
+        let (h, w, cin) = shape;
+        let amp = (3.0 / (cin * kernel * kernel) as f32).sqrt();
+        Conv {
+            shape,
+            cout,
+            x: values(label, "x", h * w * cin, 1.7, elem),
+            weight: values(label, "weight", cout * cin * kernel * kernel, amp, elem),
+            bias: values(label, "bias", cout, 0.5, Elem::F32),
+        }
+    }
+
+    fn upload(&self, rec: &mut Recorder, elem: Elem, pack: &Packed) -> (Tensor, ConvWeights) {
+        let (h, w, cin) = self.shape;
+        let x = rec.upload(&self.x, h, w, cin, elem);
+        let weight = packed(rec, pack, elem);
+        let bias = vector(rec, &self.bias);
+        (x, ConvWeights { weight, bias, cin, cout: self.cout })
+    }
+
+    fn reference(&self, geometry: reference::Geometry) -> Vec<Bounded> {
+        reference::conv2d(&wide(&self.x), self.shape, &wide(&self.weight), &wide(&self.bias), self.cout, geometry)
+    }
+}
+
+
+/// Height, width, input and output channels of convolutions whose weights are packed for 8 lanes of output quads:
+/// tiles are 8 pixels wide on a CPU and 64 on a GPU, 32 channels deep.
+const WIDE: [(usize, usize, usize, usize); 9] = [
+    (1, 1, 5, 29),
+    (11, 1, 4, 30),
+    (2, 3, 13, 31),
+    (7, 8, 8, 32),
+    (4, 9, 12, 33),
+    (3, 16, 9, 36),
+    (2, 17, 5, 65),
+    (3, 64, 3, 37),
+    (1, 65, 1, 34),
+];
+
+/// The same for 1, 2 and 4 lanes of output quads; each number of lanes is a pipeline of its own.
+const NARROW: [(usize, usize, usize, usize); 7] =
+    [(1, 1, 1, 1), (5, 7, 6, 3), (3, 9, 13, 4), (3, 2, 7, 5), (2, 63, 3, 8), (4, 7, 9, 13), (1, 9, 3, 16)];
+
+/// Which planes a configuration runs: pipelines are what costs time here, so narrow ones run in two storage kinds only.
+fn planes(config: &Config) -> impl Iterator<Item = (usize, usize, usize, usize)> {
+    let narrow: &[_] = match config.name {
+        "f32" => &NARROW,
+        "packed" => &NARROW[..3],
+        _ => &[],
+    };
+    WIDE.iter().chain(narrow).copied()
+}
+
+#[test]
+fn conv2d_3x3_agrees_with_its_definition() {
+    let Some((mut suite, configs)) = start("conv2d_3x3_agrees_with_its_definition") else { return };
+    for config in &configs {
+        let elem = config.elem;
+        for (n, (h, w, cin, cout)) in planes(config).enumerate() {
+            let both: &[bool] = match config.name {
+                _ if cout < 29 => &[false],
+                "f32" | "f16" | "packed" => &[false, true],
+                _ => &[true],
+            };
+            for &residual in both {
+                let (act, activation) = ACTS[n % ACTS.len()];
+                let label = format!("{h}x{w} {cin}->{cout} {act:?} residual={residual}");
+                let conv = Conv::new(&label, (h, w, cin), cout, 3, elem);
+                let added = values(&label, "residual", h * w * cout, 1.0, elem);
+                let record = |rec: &mut Recorder| {
+                    let (x, weights) = conv.upload(rec, elem, &conv2d::pack_square(&conv.weight, cout, cin, 3));
+                    let added = residual.then(|| rec.upload(&added, h, w, cout, elem));
+                    conv2d::conv2d_3x3(rec, &x, &weights, added.as_ref(), act, elem)
+                };
+                suite.case(config, &label, record, || {
+                    let sums = conv.reference(reference::Geometry::same(3)).into_iter();
+                    sums.zip(&added).map(|(v, &r)| activation.apply(if residual { v.plus(r as f64) } else { v })).collect()
+                });
+            }
+        }
+    }
+    suite.finish(80);
+}
+
+#[test]
+fn upsampling_convolution_agrees_with_upsampling_then_convolving() {
+    let Some((mut suite, configs)) = start("upsampling_convolution_agrees_with_upsampling_then_convolving") else { return };
+    for config in &configs {
+        let elem = config.elem;
+        for (n, (h, w, cin, cout)) in planes(config).enumerate() {
+            let (act, activation) = ACTS[(n + 1) % ACTS.len()];
+            let label = format!("{h}x{w} {cin}->{cout} {act:?}");
+            let mut conv = Conv::new(&label, (h, w, cin), cout, 3, elem);
+            // Multiples of 1/64 below 1: sums of four are exact in f16, so packing rounds nothing.
+            conv.weight.iter_mut().for_each(|v| *v = (*v * 64.0).round().clamp(-63.0, 63.0) / 64.0);
+            let record = |rec: &mut Recorder| {
+                let (x, weights) = conv.upload(rec, elem, &conv2d::pack_phases(&conv.weight, cout, cin));
+                conv2d::upsample2x_conv2d_3x3(rec, &x, &weights, act, elem)
+            };
+            suite.case(config, &label, record, || {
+                let large = reference::upsample_nearest_2x(&wide(&conv.x), conv.shape);
+                let same = reference::Geometry::same(3);
+                let sums = reference::conv2d(&large, (2 * h, 2 * w, cin), &wide(&conv.weight), &wide(&conv.bias), cout, same);
+                sums.into_iter().map(|v| activation.apply(v)).collect()
+            });
+        }
+    }
+    suite.finish(60);
+}
+
+#[test]
+fn strided_convolution_agrees_with_its_definition() {
+    let Some((mut suite, configs)) = start("strided_convolution_agrees_with_its_definition") else { return };
+    // Kernel, stride, zeros before and after.
+    const GEOMETRIES: [(usize, usize, usize, usize); 8] =
+        [(3, 2, 1, 1), (3, 2, 0, 1), (3, 1, 1, 1), (3, 1, 0, 0), (3, 3, 2, 0), (1, 1, 0, 0), (1, 2, 0, 0), (2, 2, 0, 0)];
+    const SHAPES: [(usize, usize, usize, usize); 5] = [(3, 3, 5, 29), (7, 5, 4, 33), (4, 9, 3, 36), (5, 67, 7, 31), (9, 6, 13, 32)];
+    for config in &configs {
+        let elem = config.elem;
+        for (n, (kernel, stride, pad_before, pad_after)) in GEOMETRIES.into_iter().enumerate() {
+            // Other kernel sizes are pipelines of their own.
+            if kernel != 3 && config.name != "f32" {
+                continue;
+            }
+            for (m, (h, w, cin, cout)) in SHAPES.into_iter().enumerate() {
+                let (act, activation) = ACTS[(n + m) % ACTS.len()];
+                let label = format!("{kernel}x{kernel} stride {stride} pad {pad_before},{pad_after} {h}x{w} {cin}->{cout} {act:?}");
+                let conv = Conv::new(&label, (h, w, cin), cout, kernel, elem);
+                let geometry = Geometry { kernel, stride, pad_before, pad_after };
+                let record = |rec: &mut Recorder| {
+                    let (x, weights) = conv.upload(rec, elem, &conv2d::pack_square(&conv.weight, cout, cin, kernel));
+                    conv2d::conv2d_strided(rec, &x, &weights, geometry, act, elem)
+                };
+                suite.case(config, &label, record, || {
+                    let pads = (pad_before, pad_after);
+                    let geometry = reference::Geometry { kernel: (kernel, kernel), stride: (stride, stride), pad_rows: pads, pad_columns: pads };
+                    conv.reference(geometry).into_iter().map(|v| activation.apply(v)).collect()
+                });
+            }
+        }
+    }
+    suite.finish(180);
+}
+
+/// A kernel that is 1 at one tap from one channel to one other shifts the image, exactly.
+#[test]
+fn one_hot_kernels_shift_the_image_exactly() {
+    let Some((mut suite, configs)) = start("one_hot_kernels_shift_the_image_exactly") else { return };
+    let (h, w, cin, cout) = (4, 11, 6, 30);
+    for config in configs.iter().filter(|c| matches!(c.name, "f32" | "packed")) {
+        let elem = config.elem;
+        for tap in 0..9 {
+            let (from, to) = (tap % cin, (7 * tap + 3) % cout);
+            let x = values("one hot", "x", h * w * cin, 1.7, elem);
+            let mut weight = vec![0.0; cout * cin * 9];
+            weight[(to * cin + from) * 9 + tap] = 1.0;
+            let bias = vec![0.0; cout];
+            let at = |i: usize, j: usize, h: usize, w: usize, scale: usize| {
+                let (row, column) = ((i + tap / 3).wrapping_sub(1), (j + tap % 3).wrapping_sub(1));
+                if row < h && column < w { x[(row / scale * (w / scale) + column / scale) * cin + from] as f64 } else { 0.0 }
+            };
+            let plane = |h: usize, w: usize, scale: usize| -> Vec<Bounded> {
+                let mut y = vec![Bounded::exact(0.0); h * w * cout];
+                (0..h * w).for_each(|p| y[p * cout + to].value = at(p / w, p % w, h, w, scale));
+                y
+            };
+            for kind in ["conv2d_3x3", "upsample", "strided"] {
+                let record = |rec: &mut Recorder| {
+                    let image = rec.upload(&x, h, w, cin, elem);
+                    let pack = if kind == "upsample" { conv2d::pack_phases(&weight, cout, cin) } else { conv2d::pack_square(&weight, cout, cin, 3) };
+                    let weights = ConvWeights { weight: packed(rec, &pack, elem), bias: vector(rec, &bias), cin, cout };
+                    match kind {
+                        "conv2d_3x3" => conv2d::conv2d_3x3(rec, &image, &weights, None, Act::None, elem),
+                        "upsample" => conv2d::upsample2x_conv2d_3x3(rec, &image, &weights, Act::None, elem),
+                        _ => conv2d::conv2d_strided(rec, &image, &weights, Geometry { kernel: 3, stride: 1, pad_before: 1, pad_after: 1 }, Act::None, elem),
+                    }
+                };
+                suite.exact(config, &format!("{kind} tap {tap}"), record, || if kind == "upsample" { plane(2 * h, 2 * w, 2) } else { plane(h, w, 1) });
+            }
+        }
+    }
+    suite.finish(54);
+}
+
+#[test]
+fn convolution_is_linear() {
+    let Some((mut suite, configs)) = start("convolution_is_linear") else { return };
+    let config = &configs[0];
+    let (h, w, cin, cout) = (6, 13, 7, 29);
+    let label = format!("{h}x{w} {cin}->{cout}");
+    let mut conv = Conv::new(&label, (h, w, cin), cout, 3, Elem::F32);
+    conv.bias.fill(0.0);
+    let other = values(&label, "other", h * w * cin, 1.7, Elem::F32);
+    let mut apply = |x: &[f32]| {
+        let record = |rec: &mut Recorder| {
+            conv.x = x.to_vec();
+            let (x, weights) = conv.upload(rec, Elem::F32, &conv2d::pack_square(&conv.weight, cout, cin, 3));
+            conv2d::conv2d_3x3(rec, &x, &weights, None, Act::None, Elem::F32)
+        };
+        common::suite::evaluate(config, record).unwrap().0
+    };
+    let first: Vec<f32> = conv_x(&label, h * w * cin);
+    // Powers of two scale exactly; a sum of two images agrees to rounding.
+    let (a, b) = (apply(&first), apply(&other));
+    let doubled = apply(&first.iter().map(|v| v * -2.0).collect::<Vec<_>>());
+    let exact = a.iter().map(|v| Bounded::exact(*v as f64 * -2.0)).collect::<Vec<_>>();
+    suite.outcome("scaled by -2", common::compare::compare(&doubled, &exact, (h, w, cout)));
+    let sum = apply(&first.iter().zip(&other).map(|(a, b)| a + b).collect::<Vec<_>>());
+    let near = |(a, b): (&f32, &f32)| Bounded { value: *a as f64 + *b as f64, bound: 2e-5 };
+    suite.outcome("sum", common::compare::compare(&sum, &a.iter().zip(&b).map(near).collect::<Vec<_>>(), (h, w, cout)));
+    suite.finish(2);
+}
+
+fn conv_x(label: &str, len: usize) -> Vec<f32> {
+    values(label, "x", len, 1.7, Elem::F32)
+}
+
+#[test]
+fn linear_agrees_with_its_definition() {
+    let Some((mut suite, configs)) = start("linear_agrees_with_its_definition") else { return };
+    // Tokens, inputs, outputs; 8 or 64 tokens by 32 outputs a tile.
+    const WIDE: [(usize, usize, usize); 9] =
+        [(1, 1, 29), (1, 320, 32), (7, 5, 33), (8, 12, 37), (9, 3, 64), (17, 13, 31), (63, 4, 36), (64, 7, 65), (65, 10, 30)];
+    const NARROW: [(usize, usize, usize); 6] = [(1, 3, 1), (11, 6, 3), (5, 9, 4), (13, 7, 7), (9, 5, 13), (8, 17, 16)];
+    for config in &configs {
+        let elem = config.elem;
+        let narrow: &[_] = match config.name {
+            "f32" => &NARROW,
+            "packed" => &NARROW[..3],
+            _ => &[],
+        };
+        for (n, (tokens, inputs, outputs)) in WIDE.iter().chain(narrow).copied().enumerate() {
+            let both: &[bool] = match config.name {
+                _ if outputs < 29 => &[false],
+                "f32" | "f16" | "packed" => &[false, true],
+                _ => &[true],
+            };
+            for &residual in both {
+                let (act, activation) = ACTS[(n + 3) % ACTS.len()];
+                let label = format!("{tokens} x {inputs}->{outputs} {act:?} residual={residual}");
+                let x = values(&label, "x", tokens * inputs, 1.7, elem);
+                let weight = values(&label, "weight", outputs * inputs, (3.0 / inputs as f32).sqrt(), elem);
+                let bias = values(&label, "bias", outputs, 0.5, Elem::F32);
+                let added = values(&label, "residual", tokens * outputs, 1.0, elem);
+                let record = |rec: &mut Recorder| {
+                    let x = rec.upload(&x, tokens, 1, inputs, elem);
+                    let weight = packed(rec, &linear::pack_linear(&weight, outputs, inputs), elem);
+                    let weights = LinearWeights { weight, bias: vector(rec, &bias), inputs, outputs };
+                    let added = residual.then(|| rec.upload(&added, tokens, 1, outputs, elem));
+                    linear::linear(rec, &x, &weights, added.as_ref(), act, elem)
+                };
+                suite.case(config, &label, record, || {
+                    let sums = reference::linear(&wide(&x), inputs, &wide(&weight), &wide(&bias), outputs).into_iter();
+                    sums.zip(&added).map(|(v, &r)| activation.apply(if residual { v.plus(r as f64) } else { v })).collect()
+                });
+            }
+        }
+    }
+    suite.finish(80);
+}
+
+#[test]
+fn group_norm_agrees_with_its_definition() {
+    let Some((mut suite, configs)) = start("group_norm_agrees_with_its_definition") else { return };
+    // Height, width, channels, groups, mean of the input; statistics blocks are 8 x 16 pixels.
+    const CASES: [(usize, usize, usize, usize, f32); 12] = [
+        (1, 1, 4, 2, 0.0),
+        (1, 1, 3, 1, 5.0),
+        (5, 6, 12, 3, 0.0),
+        (7, 15, 10, 5, 0.0),
+        (8, 16, 8, 8, 0.0),
+        (9, 17, 6, 1, -3.0),
+        (16, 32, 20, 4, 0.0),
+        (17, 33, 30, 10, 30.0),
+        (3, 50, 13, 13, 0.0),
+        (25, 2, 60, 6, 1.0),
+        (2, 5, 320, 32, 0.0),
+        (40, 70, 7, 7, 300.0),
+    ];
+    for config in &configs {
+        let elem = config.elem;
+        for (h, w, c, groups, offset) in CASES {
+            let label = format!("{h}x{w}x{c} in {groups} groups, mean {offset}");
+            let x = stored(fill(&format!("{label}.x"), h * w * c, 1.7, offset, 0), elem);
+            let (weight, bias) = (values(&label, "weight", c, 1.3, Elem::F32), values(&label, "bias", c, 0.9, Elem::F32));
+            let eps = 1e-5f32;
+            let norm = |rec: &mut Recorder, x: &Tensor| {
+                let weights = GroupNormWeights { weight: vector(rec, &weight), bias: vector(rec, &bias), groups, eps };
+                group_norm::group_norm(rec, x, &weights)
+            };
+            let record = |rec: &mut Recorder| {
+                let x = rec.upload(&x, h, w, c, elem);
+                let mut affine = norm(rec, &x);
+                affine.channels = c; // the kernel calls its padded channels real; here they must be zero
+                affine
+            };
+            let (x64, w64, b64) = (wide(&x), wide(&weight), wide(&bias));
+            suite.case(config, &format!("statistics {label}"), record, || {
+                let affine = reference::group_norm_affine(&x64, c, groups, &w64, &b64, eps as f64);
+                affine.scale.into_iter().chain(affine.shift).collect()
+            });
+            for silu in [true, false] {
+                if !silu && config.name != "f32" {
+                    continue;
+                }
+                let record = |rec: &mut Recorder| {
+                    let x = rec.upload(&x, h, w, c, elem);
+                    let affine = norm(rec, &x);
+                    group_norm::norm_apply(rec, &x, &affine, silu, elem)
+                };
+                suite.case(config, &format!("{label} silu={silu}"), record, || {
+                    let y = reference::group_norm(&x64, c, groups, &w64, &b64, eps as f64).into_iter();
+                    y.map(|v| if silu { Activation::Silu.apply(v) } else { v }).collect()
+                });
+            }
+        }
+    }
+    suite.finish(160);
+}
+
+#[test]
+fn layer_norm_agrees_with_its_definition() {
+    let Some((mut suite, configs)) = start("layer_norm_agrees_with_its_definition") else { return };
+    // Tokens (8 a workgroup), channels (8 quads a pass), mean.
+    const CASES: [(usize, usize, f32); 9] =
+        [(1, 1, 0.0), (1, 4, 2.0), (7, 20, 0.0), (8, 31, 0.0), (9, 32, -3.0), (17, 33, 30.0), (5, 36, 0.0), (3, 512, 0.0), (2, 1283, 1.0)];
+    for config in &configs {
+        let elem = config.elem;
+        for (tokens, c, offset) in CASES {
+            let label = format!("{tokens} tokens of {c}, mean {offset}");
+            let x = stored(fill(&format!("{label}.x"), tokens * c, 1.7, offset, 0), elem);
+            let (weight, bias) = (values(&label, "weight", c, 1.3, Elem::F32), values(&label, "bias", c, 0.9, Elem::F32));
+            let eps = 1e-5f32;
+            let record = |rec: &mut Recorder| {
+                let x = rec.upload(&x, tokens, 1, c, elem);
+                let affine = rec.upload(&[weight.as_slice(), &bias].concat(), 2, 1, c, Elem::F32);
+                layer_norm(rec, &x, &LayerNormWeights { affine, eps }, elem)
+            };
+            suite.case(config, &label, record, || reference::layer_norm(&wide(&x), c, &wide(&weight), &wide(&bias), eps as f64));
+        }
+    }
+    suite.finish(60);
+}
+
+#[test]
+fn attention_agrees_with_its_definition() {
+    let Some((mut suite, configs)) = start("attention_agrees_with_its_definition") else { return };
+    // Queries, keys, heads, head dim, causal, standard deviation of the scores. Blocks are 8 keys.
+    type Case = (usize, usize, usize, usize, bool, f32);
+    const SMALL: [Case; 12] = [
+        (1, 1, 1, 20, false, 2.0),
+        (5, 1, 2, 20, false, 2.0),
+        (3, 7, 2, 20, false, 2.0),
+        (9, 8, 1, 20, false, 2.0),
+        (17, 9, 3, 20, false, 2.0),
+        (6, 77, 2, 20, false, 2.0),
+        (65, 16, 1, 20, false, 2.0),
+        (4, 33, 2, 20, false, 40.0),
+        (8, 8, 2, 20, true, 2.0),
+        (9, 9, 3, 20, true, 2.0),
+        (77, 77, 2, 20, true, 2.0),
+        (1, 1, 2, 20, true, 2.0),
+    ];
+    // Head dims of the networks, and 36, which two lanes cannot share evenly. Each is a pipeline.
+    const DIMS: [Case; 8] = [
+        (3, 11, 5, 4, false, 2.0),
+        (5, 10, 3, 32, false, 2.0),
+        (5, 9, 2, 36, false, 2.0),
+        (3, 77, 2, 40, false, 2.0),
+        (7, 13, 8, 64, false, 2.0),
+        (5, 9, 2, 80, false, 2.0),
+        (3, 9, 2, 160, true, 2.0),
+        (5, 19, 1, 512, false, 2.0),
+    ];
+    for config in &configs {
+        let elem = config.elem;
+        let dims = match config.name {
+            "f32" => &DIMS[..],
+            // Larger heads share a query among more lanes; lavapipe takes minutes to compile that for 64 lanes.
+            "f32, lanes of the other kind" => &DIMS[2..6],
+            "packed" => &DIMS[7..],
+            _ => &[],
+        };
+        for &(n, m, heads, d, causal, logit) in SMALL.iter().chain(dims) {
+            let label = format!("{n} queries {m} keys {heads} x {d} causal={causal} scores {logit}");
+            let c = heads * d;
+            let amp = (3.0 * logit).sqrt();
+            let (q, k) = (values(&label, "q", n * c, amp, elem), values(&label, "k", m * c, amp, elem));
+            let v = values(&label, "v", m * c, 1.7, elem);
+            let scale = 1.0 / (d as f32).sqrt();
+            let record = |rec: &mut Recorder| {
+                let q = rec.upload(&q, n, 1, c, elem);
+                let k = rec.upload(&k, m, 1, c, elem);
+                let v = rec.upload(&v, m, 1, c, elem);
+                attention(rec, &q, &k, &v, heads, scale, causal, elem)
+            };
+            suite.case(config, &label, record, || {
+                let split = reference::Heads { heads, head_dim: d, scale: scale as f64, causal };
+                reference::attention(&wide(&q), &wide(&k), &wide(&v), split)
+            });
+        }
+    }
+    suite.finish(80);
+}
+
+/// Queries that see one key only return its value: each key position in turn, in every place of a block.
+#[test]
+fn one_hot_attention_picks_one_value() {
+    let Some((mut suite, configs)) = start("one_hot_attention_picks_one_value") else { return };
+    let (m, d) = (19, 20);
+    for config in configs.iter().filter(|c| matches!(c.name, "f32" | "packed" | "f32, lanes of the other kind")) {
+        let elem = config.elem;
+        // Query i is 40 times a unit vector that key i alone has.
+        let mut q = vec![0.0; m * d];
+        let mut k = vec![0.0; m * d];
+        for i in 0..m {
+            q[i * d + i] = 40.0;
+            k[i * d + i] = 40.0;
+        }
+        let v = values("one hot", "v", m * d, 1.7, elem);
+        let record = |rec: &mut Recorder| {
+            let q = rec.upload(&q, m, 1, d, elem);
+            let k = rec.upload(&k, m, 1, d, elem);
+            let v = rec.upload(&v, m, 1, d, elem);
+            attention(rec, &q, &k, &v, 1, 1.0, false, elem)
+        };
+        suite.exact(config, "19 keys", record, || v.iter().map(|&v| Bounded::exact(v as f64)).collect());
+    }
+    suite.finish(3);
+}
+
+#[test]
+fn geglu_agrees_with_its_definition() {
+    let Some((mut suite, configs)) = start("geglu_agrees_with_its_definition") else { return };
+    for config in &configs {
+        for (tokens, half) in [(1, 4), (7, 12), (65, 20), (3, 1280)] {
+            let label = format!("{tokens} tokens of {half}");
+            let x = values(&label, "x", tokens * 2 * half, 4.0, config.elem);
+            let record = |rec: &mut Recorder| {
+                let x = rec.upload(&x, tokens, 1, 2 * half, config.elem);
+                geglu::geglu(rec, &x, config.elem)
+            };
+            suite.case(config, &label, record, || reference::geglu(&wide(&x), half));
+        }
+    }
+    suite.finish(24);
+}
+
+/// Every activation over its whole range, through a linear layer that is the identity.
+#[test]
+fn activations_agree_over_their_whole_range() {
+    let Some((mut suite, configs)) = start("activations_agree_over_their_whole_range") else { return };
+    let n = 29;
+    let mut weight = vec![0.0; n * n];
+    (0..n).for_each(|i| weight[i * n + i] = 1.0);
+    let mut special: Vec<f32> = vec![0.0, -0.0, 1e-20, -1e-20, 1e-3, -1e-3, 5.0, -5.0, 9.0, -9.0, 40.0, -40.0, 79.0, -79.0, 88.0, -88.0, 120.0, -120.0, 3e4, -3e4];
+    special.extend(fill("activations", 71 * n - special.len(), 12.0, 0.0, 0));
+    for config in configs.iter().filter(|c| matches!(c.name, "f32" | "packed")) {
+        let x = stored(special.clone(), config.elem);
+        for (act, activation) in ACTS {
+            let record = |rec: &mut Recorder| {
+                let x = rec.upload(&x, 71, 1, n, config.elem);
+                let weight = packed(rec, &linear::pack_linear(&weight, n, n), config.elem);
+                let weights = LinearWeights { weight, bias: vector(rec, &vec![0.0; n]), inputs: n, outputs: n };
+                linear::linear(rec, &x, &weights, None, act, config.elem)
+            };
+            suite.case(config, &format!("{act:?}"), record, || x.iter().map(|&v| activation.apply(Bounded::exact(v as f64))).collect());
+        }
+    }
+    suite.finish(12);
+}
+
+#[test]
+fn position_features_agree_with_their_definition() {
+    let Some((mut suite, configs)) = start("position_features_agree_with_their_definition") else { return };
+    use std::f32::consts::{FRAC_PI_2, PI};
+    // Grid rows and columns, first row and rows computed, features, spans.
+    let cases = [
+        ((1, 1), 0, 1, 1, FRAC_PI_2, FRAC_PI_2),
+        ((3, 5), 0, 3, 6, FRAC_PI_2, FRAC_PI_2),
+        ((7, 4), 2, 3, 33, FRAC_PI_2, FRAC_PI_2),
+        ((13, 11), 12, 1, 5, 2.0 * PI, PI),
+        ((9, 66), 0, 9, 256, 2.0 * PI, PI),
+    ];
+    for config in configs.iter().filter(|c| c.elem == Elem::F32 && !c.name.contains("other")) {
+        for (grid, row0, rows, m, lon, lat) in cases {
+            let label = format!("{grid:?} rows {row0}+{rows}, {m} features");
+            let b = values(&label, "B", m * 3, 69.0, Elem::F32);
+            let record = |rec: &mut Recorder| {
+                let b = vector(rec, &b);
+                inpe::inpe_features(rec, &b, m, inpe::GridRows { grid, row0, rows }, lon, lat)
+            };
+            suite.case(config, &label, record, || {
+                let cells = (row0..row0 + rows).flat_map(|i| (0..grid.1).map(move |j| (i, j)));
+                cells.flat_map(|cell| reference::fourier_features(&wide(&b), reference::sphere_point(cell, grid, lon as f64, lat as f64))).collect()
+            });
+        }
+    }
+    suite.finish(10);
+}
+
+#[test]
+fn bilinear_resampling_agrees_with_its_definition() {
+    let Some((mut suite, configs)) = start("bilinear_resampling_agrees_with_its_definition") else { return };
+    // Source height and width, grid, first row, rows, channels.
+    let cases = [
+        ((1, 1), (1, 1), 0, 1, 1),
+        ((1, 1), (3, 2), 0, 3, 7),
+        ((3, 4), (5, 9), 0, 5, 5),
+        ((9, 7), (4, 3), 1, 2, 5),
+        ((4, 5), (4, 5), 0, 4, 6),
+        ((2, 11), (7, 6), 3, 4, 4),
+        ((16, 16), (41, 13), 40, 1, 13),
+    ];
+    for config in &configs {
+        for ((h, w), grid, row0, rows, c) in cases {
+            let label = format!("{h}x{w}x{c} to {grid:?} rows {row0}+{rows}");
+            let x = values(&label, "x", h * w * c, 1.7, config.elem);
+            let record = |rec: &mut Recorder| {
+                let x = rec.upload(&x, h, w, c, config.elem);
+                resample::resample_bilinear(rec, &x, inpe::GridRows { grid, row0, rows }, config.elem)
+            };
+            suite.case(config, &label, record, || {
+                let a_row = grid.1 * c;
+                reference::resample_bilinear(&wide(&x), (h, w, c), grid.0, grid.1)[row0 * a_row..(row0 + rows) * a_row].to_vec()
+            });
+        }
+    }
+    suite.finish(40);
+}
+
+#[test]
+fn pixels_are_rounded_half_to_even_and_clamped() {
+    let Some((mut suite, configs)) = start("pixels_are_rounded_half_to_even_and_clamped") else { return };
+    for config in &configs {
+        for ((h, w), (height, width)) in [((1, 1), (1, 1)), ((3, 5), (3, 5)), ((7, 66), (5, 65)), ((4, 64), (4, 63))] {
+            let label = format!("{h}x{w} cropped to {height}x{width} [{}]", config.name);
+            if !suite.wants(&label) {
+                continue;
+            }
+            let mut x = values(&label, "x", h * w * 3, 1.3, config.elem);
+            x[0] = -1.0;
+            x[1] = 1.0;
+            x[2] = 1e4;
+            let mut rec = config.recorder();
+            let image = rec.upload(&x, h, w, 3, config.elem);
+            let words = output::image_to_rgba8(&mut rec, &image, width, height);
+            rec.output("y", &words);
+            let got = common::devices::run(&config.device.lock(), rec.finish()).unwrap().words("y");
+            let cropped: Vec<f64> = (0..height).flat_map(|i| wide(&x[i * w * 3..(i * w + width) * 3])).collect();
+            let want = reference::image_to_rgba8(&cropped);
+            let mut result = if got.len() == want.len() { Ok(0.0) } else { Err(format!("{} words for {} pixels", got.len(), want.len())) };
+            for (p, (word, want)) in got.iter().zip(&want).enumerate() {
+                for (c, (byte, want)) in word.to_le_bytes().iter().zip(want).enumerate() {
+                    // f32 may land on the other side of a half.
+                    let level = 255.0 * reference::image_to_unit(if c < 3 { cropped[3 * p + c] } else { 1.0 });
+                    let tie = (level - level.floor() - 0.5).abs() < 1e-4;
+                    if byte != want && !(tie && byte.abs_diff(*want) == 1) {
+                        result = Err(format!("row {}, column {}, channel {c}: {byte}, expected {want} (level {level})", p / width, p % width));
+                    }
+                }
+            }
+            suite.outcome(&label, result);
+        }
+    }
+    suite.finish(24);
+}
