@@ -196,6 +196,9 @@ fn png_stream(
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
     encoder.set_source_srgb(png::SrgbRenderingIntent::Perceptual);
+    // 18 ms a megapixel on a photograph, where `Balanced` takes 650 for a file an eighth smaller (png 0.18.1, one core of
+    // a shared Xeon).
+    encoder.set_compression(png::Compression::Fast);
     for &(keyword, text) in metadata {
         // tEXt is Latin-1 and ends at a NUL; iTXt is UTF-8.
         if text.chars().all(|c| u32::from(c) < 256 && c != '\0') {
