@@ -101,6 +101,8 @@ pub struct Gpu {
     failure: Arc<Mutex<Option<String>>>,
     lost: Arc<OnceLock<String>>,
     pub(crate) max_workgroups: u32,
+    /// Limits on bytes a binding and workgroups a dispatch that tests set, see [`Gpu::force_cuts`].
+    pub(crate) cuts: Mutex<Option<(u64, u32)>>,
     poller: Poller,
 }
 
@@ -205,6 +207,7 @@ impl Gpu {
             failure,
             lost,
             max_workgroups: limits.max_compute_workgroups_per_dimension,
+            cuts: Mutex::default(),
         })
     }
 
@@ -243,6 +246,13 @@ impl Gpu {
     #[doc(hidden)]
     pub fn lose(&self) {
         self.device.destroy();
+    }
+
+    /// Cuts dispatches as if a binding could have no more than `max_binding` bytes and a dispatch no more than
+    /// `max_groups` workgroups an axis. For tests: results must not change by a bit.
+    #[doc(hidden)]
+    pub fn force_cuts(&self, max_binding: u64, max_groups: u32) {
+        *lock(&self.cuts) = Some((max_binding, max_groups));
     }
 
     /// A tensor that outlives recordings, filled with `bytes` (units of `elem`, see [`Tensor`]).

@@ -348,9 +348,10 @@ impl Gpu {
     }
 
     fn limits(&self, max_share: f64) -> Limits {
+        let (max_binding, max_groups) = lock(&self.cuts).unwrap_or((u64::MAX, u32::MAX));
         Limits {
-            max_groups: self.max_workgroups,
-            max_binding: self.profile().max_binding,
+            max_groups: self.max_workgroups.min(max_groups),
+            max_binding: self.profile().max_binding.min(max_binding),
             offset_alignment: self.profile().offset_alignment,
             max_share,
         }
@@ -504,7 +505,10 @@ impl Run<'_> {
     async fn check_guards(&self) -> Result<()> {
         let (guard, staging) = (self.gpu.guard, &self.buffers.last().expect("guards need staging").raw);
         for (slot, buffer) in self.buffers[..self.plan.slots.len()].iter().enumerate() {
-            for offset in [0, buffer.bytes - guard] {
+            // The band starts right behind the slot's largest tensor; rounding up the buffer leaves slack behind it.
+            let tensors = self.recording.tensors.iter().zip(&self.plan.slot_of).filter(|(_, of)| **of == Some(slot));
+            let largest = tensors.map(|(tensor, _)| tensor.bytes).max().unwrap_or(0);
+            for offset in [0, guard + largest] {
                 let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
                 encoder.copy_buffer_to_buffer(&buffer.raw, offset, staging, 0, guard);
                 self.gpu.queue.submit([encoder.finish()]);
