@@ -109,7 +109,9 @@ pub struct Gpu {
 /// Drives callbacks while the host does something else. The browser has an event loop for that.
 struct Poller {
     #[cfg(not(target_arch = "wasm32"))]
-    wake: std::sync::mpsc::Sender<()>,
+    wake: Option<std::sync::mpsc::Sender<()>>,
+    #[cfg(not(target_arch = "wasm32"))]
+    thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Poller {
@@ -117,13 +119,13 @@ impl Poller {
     fn start(device: &wgpu::Device) -> Poller {
         let (wake, woken) = std::sync::mpsc::channel();
         let device = device.clone();
-        std::thread::spawn(move || {
+        let thread = std::thread::spawn(move || {
             while woken.recv().is_ok() {
                 // A lost device makes this fail; the lost callback has told everyone by then.
                 let _ = device.poll(wgpu::PollType::wait_indefinitely());
             }
         });
-        Poller { wake }
+        Poller { wake: Some(wake), thread: Some(thread) }
     }
 
     #[cfg(target_arch = "wasm32")]
@@ -133,7 +135,20 @@ impl Poller {
 
     fn poke(&self) {
         #[cfg(not(target_arch = "wasm32"))]
-        let _ = self.wake.send(());
+        if let Some(wake) = &self.wake {
+            let _ = wake.send(());
+        }
+    }
+}
+
+/// Waits for the thread, so that the device is not torn down behind the back of a program that ends: drivers crash then.
+#[cfg(not(target_arch = "wasm32"))]
+impl Drop for Poller {
+    fn drop(&mut self) {
+        self.wake = None;
+        if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != std::thread::current().id()) {
+            let _ = thread.join();
+        }
     }
 }
 

@@ -15,6 +15,12 @@ use clap::Parser;
 use run::Run;
 
 fn main() -> ExitCode {
+    // Mesa's drivers print two error lines where a session has no runtime directory, as in containers.
+    #[cfg(target_os = "linux")]
+    if std::env::var_os("XDG_RUNTIME_DIR").is_none() && std::env::var_os("WAYLAND_DISPLAY").is_none() {
+        // SAFETY: the first statement of the program, no other thread exists that could read the environment.
+        unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
+    }
     let args = Args::parse();
     let level = if args.common.verbose { "infgen=debug,wgpu_hal=warn,wgpu_core=warn" } else { "off" };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();

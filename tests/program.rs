@@ -1,0 +1,323 @@
+//! The program as its users and scripts call it: exit status, one line on stderr, whole files or none.
+
+mod common;
+#[path = "common/golden.rs"]
+mod golden;
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use common::{data, synthetic};
+use golden::{Case, WeightsFolder};
+use infgen::{Image, Latent};
+
+fn infgen(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_infgen")).args(arguments).output().unwrap()
+}
+
+/// Whether there is a device to run on; a test without one says so, and fails if `REQUIRE_GPU` is set.
+fn has_device() -> bool {
+    let output = infgen(&["devices", "--json"]);
+    let listed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let found = listed["devices"].as_array().is_some_and(|all| !all.is_empty());
+    assert!(found || std::env::var_os("REQUIRE_GPU").is_none(), "no adapter");
+    if !found {
+        println!("SKIPPED: no adapter");
+    }
+    found
+}
+
+fn done(arguments: &[&str]) -> serde_json::Value {
+    let mut all = arguments.to_vec();
+    all.push("--json");
+    let output = infgen(&all);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "infgen {}: {}: {stderr}", all.join(" "), output.status);
+    assert_eq!(stderr, "", "infgen {}", all.join(" "));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Exit status 1, one line on stderr that has all of `words`, nothing on stdout, and no file.
+fn refused(arguments: &[&str], output: &Path, words: &[&str]) {
+    let result = infgen(arguments);
+    let stderr = String::from_utf8_lossy(&result.stderr);
+    assert_eq!(result.status.code(), Some(1), "infgen {}: {stderr}", arguments.join(" "));
+    // Progress and notes for people come first; the error is the last line, and the only one with --quiet.
+    let lines: Vec<&str> = stderr.lines().collect();
+    assert_eq!(lines.len(), 1, "infgen {}: {stderr}", arguments.join(" "));
+    assert!(words.iter().all(|word| stderr.contains(word)), "infgen {}: {stderr} lacks one of {words:?}", arguments.join(" "));
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    assert!(result.stdout.is_empty());
+    assert!(!output.exists(), "{} was left behind", output.display());
+    let siblings = std::fs::read_dir(output.parent().unwrap()).unwrap().filter(|f| {
+        let name = f.as_ref().unwrap().file_name();
+        name.to_string_lossy().contains("tmp")
+    });
+    assert_eq!(siblings.count(), 0, "a temporary file was left behind");
+}
+
+/// A small InfGen decoder of synthetic weights and a latent for it.
+struct Fixture {
+    weights: WeightsFolder,
+    folder: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Fixture {
+        let case = Case::open("infgen-small-skip");
+        let fixture = Fixture { weights: case.write_weights(), folder: tempfile::tempdir().unwrap() };
+        let (shape, values) = case.input("latent.6x5");
+        let scaled: Vec<f32> = values.iter().map(|v| v * 0.18215).collect();
+        Latent::new([1, shape[0], shape[1], shape[2]], scaled.clone()).unwrap().save(fixture.at("latent.safetensors")).unwrap();
+        let twice = [scaled.clone(), scaled.iter().map(|v| -v).collect()].concat();
+        Latent::new([2, shape[0], shape[1], shape[2]], twice).unwrap().save(fixture.at("batch.npy")).unwrap();
+        fixture
+    }
+
+    fn at(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.at(name).display().to_string()
+    }
+
+    fn weights(&self) -> String {
+        self.weights.path().display().to_string()
+    }
+}
+
+/// `[3, H, W]` of a `.npy` written by the program.
+fn npy(path: &Path) -> (usize, usize, Vec<f32>) {
+    let bytes = std::fs::read(path).unwrap();
+    assert_eq!(&bytes[..6], b"\x93NUMPY");
+    let header_length = u16::from_le_bytes([bytes[8], bytes[9]]) as usize;
+    let header = std::str::from_utf8(&bytes[10..10 + header_length]).unwrap();
+    assert!(header.contains("'<f4'") && header.contains("False"), "{header}");
+    let shape = header.split("(").nth(1).unwrap().split(')').next().unwrap();
+    let sides: Vec<usize> = shape.split(',').filter_map(|s| s.trim().parse().ok()).collect();
+    assert_eq!(sides[0], 3);
+    let values = bytes[10 + header_length..].chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    (sides[2], sides[1], values)
+}
+
+#[test]
+fn wrong_usage_ends_with_status_2() {
+    for arguments in [
+        &["decode"][..],
+        &["decode", "--latent", "x", "--size", "0x5", "-o", "y.png"],
+        &["decode", "--latent", "x", "--size", "5x5", "--region", "1,2", "-o", "y.png"],
+        &["decode", "--latent", "x", "--size", "5x5", "-o", "y.png", "--memory", "lots"],
+        &["decode", "--latent", "x", "--size", "5x5", "-o", "y.png", "--dtype", "f8"],
+        &["upscale", "--image", "x", "-o", "y.png"],
+        &["upscale", "--image", "x", "--scale", "2", "--size", "5x5", "-o", "y.png"],
+        &["frobnicate"],
+        &[],
+    ] {
+        let output = infgen(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{arguments:?}");
+    }
+    for arguments in [&["--help"][..], &["decode", "--help"], &["--version"]] {
+        assert!(infgen(arguments).status.success());
+    }
+    let help = String::from_utf8(infgen(&["decode", "--help"]).stdout).unwrap();
+    assert!(help.contains("Examples:") && help.contains("--region"), "{help}");
+}
+
+#[test]
+fn every_form_of_output_holds_the_same_picture_at_the_size_asked_for() {
+    if !has_device() {
+        return;
+    }
+    let fixture = Fixture::new();
+    let (latent, weights) = (fixture.text("latent.safetensors"), fixture.weights());
+    for size in ["1x1", "7x3", "130x67"] {
+        let sides: Vec<usize> = size.split('x').map(|s| s.parse().unwrap()).collect();
+        let (width, height) = (sides[0], sides[1]);
+        let mut run = |name: &str, extra: &[&str]| {
+            let output = fixture.text(name);
+            let mut arguments = vec!["decode", "--latent", &latent, "--weights", &weights, "--size", size, "-o", &output];
+            arguments.extend(extra);
+            let report = done(&arguments);
+            assert_eq!(report["output"], output.as_str());
+            assert_eq!((report["width"].as_u64(), report["height"].as_u64()), (Some(width as u64), Some(height as u64)));
+            assert!(report["peak_gpu_bytes"].as_u64().unwrap() > 0 && report["seconds"]["decode"].is_number() && !report["device"].is_null());
+            fixture.at(name)
+        };
+        let (w, h, values) = npy(&run("a.npy", &[]));
+        assert_eq!((w, h), (width, height));
+        let png = Image::open(run("a.png", &[])).unwrap();
+        assert_eq!((png.width(), png.height()), (width, height));
+        let again = npy(&run("b.npy", &[])).2;
+        assert_eq!(values, again, "two runs give other bytes");
+        let eight: Vec<u8> = png.data().iter().map(|v| ((v + 1.0) * 127.5).round() as u8).collect();
+        let plane = width * height;
+        for (i, &got) in eight.iter().enumerate() {
+            let value = values[i % 3 * plane + i / 3];
+            let exact = 255.0 * (value as f64 / 2.0 + 0.5).clamp(0.0, 1.0);
+            assert!((got as f64 - exact).abs() <= 0.5 + 1e-4, "{size} value {i}: {got} for {exact}");
+        }
+        let webp = Image::open(run("a.webp", &[])).unwrap();
+        assert_eq!(webp.to_rgb8(), png.to_rgb8());
+        if width > 20 {
+            let (w, h, part) = npy(&run_region(&fixture, &latent, &weights, size, "100,5,30x60"));
+            assert_eq!((w, h), (30, 60));
+            for (i, value) in part.iter().enumerate() {
+                let (c, y, x) = (i / (30 * 60), i / 30 % 60, i % 30);
+                assert_eq!(*value, values[c * plane + (y + 5) * width + x + 100], "region is no crop at {c},{y},{x}");
+            }
+        }
+    }
+}
+
+fn run_region(fixture: &Fixture, latent: &str, weights: &str, size: &str, region: &str) -> std::path::PathBuf {
+    let output = fixture.text("region.npy");
+    done(&["decode", "--latent", latent, "--weights", weights, "--size", size, "--region", region, "-o", &output]);
+    fixture.at("region.npy")
+}
+
+#[test]
+fn a_batch_becomes_numbered_pictures_and_png_carries_the_settings() {
+    if !has_device() {
+        return;
+    }
+    let fixture = Fixture::new();
+    let output = fixture.text("out.png");
+    let report =
+        done(&["decode", "--latent", &fixture.text("batch.npy"), "--weights", &fixture.weights(), "--size", "24x16", "-o", &output]);
+    assert_eq!(report["outputs"].as_array().unwrap().len(), 2);
+    assert!(!fixture.at("out.png").exists());
+    let (first, second) = (Image::open(fixture.at("out-000.png")).unwrap(), Image::open(fixture.at("out-001.png")).unwrap());
+    assert_ne!(first, second);
+    let bytes = std::fs::read(fixture.at("out-000.png")).unwrap();
+    assert!(bytes.windows(4).any(|w| w == b"tEXt" || w == b"iTXt"), "no text chunk");
+    assert!(bytes.windows(5).any(|w| w == b"24x16"), "the settings lack the size");
+}
+
+#[test]
+fn memory_is_refused_with_what_suffices_and_that_suffices() {
+    if !has_device() {
+        return;
+    }
+    let fixture = Fixture::new();
+    let output = fixture.text("m.png");
+    let base = ["decode", "--latent", &fixture.text("latent.safetensors"), "--weights", &fixture.weights(), "--size", "256x256", "-o", &output];
+    let with = |memory: &str| [&base[..], &["--memory", memory, "--quiet"]].concat().into_iter().map(str::to_owned).collect::<Vec<_>>();
+    let tight = with("2MiB");
+    let tight: Vec<&str> = tight.iter().map(String::as_str).collect();
+    let result = infgen(&tight);
+    let stderr = String::from_utf8_lossy(&result.stderr).into_owned();
+    assert_eq!(result.status.code(), Some(1), "{stderr}");
+    assert!(!fixture.at("m.png").exists());
+    let needed: u64 = stderr.split("at least ").nth(1).and_then(|rest| rest.split(',').next()).unwrap().parse().unwrap();
+    let exact = done(&[&base[..], &["--memory", &needed.to_string()]].concat());
+    assert_eq!(exact["peak_gpu_bytes"].as_u64(), Some(needed), "the peak is the plan's");
+    let below = needed - 1;
+    refused(&[&base[..], &["--memory", &below.to_string(), "--quiet"]].concat(), &fixture.at("m2.png"), &[&needed.to_string()]);
+}
+
+#[test]
+fn bad_input_gives_one_line_and_no_file() {
+    if !has_device() {
+        return;
+    }
+    let fixture = Fixture::new();
+    let output = fixture.at("out.png");
+    let out = output.display().to_string();
+    let (latent, weights) = (fixture.text("latent.safetensors"), fixture.weights());
+    let write = |name: &str, bytes: &[u8]| {
+        std::fs::write(fixture.at(name), bytes).unwrap();
+        fixture.text(name)
+    };
+    let decode = |latent: &str, weights: &str, out: &str| -> Vec<String> {
+        ["decode", "--quiet", "--latent", latent, "--weights", weights, "--size", "16x16", "-o", out].map(str::to_owned).to_vec()
+    };
+    let check = |arguments: Vec<String>, words: &[&str]| {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        refused(&arguments, &output, words);
+    };
+    check(decode("missing.safetensors", &weights, &out), &["missing.safetensors"]);
+    check(decode(&latent, "missing", &out), &["missing"]);
+    let huge = [&(1u64 << 60).to_le_bytes()[..], b"{}"].concat();
+    check(decode(&latent, &write("huge.safetensors", &huge), &out), &["huge.safetensors"]);
+    check(decode(&write("short.safetensors", b"abc"), &weights, &out), &["short.safetensors"]);
+    check(decode(&latent, &write("pickle.safetensors", b"\x80\x02}q\x00."), &out), &["pickle"]);
+    let model = std::fs::read(fixture.weights.path().join("model.safetensors")).unwrap();
+    let config = std::fs::read(fixture.weights.path().join("config.json")).unwrap();
+    let folder = |name: &str, model: &[u8], config: &[u8]| {
+        std::fs::create_dir(fixture.at(name)).unwrap();
+        std::fs::write(fixture.at(name).join("model.safetensors"), model).unwrap();
+        std::fs::write(fixture.at(name).join("config.json"), config).unwrap();
+        fixture.text(name)
+    };
+    check(decode(&latent, &folder("cut", &model[..model.len() - 1], &config), &out), &["model.safetensors"]);
+    let mut nan = model.clone();
+    let end = nan.len();
+    nan[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    check(decode(&latent, &folder("nan", &nan, &config), &out), &["non-finite"]);
+    let wider = String::from_utf8(config.clone()).unwrap().replace("\"mlp_hidden\":80", "\"mlp_hidden\":84");
+    assert_ne!(wider.as_bytes(), config);
+    check(decode(&latent, &folder("wider", &model, wider.as_bytes()), &out), &["shape"]);
+    let unknown = String::from_utf8(config.clone()).unwrap().replacen('{', "{\"surprise\":1,", 1);
+    check(decode(&latent, &folder("unknown", &model, unknown.as_bytes()), &out), &["surprise"]);
+    let channels = fixture.text("five.npy");
+    Latent::new([1, 5, 2, 2], vec![0.0; 20]).unwrap().save(&channels).unwrap();
+    check(decode(&channels, &weights, &out), &["5 channels"]);
+    check(decode(&latent, &weights, &fixture.text("out.gif")), &["gif"]);
+    check(decode(&latent, &weights, "/nowhere/out.png"), &["/nowhere"]);
+    let mut outside = decode(&latent, &weights, &out);
+    outside.extend(["--region", "10,10,16x16"].map(str::to_owned));
+    check(outside, &["region"]);
+    let mut large = decode(&latent, &weights, &out);
+    large[7] = "20000x16".into();
+    check(large, &["16384"]);
+    let mut device = decode(&latent, &weights, &out);
+    device.extend(["--device", "Voodoo 2"].map(str::to_owned));
+    check(device, &["Voodoo 2"]);
+}
+
+#[test]
+fn another_vae_size_is_refused_with_a_hint() {
+    if !has_device() {
+        return;
+    }
+    let case = Case::open("vae-small");
+    let weights = case.write_weights();
+    let folder = tempfile::tempdir().unwrap();
+    let latent = folder.path().join("l.npy");
+    Latent::new([1, 4, 2, 3], vec![0.5; 24]).unwrap().save(&latent).unwrap();
+    let (latent, weights) = (latent.display().to_string(), weights.path().display().to_string());
+    let output = folder.path().join("o.png");
+    let out = output.display().to_string();
+    refused(&["decode", "-q", "--latent", &latent, "--weights", &weights, "--size", "25x16", "-o", &out], &output, &["24x16", "InfGen"]);
+    done(&["decode", "--latent", &latent, "--weights", &weights, "--size", "24x16", "-o", &out]);
+}
+
+#[test]
+fn a_picture_is_encoded_and_inspected() {
+    if !has_device() {
+        return;
+    }
+    let case = Case::open("vae-small");
+    let weights = case.write_weights();
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let picture: Vec<f32> = synthetic::fill("picture", 19 * 26 * 3, 0.9, 0.0, 1);
+    Image::new(26, 19, picture).unwrap().save(at("p.png"), &[]).unwrap();
+    let weights = weights.path().display().to_string();
+    let report = done(&["encode", "--image", &at("p.png"), "--weights", &weights, "-o", &at("l.safetensors")]);
+    assert_eq!(report["latent"], serde_json::json!([1, 4, 2, 3]), "26x19 rounds down to 24x16");
+    let mean = Latent::open(at("l.safetensors")).unwrap();
+    done(&["encode", "--image", &at("p.png"), "--weights", &weights, "--sample", "--seed", "3", "-o", &at("s.npy")]);
+    done(&["encode", "--image", &at("p.png"), "--weights", &weights, "--sample", "--seed", "3", "-o", &at("t.npy")]);
+    let draw = Latent::open(at("s.npy")).unwrap();
+    assert_eq!(draw.data(), Latent::open(at("t.npy")).unwrap().data());
+    assert_ne!(draw.data(), mean.data());
+    let inspected: serde_json::Value =
+        serde_json::from_slice(&infgen(&["inspect", "--json", &at("l.safetensors")]).stdout).unwrap();
+    assert_eq!(inspected["recognised"]["kind"], "latent");
+    let text = String::from_utf8(infgen(&["inspect", &weights]).stdout).unwrap();
+    assert!(text.contains("AutoencoderKL"), "{text}");
+    assert!(data("vae-small").exists());
+}
