@@ -6,6 +6,7 @@
 """
 import hashlib
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -27,8 +28,38 @@ def half(state, keep=()):
     return out
 
 
+@torch.no_grad()
+def balance(state, config):
+    """The same network with activations that fit f16: the streams between GroupNorms have no scale of their own.
+
+    A factor on what an upsampler writes passes unchanged through identity and 1x1 shortcuts and is divided out by the next
+    GroupNorm (but for eps), so it can be chosen freely: here the power of two that brings the largest value of a
+    calibration decode below 128. Training does not mind 1e5; f16 ends at 65504.
+    """
+    net = InfGenDecoder(config)
+    net.load_state_dict({k: v.float().cpu() for k, v in state.items()})
+    peaks = []
+    hooks = [b.register_forward_hook(lambda _m, _i, out: peaks.append(out.abs().max().item())) for b in net.decoder.up_blocks]
+    z = torch.randn(1, config["latent_channels"], 32, 32, generator=torch.Generator().manual_seed(0)) / config["scaling_factor"]
+    net.eval()(z, 256, 256)
+    [h.remove() for h in hooks]
+    state, scale = {k: v.detach().float().cpu().clone() for k, v in state.items()}, 1.0
+    for u, peak in enumerate(peaks):
+        block = f"decoder.up_blocks.{u}."
+        for k in state:  # what enters this block is `scale` times what it was
+            if k.startswith(block + "resnets.") and (".conv2." in k or k.endswith(".conv_shortcut.bias")):
+                state[k] *= scale
+        if block + "upsamplers.0.conv.weight" in state:
+            after = 2.0 ** -max(0, math.ceil(math.log2(peak / 128)))
+            state[block + "upsamplers.0.conv.weight"] *= after / scale
+            state[block + "upsamplers.0.conv.bias"] *= after
+            scale = after
+    return state
+
+
 def write_decoder(state, config, path):
     config = validate(config)
+    state = balance(state, config)
     keep = {k for k in state if k.endswith("inpe.B") or k in ("inpe.latent.B", "inpe.mask.B")}
     save_file(half(state, keep), str(path), {"infgen_config": json.dumps(config)})
 
