@@ -343,7 +343,7 @@ fn shards_open_as_one_and_cannot_reach_outside_their_folder() {
 fn each_kind_of_file_is_recognised_and_a_missing_tensor_is_named() {
     let folder = Folder::new();
     let infgen = small_infgen();
-    let taesd = TaesdConfig { latent_channels: 4, channels: 6, blocks: vec![1, 1] };
+    let taesd = TaesdConfig { latent_channels: 4, channels: vec![6, 6], blocks: vec![1, 1] };
     let prefixed = |prefix: &str, tensors: Vec<(String, Vec<usize>)>| -> Vec<_> {
         tensors.into_iter().map(|(name, shape)| (format!("{prefix}{name}"), shape)).collect()
     };
@@ -852,7 +852,7 @@ fn damaged_weights_and_latents_never_panic() {
         }
         Ok(())
     };
-    let taesd = TaesdConfig { latent_channels: 4, channels: 2, blocks: vec![1, 1] };
+    let taesd = TaesdConfig { latent_channels: 4, channels: vec![2, 2], blocks: vec![1, 1] };
     let vae =
         VaeConfig { norm_num_groups: 32, block_out_channels: vec![32], layers_per_block: 1, ..VaeConfig::default() };
     for tensors in [taesd.tensors(Half::Encoder), taesd.tensors(Half::Decoder), vae.tensors(true, true)] {

@@ -91,7 +91,8 @@ impl VaeEncoder {
             let downsampler = match i + 1 < config.block_out_channels.len() {
                 true => {
                     let path = format!("{path}.downsamplers.0.conv");
-                    Some(StridedConv::load(loader, &path, config.block_out_channels[i], true, StridedConv::PAD_AFTER).await?)
+                    let channels = config.block_out_channels[i];
+                    Some(StridedConv::load(loader, &path, (channels, channels), true, StridedConv::PAD_AFTER).await?)
                 }
                 false => None,
             };

@@ -2,7 +2,7 @@
 //!
 //! Source: madebyollin/taesd `taesd.py` at 2a1b414.
 
-use super::taesd_config::{TaesdConfig, TaesdLayer};
+use super::taesd_config::{TaesdConfig, TaesdLayer, TaesdLayerKind};
 use crate::error::Result;
 use crate::gpu::{Elem, Recorder, Tensor};
 use crate::kernels::Act;
@@ -34,29 +34,26 @@ impl Taesd {
     /// # Errors
     /// As [`Loader::read`] and uploads.
     pub async fn load(loader: &Loader<'_>, config: &TaesdConfig, half: Half) -> Result<Taesd> {
-        let c = config.channels;
-        let (input, output) = match half {
-            Half::Encoder => (3, config.latent_channels),
-            Half::Decoder => (config.latent_channels, 3),
-        };
         let mut layers = Vec::new();
-        for (n, layer) in config.layers(half) {
-            let path = format!("{}.layers.{n}", half.name());
-            let loaded = match layer {
-                TaesdLayer::ConvIn => Layer::ConvIn(Conv3x3::load(loader, &path, input, c).await?),
-                TaesdLayer::Block => Layer::Block([
-                    Conv3x3::load(loader, &format!("{path}.conv.0"), c, c).await?,
-                    Conv3x3::load(loader, &format!("{path}.conv.2"), c, c).await?,
-                    Conv3x3::load(loader, &format!("{path}.conv.4"), c, c).await?,
+        for TaesdLayer { index, kind, channels: (cin, cout) } in config.layers(half) {
+            let path = format!("{}.layers.{index}", half.name());
+            let loaded = match kind {
+                TaesdLayerKind::ConvIn => Layer::ConvIn(Conv3x3::load(loader, &path, cin, cout).await?),
+                TaesdLayerKind::Block => Layer::Block([
+                    Conv3x3::load(loader, &format!("{path}.conv.0"), cin, cout).await?,
+                    Conv3x3::load(loader, &format!("{path}.conv.2"), cin, cout).await?,
+                    Conv3x3::load(loader, &format!("{path}.conv.4"), cin, cout).await?,
                 ]),
-                TaesdLayer::Resize => match half {
-                    Half::Encoder => Layer::Down(StridedConv::load(loader, &path, c, false, StridedConv::PAD_BOTH).await?),
-                    Half::Decoder => Layer::Up(UpsampleConv::load(loader, &path, c, false).await?),
+                TaesdLayerKind::Resize => match half {
+                    Half::Encoder => {
+                        Layer::Down(StridedConv::load(loader, &path, (cin, cout), false, StridedConv::PAD_BOTH).await?)
+                    }
+                    Half::Decoder => Layer::Up(UpsampleConv::load(loader, &path, (cin, cout), false).await?),
                 },
-                TaesdLayer::ConvOut => {
+                TaesdLayerKind::ConvOut => {
                     // The decoder's picture comes as 0 to 1 and leaves as -1 to 1.
                     let (gain, offset) = if half == Half::Decoder { (2.0, -1.0) } else { (1.0, 0.0) };
-                    Layer::ConvOut(Conv3x3::load_affine(loader, &path, c, output, gain, offset).await?)
+                    Layer::ConvOut(Conv3x3::load_affine(loader, &path, cin, cout, gain, offset).await?)
                 }
             };
             layers.push((path, loaded));

@@ -15,8 +15,8 @@ use crate::weights::taesd_keys::Half;
 pub struct TaesdConfig {
     /// Channels of the latent.
     pub latent_channels: usize,
-    /// Width of every layer between the first and the last.
-    pub channels: usize,
+    /// Width of each stage in the order of the forward pass; 64 throughout as published.
+    pub channels: Vec<usize>,
     /// Blocks of each stage in the order of the forward pass; the encoder halves the sides before every stage but the
     /// first, the decoder doubles them after every stage but the last. `[1, 3, 3, 3]` and `[3, 3, 3, 1]` as published.
     pub blocks: Vec<usize>,
@@ -24,15 +24,26 @@ pub struct TaesdConfig {
 
 /// One layer of the sequence that has weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TaesdLayer {
-    /// 3x3 convolution with bias, image or latent to `channels`. The decoder's is followed by ReLU, its input is
+pub struct TaesdLayer {
+    /// N in `{half}.layers.N`.
+    pub index: usize,
+    /// What it is.
+    pub kind: TaesdLayerKind,
+    /// Input and output channels.
+    pub channels: (usize, usize),
+}
+
+/// Kinds of [`TaesdLayer`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TaesdLayerKind {
+    /// 3x3 convolution with bias, image or latent to the first width. The decoder's is followed by ReLU, its input is
     /// `tanh(x/3)*3` of the latent.
     ConvIn,
     /// `relu(conv.4(relu(conv.2(relu(conv.0(x))))) + x)`, all 3x3 with bias.
     Block,
     /// 3x3 convolution of stride 2 without bias (encoder), or nearest-2x and a 3x3 convolution without bias (decoder).
     Resize,
-    /// 3x3 convolution with bias, `channels` to latent or image.
+    /// 3x3 convolution with bias, the last width to latent or image.
     ConvOut,
 }
 
@@ -57,9 +68,9 @@ impl TaesdConfig {
                 view.file_name(&format!("{part}.layers.{n}.weight"))
             )
         };
-        let Some(&[channels, input, 3, 3]) = shape(0) else { return Err(odd(0)) };
+        let Some(&[first, input, 3, 3]) = shape(0) else { return Err(odd(0)) };
 
-        let (mut blocks, mut n) = (vec![0], half.first_block());
+        let (mut channels, mut blocks, mut n) = (vec![first], vec![0], half.first_block());
         let out = loop {
             let stages = blocks.len();
             match shape(n) {
@@ -71,15 +82,16 @@ impl TaesdConfig {
                 }
                 // The decoder's upsampling takes an index and holds nothing.
                 None if half == Half::Decoder && shape(n + 1).is_some() => {}
-                Some(&[a, b, 3, 3])
-                    if (a, b) == (channels, channels) && !view.contains(&format!("{part}.layers.{n}.bias")) =>
-                {
+                Some(&[out, b, 3, 3]) if b == channels[stages - 1] => {
+                    if view.contains(&format!("{part}.layers.{n}.bias")) {
+                        break out;
+                    }
+                    channels.push(out);
                     blocks.push(0);
                     if stages == MAX_STAGES {
                         return Err(odd(n));
                     }
                 }
-                Some(&[out, b, 3, 3]) if b == channels => break out,
                 _ => return Err(odd(n)),
             }
             n += 1;
@@ -88,8 +100,8 @@ impl TaesdConfig {
             Half::Encoder => (out, input),
             Half::Decoder => (input, out),
         };
-        if image != 3 || !(1..=64).contains(&latent_channels) || !(1..=1024).contains(&channels) {
-            return Err(format!("{image} image, {latent_channels} latent and {channels} inner channels fit no TAESD"));
+        if image != 3 || !(1..=64).contains(&latent_channels) || !channels.iter().all(|c| (1..=1024).contains(c)) {
+            return Err(format!("{image} image, {latent_channels} latent and {channels:?} inner channels fit no TAESD"));
         }
         Ok(Self { latent_channels, channels, blocks })
     }
@@ -99,38 +111,44 @@ impl TaesdConfig {
         1 << (self.blocks.len() - 1)
     }
 
-    /// The layers with weights and their index N in `{half}.layers.N`, in the order of the forward pass.
-    pub fn layers(&self, half: Half) -> Vec<(usize, TaesdLayer)> {
-        let mut layers = vec![(0, TaesdLayer::ConvIn)];
-        let mut n = half.first_block();
-        for (stage, &blocks) in self.blocks.iter().enumerate() {
+    /// The layers with weights in the order of the forward pass.
+    pub fn layers(&self, half: Half) -> Vec<TaesdLayer> {
+        let (input, output) = match half {
+            Half::Encoder => (3, self.latent_channels),
+            Half::Decoder => (self.latent_channels, 3),
+        };
+        let mut width = self.channels[0];
+        let mut layers = vec![TaesdLayer { index: 0, kind: TaesdLayerKind::ConvIn, channels: (input, width) }];
+        let mut index = half.first_block();
+        for (stage, (&blocks, &channels)) in self.blocks.iter().zip(&self.channels).enumerate() {
             if stage > 0 {
-                n += half.resize_offset();
-                layers.push((n, TaesdLayer::Resize));
-                n += 1;
+                index += half.resize_offset();
+                layers.push(TaesdLayer { index, kind: TaesdLayerKind::Resize, channels: (width, channels) });
+                index += 1;
             }
-            layers.extend((n..n + blocks).map(|n| (n, TaesdLayer::Block)));
-            n += blocks;
+            width = channels;
+            layers.extend((index..index + blocks).map(|index| TaesdLayer {
+                index,
+                kind: TaesdLayerKind::Block,
+                channels: (width, width),
+            }));
+            index += blocks;
         }
-        layers.push((n, TaesdLayer::ConvOut));
+        layers.push(TaesdLayer { index, kind: TaesdLayerKind::ConvOut, channels: (width, output) });
         layers
     }
 
     /// Name (diffusers') and shape of every tensor.
     pub fn tensors(&self, half: Half) -> Vec<(String, Vec<usize>)> {
         let mut list = TensorList::default();
-        let (c, latent) = (self.channels, self.latent_channels);
-        let (input, out) = match half {
-            Half::Encoder => (3, latent),
-            Half::Decoder => (latent, 3),
-        };
-        for (n, layer) in self.layers(half) {
-            let path = format!("{}.layers.{n}", half.name());
-            match layer {
-                TaesdLayer::ConvIn => list.conv(&path, c, input, 3),
-                TaesdLayer::Block => [0, 2, 4].iter().for_each(|i| list.conv(&format!("{path}.conv.{i}"), c, c, 3)),
-                TaesdLayer::Resize => list.push(&format!("{path}.weight"), &[c, c, 3, 3]),
-                TaesdLayer::ConvOut => list.conv(&path, out, c, 3),
+        for TaesdLayer { index, kind, channels: (cin, cout) } in self.layers(half) {
+            let path = format!("{}.layers.{index}", half.name());
+            match kind {
+                TaesdLayerKind::ConvIn | TaesdLayerKind::ConvOut => list.conv(&path, cout, cin, 3),
+                TaesdLayerKind::Block => {
+                    [0, 2, 4].iter().for_each(|i| list.conv(&format!("{path}.conv.{i}"), cout, cin, 3));
+                }
+                TaesdLayerKind::Resize => list.push(&format!("{path}.weight"), &[cout, cin, 3, 3]),
             }
         }
         list.0
@@ -163,7 +181,7 @@ mod tests {
 
     fn published(half: Half) -> TaesdConfig {
         let blocks = if half == Half::Encoder { vec![1, 3, 3, 3] } else { vec![3, 3, 3, 1] };
-        TaesdConfig { latent_channels: 4, channels: 64, blocks }
+        TaesdConfig { latent_channels: 4, channels: vec![64; 4], blocks }
     }
 
     #[test]
@@ -175,8 +193,9 @@ mod tests {
             let tensors = config.tensors(half);
             assert_eq!(tensors.len(), 67);
             assert_eq!(tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>(), parameters);
-            let plain =
-                |l: &(usize, TaesdLayer)| matches!(l.1, TaesdLayer::Resize | TaesdLayer::ConvOut).then_some(l.0);
+            let plain = |l: &TaesdLayer| {
+                matches!(l.kind, TaesdLayerKind::Resize | TaesdLayerKind::ConvOut).then_some(l.index)
+            };
             assert_eq!(config.layers(half).iter().filter_map(plain).collect::<Vec<_>>(), convs);
             assert_eq!(config.scale(), 8);
         }
@@ -185,7 +204,7 @@ mod tests {
     #[test]
     fn every_naming_gives_the_config_back() {
         for half in [Half::Encoder, Half::Decoder] {
-            let config = TaesdConfig { latent_channels: 5, channels: 2, ..published(half) };
+            let config = TaesdConfig { latent_channels: 5, channels: vec![2, 3, 1, 4], ..published(half) };
             let offset = usize::from(half == Half::Decoder);
             let own = half.name();
             for prefix in [format!("{own}.layers."), String::new(), format!("taesd_{own}."), format!("{own}.")] {

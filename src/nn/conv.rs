@@ -46,16 +46,15 @@ impl Conv3x3 {
 pub struct UpsampleConv(ConvWeights);
 
 impl UpsampleConv {
-    /// Loads `{path}.weight` `[c, c, 3, 3]` and, if `with_bias`, `{path}.bias`.
-    pub async fn load(loader: &Loader<'_>, path: &str, channels: usize, with_bias: bool) -> Result<UpsampleConv> {
+    /// Loads `{path}.weight` `[cout, cin, 3, 3]` and, if `with_bias`, `{path}.bias`.
+    pub async fn load(loader: &Loader<'_>, path: &str, (cin, cout): (usize, usize), with_bias: bool) -> Result<UpsampleConv> {
         let name = format!("{path}.weight");
-        let values = loader.read(&name, &[channels, channels, 3, 3])?;
-        let weight = loader.upload_weight(&name, &conv2d::pack_phases(&values, channels, channels).values).await?;
-        let bias = bias(loader, path, channels, with_bias).await?;
-        Ok(UpsampleConv(ConvWeights { weight, bias, cin: channels, cout: channels }))
+        let values = loader.read(&name, &[cout, cin, 3, 3])?;
+        let weight = loader.upload_weight(&name, &conv2d::pack_phases(&values, cout, cin).values).await?;
+        Ok(UpsampleConv(ConvWeights { weight, bias: bias(loader, path, cout, with_bias).await?, cin, cout }))
     }
 
-    /// `[h, w, c]` to `[2h, 2w, c]`.
+    /// `[h, w, cin]` to `[2h, 2w, cout]`.
     pub fn forward(&self, rec: &mut Recorder, x: &Tensor, elem: Elem) -> Tensor {
         conv2d::upsample2x_conv2d_3x3(rec, x, &self.0, Act::None, elem)
     }
@@ -74,16 +73,22 @@ impl StridedConv {
     /// Padding 1 all round, as in TAESD and the UNet.
     pub const PAD_BOTH: Geometry = Geometry { kernel: 3, stride: 2, pad_before: 1, pad_after: 1 };
 
-    /// Loads `{path}.weight` `[c, c, 3, 3]` and, if `with_bias`, `{path}.bias`.
-    pub async fn load(loader: &Loader<'_>, path: &str, channels: usize, with_bias: bool, geometry: Geometry) -> Result<StridedConv> {
+    /// Loads `{path}.weight` `[cout, cin, 3, 3]` and, if `with_bias`, `{path}.bias`.
+    pub async fn load(
+        loader: &Loader<'_>,
+        path: &str,
+        (cin, cout): (usize, usize),
+        with_bias: bool,
+        geometry: Geometry,
+    ) -> Result<StridedConv> {
         let name = format!("{path}.weight");
-        let values = loader.read(&name, &[channels, channels, 3, 3])?;
-        let weight = loader.upload_weight(&name, &conv2d::pack_square(&values, channels, channels, 3).values).await?;
-        let bias = bias(loader, path, channels, with_bias).await?;
-        Ok(StridedConv { weights: ConvWeights { weight, bias, cin: channels, cout: channels }, geometry })
+        let values = loader.read(&name, &[cout, cin, 3, 3])?;
+        let weight = loader.upload_weight(&name, &conv2d::pack_square(&values, cout, cin, 3).values).await?;
+        let bias = bias(loader, path, cout, with_bias).await?;
+        Ok(StridedConv { weights: ConvWeights { weight, bias, cin, cout }, geometry })
     }
 
-    /// `[h, w, c]` to half the size, see [`Geometry::output`].
+    /// `[h, w, cin]` to half the size and `cout` channels, see [`Geometry::output`].
     pub fn forward(&self, rec: &mut Recorder, x: &Tensor, elem: Elem) -> Tensor {
         conv2d::conv2d_strided(rec, x, &self.weights, self.geometry, Act::None, elem)
     }

@@ -101,7 +101,7 @@ impl UpDecoder {
                 channels = cout;
             }
             if *upsample {
-                block.upsampler = Some(UpsampleConv::load(loader, &format!("{path}.upsamplers.0.conv"), channels, true).await?);
+                block.upsampler = Some(UpsampleConv::load(loader, &format!("{path}.upsamplers.0.conv"), (channels, channels), true).await?);
             }
             up_blocks.push(block);
         }

@@ -34,7 +34,14 @@ impl Geometry {
 /// `y[i, j, o] = bias[o] + sum_{a, b, c} weight[o, c, a, b] x[i s + a - top, j t + b - left, c]`, x zero outside.
 ///
 /// `x` is `[h, w, cin]`, `weight` `[cout, cin, kh, kw]`, `bias` `[cout]` or empty; the result `[oh, ow, cout]`.
-pub fn conv2d(x: &[f64], (h, w, cin): (usize, usize, usize), weight: &[f64], bias: &[f64], cout: usize, geometry: Geometry) -> Vec<Bounded> {
+pub fn conv2d(
+    x: &[f64],
+    (h, w, cin): (usize, usize, usize),
+    weight: &[f64],
+    bias: &[f64],
+    cout: usize,
+    geometry: Geometry,
+) -> Vec<Bounded> {
     let (kh, kw) = geometry.kernel;
     let (oh, ow) = geometry.output(h, w);
     assert_eq!((x.len(), weight.len()), (h * w * cin, cout * cin * kh * kw));
@@ -49,7 +56,8 @@ pub fn conv2d(x: &[f64], (h, w, cin): (usize, usize, usize), weight: &[f64], bia
                 for a in 0..kh {
                     for b in 0..kw {
                         let (row, column) = (i * geometry.stride.0 + a, j * geometry.stride.1 + b);
-                        let (Some(row), Some(column)) = (row.checked_sub(geometry.pad_rows.0), column.checked_sub(geometry.pad_columns.0)) else {
+                        let (Some(row), Some(column)) = (row.checked_sub(geometry.pad_rows.0), column.checked_sub(geometry.pad_columns.0))
+                        else {
                             continue;
                         };
                         if row >= h || column >= w {

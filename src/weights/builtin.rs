@@ -3,7 +3,7 @@
 //! `build.rs` looks for them: with `weights/infgen-tiny-sd.safetensors` (or `encoder-tiny-sd`) and its line in
 //! `weights/SHA256SUMS` present it is embedded, without it a build carries none and says so when asked.
 
-use std::path::{Path, PathBuf};
+
 
 use super::Weights;
 use crate::error::{Error, Result};
@@ -60,56 +60,7 @@ impl Builtin {
     }
 }
 
-/// What a loader takes: [`Weights`], [`Builtin`] (also as [`Weights::Builtin`]), or a path to open.
-pub trait IntoWeights {
-    /// The weights.
-    ///
-    /// # Errors
-    /// Those of [`Weights::open`], and [`Error::NoBuiltin`].
-    fn into_weights(self) -> Result<Weights>;
-}
-
-impl IntoWeights for Weights {
-    fn into_weights(self) -> Result<Weights> {
-        Ok(self)
-    }
-}
-
-impl IntoWeights for Builtin {
-    fn into_weights(self) -> Result<Weights> {
-        Weights::builtin(self)
-    }
-}
-
-impl IntoWeights for &Path {
-    fn into_weights(self) -> Result<Weights> {
-        Weights::open(self)
-    }
-}
-
-impl IntoWeights for &PathBuf {
-    fn into_weights(self) -> Result<Weights> {
-        Weights::open(self)
-    }
-}
-
-impl IntoWeights for PathBuf {
-    fn into_weights(self) -> Result<Weights> {
-        Weights::open(self)
-    }
-}
-
-impl IntoWeights for &str {
-    fn into_weights(self) -> Result<Weights> {
-        Weights::open(self)
-    }
-}
-
 impl Weights {
-    /// The decoder that ships in the library, for a loader: `engine.load_decoder(Weights::Builtin)`.
-    #[expect(non_upper_case_globals, reason = "reads as the variant that it stands for")]
-    pub const Builtin: Builtin = Builtin::Decoder;
-
     /// A model that ships inside the library, its SHA-256 checked; the bytes are not copied.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 pub use safetensors::Dtype;
 
-pub use builtin::{Builtin, IntoWeights};
+pub use builtin::Builtin;
 pub use view::View;
 
 use crate::error::{Error, Result};

@@ -32,7 +32,7 @@ pub enum Recognised {
         encoder: Option<TaesdConfig>,
         /// The decoder's shape, if it is there.
         decoder: Option<TaesdConfig>,
-        /// The latent space, as far as the name of the file tells (`taesdxl`, ...): the tensors do not.
+        /// The latent space, from the metadata or the name of the file (`taesdxl`, ...): the tensors do not tell.
         latent_space: Option<LatentSpace>,
     },
     /// A single-file checkpoint of a whole diffusion model.
@@ -147,7 +147,7 @@ pub fn recognise(weights: &Weights) -> Result<Recognised> {
     let half = |half| taesd_keys::view(weights, half).map(|view| TaesdConfig::infer(&view, half)).transpose();
     let (encoder, decoder) = (half(Half::Encoder)?, half(Half::Decoder)?);
     if encoder.is_some() || decoder.is_some() {
-        return Ok(Recognised::Taesd { encoder, decoder, latent_space: taesd_space(weights.path()) });
+        return Ok(Recognised::Taesd { encoder, decoder, latent_space: taesd_space(weights) });
     }
     if let Some(vae) = vae(weights)? {
         return Ok(Recognised::Vae(vae));
@@ -195,8 +195,12 @@ fn vae_space(weights: &Weights) -> Option<LatentSpace> {
 }
 
 /// Upstream's `TAESD` also guesses from the name (`guess_latent_channels`).
-fn taesd_space(path: &Path) -> Option<LatentSpace> {
-    let name = file_name(path);
+/// From the metadata key `latent_space`, else from the file's name.
+fn taesd_space(weights: &Weights) -> Option<LatentSpace> {
+    if let Some(space) = weights.metadata().get(crate::latent::SPACE_KEY) {
+        return LatentSpace::from_name(space);
+    }
+    let name = file_name(weights.path());
     [
         ("taesdxl", LatentSpace::Sdxl),
         ("taesd3", LatentSpace::Sd3),
