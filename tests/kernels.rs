@@ -4,17 +4,17 @@
 
 mod common;
 
-use common::devices::{Config, configs, skipped};
+use common::devices::{self, Config, configs, skipped};
 use common::suite::Suite;
 use common::synthetic::fill;
 use common::{stored, wide};
-use infgen::gpu::{Elem, Recorder, Tensor};
+use infgen::gpu::{Bind, Binding, Dispatch, Elem, GpuOptions, Kernel, Recorder, Tensor};
 use infgen::kernels::attention::attention;
 use infgen::kernels::conv2d::{self, ConvWeights, Geometry};
 use infgen::kernels::group_norm::{self, GroupNormWeights};
 use infgen::kernels::layer_norm::{LayerNormWeights, layer_norm};
 use infgen::kernels::linear::{self, LinearWeights};
-use infgen::kernels::{Act, Packed, geglu, inpe, output, resample};
+use infgen::kernels::{Act, Packed, geglu, inpe, output, peak, resample};
 use infgen::reference::{self, Activation, Bounded};
 
 /// Values of the argument `arg` of a case, as stored.
@@ -79,11 +79,14 @@ impl Conv {
         (x, ConvWeights { weight, bias, cin, cout: self.cout })
     }
 
+    fn record(&self, rec: &mut Recorder, elem: Elem, pack: impl FnOnce(&[f32]) -> Packed) -> (Tensor, ConvWeights) {
+        self.upload(rec, elem, &pack(&self.weight))
+    }
+
     fn reference(&self, geometry: reference::Geometry) -> Vec<Bounded> {
         reference::conv2d(&wide(&self.x), self.shape, &wide(&self.weight), &wide(&self.bias), self.cout, geometry)
     }
 }
-
 
 /// Height, width, input and output channels of convolutions whose weights are packed for 8 lanes of output quads:
 /// tiles are 8 pixels wide on a CPU and 64 on a GPU, 32 channels deep.
@@ -195,7 +198,8 @@ fn strided_convolution_agrees_with_its_definition() {
                 };
                 suite.case(config, &label, record, || {
                     let pads = (pad_before, pad_after);
-                    let geometry = reference::Geometry { kernel: (kernel, kernel), stride: (stride, stride), pad_rows: pads, pad_columns: pads };
+                    let geometry =
+                        reference::Geometry { kernel: (kernel, kernel), stride: (stride, stride), pad_rows: pads, pad_columns: pads };
                     conv.reference(geometry).into_iter().map(|v| activation.apply(v)).collect()
                 });
             }
@@ -229,15 +233,28 @@ fn one_hot_kernels_shift_the_image_exactly() {
             for kind in ["conv2d_3x3", "upsample", "strided"] {
                 let record = |rec: &mut Recorder| {
                     let image = rec.upload(&x, h, w, cin, elem);
-                    let pack = if kind == "upsample" { conv2d::pack_phases(&weight, cout, cin) } else { conv2d::pack_square(&weight, cout, cin, 3) };
+                    let pack = if kind == "upsample" {
+                        conv2d::pack_phases(&weight, cout, cin)
+                    } else {
+                        conv2d::pack_square(&weight, cout, cin, 3)
+                    };
                     let weights = ConvWeights { weight: packed(rec, &pack, elem), bias: vector(rec, &bias), cin, cout };
                     match kind {
                         "conv2d_3x3" => conv2d::conv2d_3x3(rec, &image, &weights, None, Act::None, elem),
                         "upsample" => conv2d::upsample2x_conv2d_3x3(rec, &image, &weights, Act::None, elem),
-                        _ => conv2d::conv2d_strided(rec, &image, &weights, Geometry { kernel: 3, stride: 1, pad_before: 1, pad_after: 1 }, Act::None, elem),
+                        _ => conv2d::conv2d_strided(
+                            rec,
+                            &image,
+                            &weights,
+                            Geometry { kernel: 3, stride: 1, pad_before: 1, pad_after: 1 },
+                            Act::None,
+                            elem,
+                        ),
                     }
                 };
-                suite.exact(config, &format!("{kind} tap {tap}"), record, || if kind == "upsample" { plane(2 * h, 2 * w, 2) } else { plane(h, w, 1) });
+                suite.exact(config, &format!("{kind} tap {tap}"), record, || {
+                    if kind == "upsample" { plane(2 * h, 2 * w, 2) } else { plane(h, w, 1) }
+                });
             }
         }
     }
@@ -515,7 +532,8 @@ fn activations_agree_over_their_whole_range() {
     let n = 29;
     let mut weight = vec![0.0; n * n];
     (0..n).for_each(|i| weight[i * n + i] = 1.0);
-    let mut special: Vec<f32> = vec![0.0, -0.0, 1e-20, -1e-20, 1e-3, -1e-3, 5.0, -5.0, 9.0, -9.0, 40.0, -40.0, 79.0, -79.0, 88.0, -88.0, 120.0, -120.0, 3e4, -3e4];
+    let mut special: Vec<f32> =
+        vec![0.0, -0.0, 1e-20, -1e-20, 1e-3, -1e-3, 5.0, -5.0, 9.0, -9.0, 40.0, -40.0, 79.0, -79.0, 88.0, -88.0, 120.0, -120.0, 3e4, -3e4];
     special.extend(fill("activations", 71 * n - special.len(), 12.0, 0.0, 0));
     for config in configs.iter().filter(|c| matches!(c.name, "f32" | "packed")) {
         let x = stored(special.clone(), config.elem);
@@ -554,7 +572,9 @@ fn position_features_agree_with_their_definition() {
             };
             suite.case(config, &label, record, || {
                 let cells = (row0..row0 + rows).flat_map(|i| (0..grid.1).map(move |j| (i, j)));
-                cells.flat_map(|cell| reference::fourier_features(&wide(&b), reference::sphere_point(cell, grid, lon as f64, lat as f64))).collect()
+                cells
+                    .flat_map(|cell| reference::fourier_features(&wide(&b), reference::sphere_point(cell, grid, lon as f64, lat as f64)))
+                    .collect()
             });
         }
     }
@@ -608,7 +628,7 @@ fn pixels_are_rounded_half_to_even_and_clamped() {
             let image = rec.upload(&x, h, w, 3, config.elem);
             let words = output::image_to_rgba8(&mut rec, &image, width, height);
             rec.output("y", &words);
-            let got = common::devices::run(&config.device.lock(), rec.finish()).unwrap().words("y");
+            let got = devices::run(&config.device.lock(), rec.finish()).unwrap().words("y");
             let cropped: Vec<f64> = (0..height).flat_map(|i| wide(&x[i * w * 3..(i * w + width) * 3])).collect();
             let want = reference::image_to_rgba8(&cropped);
             let mut result = if got.len() == want.len() { Ok(0.0) } else { Err(format!("{} words for {} pixels", got.len(), want.len())) };
@@ -618,7 +638,8 @@ fn pixels_are_rounded_half_to_even_and_clamped() {
                     let level = 255.0 * reference::image_to_unit(if c < 3 { cropped[3 * p + c] } else { 1.0 });
                     let tie = (level - level.floor() - 0.5).abs() < 1e-4;
                     if byte != want && !(tie && byte.abs_diff(*want) == 1) {
-                        result = Err(format!("row {}, column {}, channel {c}: {byte}, expected {want} (level {level})", p / width, p % width));
+                        result =
+                            Err(format!("row {}, column {}, channel {c}: {byte}, expected {want} (level {level})", p / width, p % width));
                     }
                 }
             }
@@ -626,4 +647,363 @@ fn pixels_are_rounded_half_to_even_and_clamped() {
         }
     }
     suite.finish(24);
+}
+
+/// The same bits however a dispatch is cut: by workgroups in every direction, and by the range that a binding may have.
+#[test]
+fn cutting_dispatches_changes_no_bit() {
+    let Some((mut suite, _)) = start("cutting_dispatches_changes_no_bit") else { return };
+    for (guard_memory, packed_f16) in [(false, false), (true, true)] {
+        let options = GpuOptions { guard_memory, packed_f16, ..devices::options() };
+        let Some(gpu) = devices::open(&options) else { return };
+        let elem = if packed_f16 { Elem::Half } else { Elem::F32 };
+        for (name, record) in RECORDINGS {
+            let bits = |max_binding: u64, max_groups: u32| {
+                let mut rec = gpu.recorder();
+                let mut y = record(&mut rec, elem);
+                if y.elem != Elem::Word {
+                    y.channels = 4 * y.quads();
+                }
+                rec.output("y", &y);
+                gpu.force_cuts(max_binding, max_groups);
+                let mut outputs = devices::run(&gpu, rec.finish()).map_err(|e| e.to_string())?;
+                Ok::<Vec<u32>, String>(match y.elem {
+                    Elem::Word => outputs.words("y"),
+                    _ => outputs.numbers("y").into_iter().map(f32::to_bits).collect(),
+                })
+            };
+            let whole = bits(u64::MAX, u32::MAX).unwrap();
+            // Twice, the second time in memory that the first has used.
+            for (max_binding, max_groups) in [(u64::MAX, u32::MAX), (u64::MAX, 1), (u64::MAX, 3), (16 << 10, u32::MAX), (12 << 10, 5)] {
+                let label = format!("{name} {elem:?} bindings of {max_binding}, {max_groups} groups");
+                if !suite.wants(&label) {
+                    continue;
+                }
+                let result = bits(max_binding, max_groups).and_then(|cut| match whole.iter().zip(&cut).position(|(a, b)| a != b) {
+                    None if cut.len() == whole.len() => Ok(0.0),
+                    at => Err(format!("element {at:?} differs, {} of {} values", cut.len(), whole.len())),
+                });
+                suite.outcome(&label, result);
+            }
+        }
+    }
+    suite.finish(100);
+}
+
+type Record = fn(&mut Recorder, Elem) -> Tensor;
+
+/// One call of each kernel, with planes of more than 16 KiB and weights of less than 12 KiB: only what has a footprint can be cut.
+const RECORDINGS: [(&str, Record); 11] = [
+    ("conv2d_3x3", |rec, elem| {
+        let (x, weights) = Conv::new("cut", (37, 41, 6), 29, 3, elem).record(rec, elem, |w| conv2d::pack_square(w, 29, 6, 3));
+        let residual = rec.upload(&values("cut", "residual", 37 * 41 * 29, 1.0, elem), 37, 41, 29, elem);
+        conv2d::conv2d_3x3(rec, &x, &weights, Some(&residual), Act::Silu, elem)
+    }),
+    ("upsample2x_conv2d_3x3", |rec, elem| {
+        let (x, weights) = Conv::new("cut", (53, 19, 3), 29, 3, elem).record(rec, elem, |w| conv2d::pack_phases(w, 29, 3));
+        conv2d::upsample2x_conv2d_3x3(rec, &x, &weights, Act::None, elem)
+    }),
+    ("conv2d_strided", |rec, elem| {
+        let (x, weights) = Conv::new("cut", (75, 61, 6), 29, 3, elem).record(rec, elem, |w| conv2d::pack_square(w, 29, 6, 3));
+        conv2d::conv2d_strided(rec, &x, &weights, Geometry { kernel: 3, stride: 2, pad_before: 1, pad_after: 1 }, Act::Relu, elem)
+    }),
+    ("linear", |rec, elem| {
+        let x = rec.upload(&values("cut", "x", 1501 * 13, 1.7, elem), 1501, 1, 13, elem);
+        let weight = packed(rec, &linear::pack_linear(&values("cut", "weight", 31 * 13, 0.5, elem), 31, 13), elem);
+        let bias = vector(rec, &values("cut", "bias", 31, 0.5, Elem::F32));
+        let residual = rec.upload(&values("cut", "residual", 1501 * 31, 1.0, elem), 1501, 1, 31, elem);
+        linear::linear(rec, &x, &LinearWeights { weight, bias, inputs: 13, outputs: 31 }, Some(&residual), Act::GeluErf, elem)
+    }),
+    ("group_norm statistics", |rec, elem| {
+        let (x, affine) = cut_group_norm(rec, elem);
+        let _ = x;
+        affine
+    }),
+    ("norm_apply", |rec, elem| {
+        let (x, affine) = cut_group_norm(rec, elem);
+        group_norm::norm_apply(rec, &x, &affine, true, elem)
+    }),
+    ("layer_norm", |rec, elem| {
+        let x = rec.upload(&values("cut", "x", 1501 * 30, 1.7, elem), 1501, 1, 30, elem);
+        let affine = rec.upload(&values("cut", "affine", 60, 1.0, Elem::F32), 2, 1, 30, Elem::F32);
+        layer_norm(rec, &x, &LayerNormWeights { affine, eps: 1e-5 }, elem)
+    }),
+    ("attention", |rec, elem| {
+        let q = rec.upload(&values("cut", "q", 701 * 40, 2.0, elem), 701, 1, 40, elem);
+        let k = rec.upload(&values("cut", "k", 37 * 40, 2.0, elem), 37, 1, 40, elem);
+        let v = rec.upload(&values("cut", "v", 37 * 40, 2.0, elem), 37, 1, 40, elem);
+        attention(rec, &q, &k, &v, 2, 0.25, false, elem)
+    }),
+    ("inpe_features", |rec, _| {
+        let b = vector(rec, &values("cut", "B", 99, 69.0, Elem::F32));
+        inpe::inpe_features(rec, &b, 33, inpe::GridRows { grid: (23, 31), row0: 2, rows: 20 }, 1.5, 1.5)
+    }),
+    ("resample_bilinear", |rec, elem| {
+        let x = rec.upload(&values("cut", "x", 11 * 13 * 9, 1.7, elem), 11, 13, 9, elem);
+        resample::resample_bilinear(rec, &x, inpe::GridRows { grid: (41, 37), row0: 1, rows: 39 }, elem)
+    }),
+    ("image_to_rgba8", |rec, elem| {
+        let x = rec.upload(&values("cut", "x", 71 * 99 * 3, 1.2, elem), 71, 99, 3, elem);
+        output::image_to_rgba8(rec, &x, 97, 70)
+    }),
+];
+
+fn cut_group_norm(rec: &mut Recorder, elem: Elem) -> (Tensor, Tensor) {
+    let x = rec.upload(&values("cut", "x", 131 * 21 * 12, 1.7, elem), 131, 21, 12, elem);
+    let (weight, bias) =
+        (vector(rec, &values("cut", "weight", 12, 1.0, Elem::F32)), vector(rec, &values("cut", "bias", 12, 1.0, Elem::F32)));
+    let affine = group_norm::group_norm(rec, &x, &GroupNormWeights { weight, bias, groups: 4, eps: 1e-5 });
+    (x, affine)
+}
+
+/// NaN, infinities and f16 overflow are found wherever they are, in every storage kind, and the layer is named; nothing else is.
+#[test]
+fn values_out_of_range_are_found_and_their_layer_named() {
+    let Some((mut suite, configs)) = start("values_out_of_range_are_found_and_their_layer_named") else { return };
+    let (h, w, c) = (9, 17, 7);
+    for config in configs.iter().filter(|c| !c.name.contains("other")) {
+        let half = config.elem == Elem::Half;
+        let largest = if half { 65472.0 } else { 1e9 };
+        let planted = [None, Some(f32::NAN), Some(f32::INFINITY), Some(f32::NEG_INFINITY), half.then_some(65504.0), half.then_some(-1e6)];
+        for (n, value) in planted.into_iter().enumerate() {
+            if n > 3 && value.is_none() {
+                continue;
+            }
+            for at in [0, h * w * c - 1, (n * 131 + 64) % (h * w * c)] {
+                for layer in ["count_nonfinite", "group_norm"] {
+                    let label = format!("{layer}: {value:?} at {at} [{}]", config.name);
+                    if !suite.wants(&label) {
+                        continue;
+                    }
+                    let mut x = values(&label, "x", h * w * c, 1.7, config.elem);
+                    x[at] = value.unwrap_or(largest);
+                    let clean = values(&label, "clean", h * w * c, 1.7, config.elem);
+                    let mut rec = config.recorder();
+                    let affine = |rec: &mut Recorder| {
+                        let ones = vector(rec, &[1.0; 7]);
+                        GroupNormWeights { weight: ones.clone(), bias: ones, groups: 1, eps: 1e-5 }
+                    };
+                    rec.scoped("decoder", |rec| {
+                        // A clean layer before and after the bad one.
+                        for (name, data) in [("first", &clean), ("second", &x), ("third", &clean)] {
+                            rec.scoped(name, |rec| {
+                                let tensor = rec.upload(data, h, w, c, config.elem);
+                                if layer == "group_norm" {
+                                    let weights = affine(rec);
+                                    let y = group_norm::group_norm(rec, &tensor, &weights);
+                                    rec.output(name, &y);
+                                } else {
+                                    output::count_nonfinite(rec, &tensor);
+                                }
+                            });
+                        }
+                    });
+                    let got = devices::run(&config.device.lock(), rec.finish()).map(|_| ());
+                    suite.outcome(
+                        &label,
+                        match (value, got) {
+                            (None, Ok(())) => Ok(0.0),
+                            (Some(_), Err(infgen::Error::NonFinite { layer, .. })) if layer == "decoder.second" => Ok(0.0),
+                            (_, got) => Err(format!("the run gave {got:?}")),
+                        },
+                    );
+                }
+            }
+        }
+    }
+    suite.finish(120);
+}
+
+/// Storage kinds may differ between input, weights and output: f32 position features meet f16 weights.
+#[test]
+fn storage_kinds_mix() {
+    let Some((mut suite, configs)) = start("storage_kinds_mix") else { return };
+    for config in configs.iter().filter(|c| c.elem == Elem::Half && !c.name.contains("other")) {
+        for (x_elem, w_elem, y_elem) in
+            [(Elem::F32, Elem::Half, Elem::Half), (Elem::Half, Elem::F32, Elem::F32), (Elem::Half, Elem::Half, Elem::F32)]
+        {
+            let label = format!("{x_elem:?} {w_elem:?} {y_elem:?}");
+            let (tokens, inputs, outputs) = (11, 13, 29);
+            let x = values(&label, "x", tokens * inputs, 1.7, x_elem);
+            let weight = values(&label, "weight", outputs * inputs, 0.5, w_elem);
+            let bias = values(&label, "bias", outputs, 0.5, Elem::F32);
+            let record = |rec: &mut Recorder| {
+                let x = rec.upload(&x, tokens, 1, inputs, x_elem);
+                let weight = packed(rec, &linear::pack_linear(&weight, outputs, inputs), w_elem);
+                let weights = LinearWeights { weight, bias: vector(rec, &bias), inputs, outputs };
+                linear::linear(rec, &x, &weights, None, Act::None, y_elem)
+            };
+            suite.case(config, &label, record, || reference::linear(&wide(&x), inputs, &wide(&weight), &wide(&bias), outputs));
+        }
+    }
+    suite.finish(6);
+}
+
+/// What benchmarks measure the device by does the work that it claims.
+#[test]
+fn peak_kernels_do_their_work() {
+    let Some((mut suite, configs)) = start("peak_kernels_do_their_work") else { return };
+    for config in configs.iter().filter(|c| matches!(c.name, "f32" | "browser f32")) {
+        for (tokens, c) in [(1, 3), (256, 4), (85, 12), (257, 5)] {
+            let x = values("peak", "x", tokens * c, 1.7, Elem::F32);
+            let record = |rec: &mut Recorder| {
+                let x = rec.upload(&x, tokens, 1, c, Elem::F32);
+                peak::peak_copy(rec, &x)
+            };
+            suite.exact(config, &format!("copy {tokens} x {c}"), record, || x.iter().map(|&v| Bounded::exact(v as f64)).collect());
+        }
+        let (workgroups, rounds) = (3, 50);
+        suite.case(
+            config,
+            "fma",
+            |rec| peak::peak_fma(rec, workgroups, rounds),
+            || {
+                let chain = |start: f64| (0..rounds).fold(start, |v, _| v * 0.999f32 as f64 + 0.001f32 as f64);
+                let invocation = |i: u32| (0..8).map(|k| chain(i as f64 * 1e-6 + k as f64 * 0.1)).sum::<f64>();
+                (0..workgroups * 64)
+                    .flat_map(|i| [invocation(i); 4])
+                    .map(|value| Bounded { value, bound: 100.0 * reference::ULP * value })
+                    .collect()
+            },
+        );
+    }
+    suite.finish(10);
+}
+
+/// Rows of a tensor are a tensor: read and written in place, the rest untouched.
+#[test]
+fn rows_of_a_tensor_are_read_and_written_in_place() {
+    let Some((mut suite, configs)) = start("rows_of_a_tensor_are_read_and_written_in_place") else { return };
+    for config in configs.iter().filter(|c| matches!(c.name, "f32" | "packed")) {
+        let elem = config.elem;
+        let (h, w, inputs, outputs) = (7, 5, 6, 29);
+        let x = values("rows", "x", h * w * inputs, 1.7, elem);
+        let weight = values("rows", "weight", outputs * inputs, 0.5, elem);
+        let bias = values("rows", "bias", outputs, 0.5, Elem::F32);
+        let record = |rec: &mut Recorder| {
+            let image = rec.upload(&x, h, w, inputs, elem);
+            let y = rec.tensor(h, w, outputs, elem);
+            let weight = packed(rec, &linear::pack_linear(&weight, outputs, inputs), elem);
+            let weights = LinearWeights { weight, bias: vector(rec, &bias), inputs, outputs };
+            for (first, count) in [(3, 4), (0, 1), (1, 2)] {
+                linear::linear_into(rec, &image.rows(first, count), &weights, None, Act::None, &y.rows(first, count));
+            }
+            y
+        };
+        suite.case(config, "7 rows in three parts", record, || reference::linear(&wide(&x), inputs, &wide(&weight), &wide(&bias), outputs));
+    }
+    suite.finish(2);
+}
+
+/// The harness itself: guard bands see a stray write, and the comparison sees what it must.
+mod harness {
+    use super::*;
+    use common::compare::{compare, same_bits};
+
+    fn plane() -> (Vec<f32>, Vec<Bounded>, (usize, usize, usize)) {
+        let shape = (5, 7, 6);
+        let conv = Conv::new("harness", (5, 7, 4), 6, 3, Elem::F32);
+        let want = conv.reference(reference::Geometry::same(3));
+        (want.iter().map(|v| v.value as f32).collect(), want, shape)
+    }
+
+    #[test]
+    fn one_wrong_element_is_seen_and_named() {
+        let (mut got, want, shape) = plane();
+        assert!(compare(&got, &want, shape).is_ok());
+        got[(3 * 7 + 2) * 6 + 5] += 1e-3;
+        let message = compare(&got, &want, shape).unwrap_err();
+        assert!(message.contains("1 of 210") && message.contains("row 3, column 2, channel 5"), "{message}");
+        got[0] = f32::NAN;
+        assert!(compare(&got, &want, shape).unwrap_err().contains("row 0, column 0, channel 0"));
+        got[0] = f32::INFINITY;
+        assert!(compare(&got, &want, shape).is_err());
+    }
+
+    #[test]
+    fn swapped_axes_are_seen() {
+        let (got, want, (h, w, c)) = plane();
+        let swapped: Vec<f32> = (0..h * w * c).map(|i| got[(i / c % w * h + i / (w * c)) % (h * w) * c + i % c]).collect();
+        assert!(compare(&swapped, &want, (h, w, c)).is_err());
+        let channels: Vec<f32> = (0..h * w * c).map(|i| got[i % (h * w) * c + i / (h * w)]).collect();
+        assert!(compare(&channels, &want, (h, w, c)).is_err());
+    }
+
+    #[test]
+    fn a_missing_tail_is_seen() {
+        let (mut got, want, shape) = plane();
+        assert!(compare(&got[..got.len() - 1], &want, shape).is_err());
+        assert!(compare(&got[..0], &want[..0], shape).is_err());
+        let last = got.len() - 1;
+        got[last] = 0.0;
+        assert!(compare(&got, &want, shape).is_err());
+        assert!(same_bits(&[1.0, 0.0], &[1.0, -0.0], 1).is_err());
+        assert!(same_bits(&[1.0], &[1.0, 2.0], 1).is_err());
+    }
+
+    /// A bound must not hide a wrong tap: each weight in turn changes its sign.
+    #[test]
+    fn every_weight_counts() {
+        let mut conv = Conv::new("harness", (3, 4, 5), 3, 3, Elem::Half);
+        let stored = |plane: Vec<Bounded>| plane.into_iter().map(Bounded::stored_f16).collect::<Vec<_>>();
+        let want = stored(conv.reference(reference::Geometry::same(3)));
+        let mut unseen = 0;
+        for i in 0..conv.weight.len() {
+            conv.weight[i] = -conv.weight[i];
+            let got: Vec<f32> = conv.reference(reference::Geometry::same(3)).iter().map(|v| v.value as f32).collect();
+            unseen += compare(&got, &want, (3, 4, 3)).is_ok() as usize;
+            conv.weight[i] = -conv.weight[i];
+        }
+        assert_eq!(unseen, 0);
+    }
+
+    /// A shader that writes one unit past its tensor, or leaves one unwritten, is caught.
+    #[test]
+    fn stray_and_missing_writes_are_seen() {
+        const COPY: Kernel = Kernel {
+            name: "planted_copy",
+            wgsl: "struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, units: u32, first: u32 }
+                @group(0) @binding(0) var<uniform> p: Params;
+                @group(0) @binding(1) var<storage, read> x: array<X4>;
+                @group(0) @binding(2) var<storage, read_write> y: array<Y4>;
+                @compute @workgroup_size(64)
+                fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+                    if id.x >= p.units { return; }
+                    y[id.x + p.first - p.b0.y] = y_put(x_get(x[min(id.x, 4u) - p.b0.x]));
+                }",
+            params: &["units", "first"],
+            bindings: &[Bind::X, Bind::Y],
+        };
+        let configs = configs();
+        if configs.is_empty() {
+            return skipped("stray_and_missing_writes_are_seen");
+        }
+        for config in configs.iter().filter(|c| matches!(c.name, "f32" | "packed")) {
+            let copy = |units: u32, first: u32| {
+                let x = values("copy", "x", 20, 1.0, config.elem);
+                let record = |rec: &mut Recorder| {
+                    let from = rec.upload(&x, 5, 1, 4, config.elem);
+                    let y = rec.tensor(5, 1, 4, config.elem);
+                    rec.dispatch(Dispatch {
+                        kernel: &COPY,
+                        consts: vec![],
+                        bindings: vec![Binding::whole(&from), Binding::whole(&y)],
+                        params: vec![units, first],
+                        grid: [1, 1, 1],
+                        flops: 0,
+                    });
+                    y
+                };
+                let want: Vec<Bounded> = x.iter().map(|&v| Bounded::exact(v as f64)).collect();
+                common::suite::evaluate(config, record).and_then(|(got, shape, _)| compare(&got, &want, shape))
+            };
+            assert!(copy(5, 0).is_ok(), "{:?}", copy(5, 0));
+            let behind = copy(6, 0).unwrap_err();
+            assert!(behind.contains("guard band"), "{behind}");
+            let before = copy(6, u32::MAX).unwrap_err();
+            assert!(before.contains("guard band"), "{before}");
+            let missing = copy(4, 0).unwrap_err();
+            assert!(missing.contains("got NaN"), "{missing}");
+        }
+    }
 }

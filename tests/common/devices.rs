@@ -95,7 +95,8 @@ pub fn configs() -> Vec<Config> {
     let other = |c: Config, name| Config { name, profile: DeviceProfile { software: !c.profile.software, ..c.profile }, ..c };
     vec![
         config("f32", native, Elem::F32),
-        config("f16", native, Elem::Half),
+        // Packed as well where the device has no shader-f16.
+        config(if native.profile.native_f16 { "f16" } else { "f16 without shader-f16" }, native, Elem::Half),
         config("packed", packed, Elem::Half),
         config("browser f32", browser, Elem::F32),
         config("browser f16", browser, Elem::Half),

@@ -27,16 +27,35 @@ impl Suite {
 
     /// Runs what `record` appends and compares the tensor that it returns with `want`; its pad channels must be zero.
     /// Returns the values, pad channels dropped.
-    pub fn case(&mut self, config: &Config, label: &str, record: impl FnOnce(&mut Recorder) -> Tensor, want: impl FnOnce() -> Vec<Bounded>) -> Option<Vec<f32>> {
+    pub fn case(
+        &mut self,
+        config: &Config,
+        label: &str,
+        record: impl FnOnce(&mut Recorder) -> Tensor,
+        want: impl FnOnce() -> Vec<Bounded>,
+    ) -> Option<Vec<f32>> {
         self.check(config, label, record, want, true)
     }
 
     /// [`Suite::case`] for results that storage does not round either.
-    pub fn exact(&mut self, config: &Config, label: &str, record: impl FnOnce(&mut Recorder) -> Tensor, want: impl FnOnce() -> Vec<Bounded>) {
+    pub fn exact(
+        &mut self,
+        config: &Config,
+        label: &str,
+        record: impl FnOnce(&mut Recorder) -> Tensor,
+        want: impl FnOnce() -> Vec<Bounded>,
+    ) {
         self.check(config, label, record, want, false);
     }
 
-    fn check(&mut self, config: &Config, label: &str, record: impl FnOnce(&mut Recorder) -> Tensor, want: impl FnOnce() -> Vec<Bounded>, rounded: bool) -> Option<Vec<f32>> {
+    fn check(
+        &mut self,
+        config: &Config,
+        label: &str,
+        record: impl FnOnce(&mut Recorder) -> Tensor,
+        want: impl FnOnce() -> Vec<Bounded>,
+        rounded: bool,
+    ) -> Option<Vec<f32>> {
         let label = format!("{label} [{}]", config.name);
         if !self.wants(&label) {
             return None;
@@ -69,7 +88,8 @@ impl Suite {
     }
 
     pub fn fail(&mut self, label: &str, error: String) {
-        self.failures.push(format!("{label}: {error}\n    rerun: CASE='{label}' cargo test --release --test kernels -- --exact {}", self.test));
+        self.failures
+            .push(format!("{label}: {error}\n    rerun: CASE='{label}' cargo test --release --test kernels -- --exact {}", self.test));
     }
 
     /// Fails if any case did. At least `least` must have run, unless some were asked for by name.
@@ -81,8 +101,11 @@ impl Suite {
     }
 }
 
+/// Values without pad channels, `(height, width, channels)`, and how they were stored.
+type Evaluated = (Vec<f32>, (usize, usize, usize), Elem);
+
 /// The tensor that `record` returns, after a run on `config`'s device; an error if a pad channel is not zero.
-pub fn evaluate(config: &Config, record: impl FnOnce(&mut Recorder) -> Tensor) -> Result<(Vec<f32>, (usize, usize, usize), Elem), String> {
+pub fn evaluate(config: &Config, record: impl FnOnce(&mut Recorder) -> Tensor) -> Result<Evaluated, String> {
     let mut rec = config.recorder();
     let y = record(&mut rec);
     let mut padded = y.clone();
