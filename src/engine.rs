@@ -9,7 +9,7 @@ use crate::image::Image;
 use crate::kernels::output::image_to_rgba8;
 use crate::latent::{Latent, LatentSpace};
 use crate::models::autoencoder_kl::{VaeDecoder, VaeEncoder};
-use crate::models::infgen::InfgenDecoder;
+use crate::models::infgen::{InfgenDecoder, TOKENS_A_CHUNK};
 use crate::models::taesd::Taesd;
 use crate::nn::{Loader, Precision};
 use crate::weights::builtin::Builtin;
@@ -472,6 +472,17 @@ impl Decoder {
         block(self.run(rec, &Observer::default()))
     }
 
+    /// [`Decoder::decode`] with an InfGen's mask tokens in chunks of another size, which must change nothing.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    #[doc(hidden)]
+    pub fn decode_in_chunks(&self, latent: &Latent, width: usize, height: usize, tokens_a_chunk: usize) -> Result<Vec<f32>> {
+        let rec = self.record_chunked(latent, width, height, Form::Float, false, tokens_a_chunk)?;
+        Ok(block(self.run(rec, &Observer::default()))?.numbers(IMAGE))
+    }
+
     /// Prepares the decode of one latent to `width x height`, any rectangle of which [`Decoding::region`] then gives.
     ///
     /// # Errors
@@ -494,6 +505,18 @@ impl Decoder {
     }
 
     fn record(&self, latent: &Latent, width: usize, height: usize, form: Form, taps: bool) -> Result<Recorder> {
+        self.record_chunked(latent, width, height, form, taps, TOKENS_A_CHUNK)
+    }
+
+    fn record_chunked(
+        &self,
+        latent: &Latent,
+        width: usize,
+        height: usize,
+        form: Form,
+        taps: bool,
+        tokens_a_chunk: usize,
+    ) -> Result<Recorder> {
         let loaded = &*self.0;
         let facts = &loaded.facts;
         self.check(latent, width, height)?;
@@ -509,7 +532,7 @@ impl Decoder {
         }
         let z = rec.upload(&z, latent.height(), latent.width(), channels, Elem::F32);
         let image: Tensor = match &loaded.network {
-            Network::Infgen(network) => network.forward(&mut rec, &z, width, height),
+            Network::Infgen(network) => network.forward(&mut rec, &z, width, height, tokens_a_chunk),
             Network::Vae(network) => network.forward(&mut rec, &z),
             Network::Taesd(network) => network.forward(&mut rec, &z),
         };

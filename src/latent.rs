@@ -267,6 +267,12 @@ impl Latent {
         &self.data
     }
 
+    /// One image of a batch as a latent of its own; `None` beyond the batch.
+    pub fn select(&self, index: usize) -> Option<Self> {
+        let data = self.image(index)?.to_vec();
+        Some(Self { batch: 1, data, space: self.space.clone(), ..*self })
+    }
+
     /// One image's values, `[channels, height, width]`; `None` beyond the batch.
     pub fn image(&self, index: usize) -> Option<&[f32]> {
         self.data.chunks_exact(self.channels * self.height * self.width).nth(index)

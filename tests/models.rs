@@ -3,13 +3,10 @@
 //! Weights are synthetic, made here by the same rule as there. `INFGEN_CASE=name` runs one case.
 
 mod common;
-#[path = "common/golden.rs"]
-mod golden;
 
 use std::path::{Path, PathBuf};
 
-use common::{data, synthetic};
-use golden::{Case, Run};
+use common::golden::{Case, Run};
 use infgen::gpu::Outputs;
 use infgen::{Dtype, Engine, EngineOptions, Image, Latent};
 
@@ -232,4 +229,41 @@ fn taesd_with_published_weights_reproduces_photographs() {
         println!("{} {}: relative L2 {error:.2e}", run.op, run.name);
         assert!(error <= F32_LIMIT);
     }
+}
+
+#[test]
+fn token_chunks_change_no_bit() {
+    let Some(engine) = engine(Dtype::F16, false) else { return };
+    let case = Case::open("infgen-small-skip");
+    let folder = case.write_weights();
+    let decoder = engine.load_decoder(folder.path()).unwrap();
+    let run = case.runs.iter().find(|run| run.width == 129).unwrap();
+    let latent = latent_of(&case, run, decoder.facts().scaling_factor);
+    let whole = decoder.decode_in_chunks(&latent, run.width, run.height, usize::MAX).unwrap();
+    // 17 columns: one row, two rows, and four rows of tokens at a time.
+    for tokens in [1, 34, 70] {
+        assert_eq!(decoder.decode_in_chunks(&latent, run.width, run.height, tokens).unwrap(), whole, "{tokens} tokens");
+    }
+}
+
+#[test]
+fn equal_grids_have_equal_embeddings_so_a_native_decode_needs_no_resampling() {
+    // With the bilinear skip and equal grids, mask tokens are the latent's features plus the shared embedding plus the
+    // mask token: the two embeddings must cancel exactly in the difference of both taps for every cell.
+    let Some(engine) = engine(Dtype::F32, false) else { return };
+    let case = Case::open("infgen-small-skip");
+    let folder = case.write_weights();
+    let decoder = engine.load_decoder(folder.path()).unwrap();
+    let run = case.runs.iter().find(|run| run.input == "latent.9x14").unwrap();
+    let latent = latent_of(&case, run, decoder.facts().scaling_factor);
+    let tokens = |latent: &Latent| {
+        let mut taps = decoder.taps(latent, 8 * latent.width(), 8 * latent.height()).unwrap();
+        let (x, mask) = (taps.numbers("decoder.conv_in"), taps.numbers("mask_tokens"));
+        mask.iter().zip(&x).map(|(m, x)| m - x).collect::<Vec<f32>>()
+    };
+    let zero = Latent::new([1, 4, latent.height(), latent.width()], vec![0.0; latent.data().len()]).unwrap();
+    let (one, other) = (tokens(&latent), tokens(&zero));
+    let worst = one.iter().zip(&other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst < 1e-4, "the embedding depends on the latent: {worst}");
+    assert!(one.iter().any(|v| v.abs() > 0.1), "the embedding is there");
 }

@@ -1,14 +1,12 @@
 //! The program as its users and scripts call it: exit status, one line on stderr, whole files or none.
 
 mod common;
-#[path = "common/golden.rs"]
-mod golden;
 
 use std::path::Path;
 use std::process::{Command, Output};
 
 use common::{data, synthetic};
-use golden::{Case, WeightsFolder};
+use common::golden::{Case, WeightsFolder};
 use infgen::{Image, Latent};
 
 fn infgen(arguments: &[&str]) -> Output {
@@ -135,7 +133,7 @@ fn every_form_of_output_holds_the_same_picture_at_the_size_asked_for() {
     for size in ["1x1", "7x3", "130x67"] {
         let sides: Vec<usize> = size.split('x').map(|s| s.parse().unwrap()).collect();
         let (width, height) = (sides[0], sides[1]);
-        let mut run = |name: &str, extra: &[&str]| {
+        let run = |name: &str, extra: &[&str]| {
             let output = fixture.text(name);
             let mut arguments = vec!["decode", "--latent", &latent, "--weights", &weights, "--size", size, "-o", &output];
             arguments.extend(extra);

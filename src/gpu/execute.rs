@@ -28,8 +28,10 @@ const TARGET: Duration = Duration::from_millis(40);
 #[derive(Clone, Default)]
 pub struct Observer {
     cancelled: Arc<AtomicBool>,
-    on_progress: Option<Arc<dyn Fn(Progress<'_>) + Send + Sync>>,
+    on_progress: Option<Arc<OnProgress>>,
 }
+
+type OnProgress = dyn Fn(Progress<'_>) + Send + Sync;
 
 /// How far a run is.
 #[derive(Debug, Clone, Copy)]

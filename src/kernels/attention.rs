@@ -17,6 +17,7 @@ pub const MAX_HEAD_DIM: usize = 4096;
 ///
 /// `q` is `[n tokens, heads * d]`, `k` and `v` `[m tokens, heads * d]` with `d` a multiple of 4 and at most
 /// [`MAX_HEAD_DIM`]; the head is the slow index of the channels. `causal`: query `i` sees keys `0 ..= i`.
+#[expect(clippy::too_many_arguments, reason = "the operands of one formula")]
 pub fn attention(rec: &mut Recorder, q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f32, causal: bool, elem: Elem) -> Tensor {
     let d4 = q.channels / heads / 4;
     assert_eq!(d4 * 4 * heads, q.channels, "attention: head dim must be a multiple of 4");

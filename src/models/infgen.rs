@@ -12,8 +12,9 @@ use crate::kernels::output::count_nonfinite;
 use crate::kernels::resample::resample_bilinear;
 use crate::nn::{Conv3x3, GroupNormConfig, Heads, LayerNorm, Linear, Loader, Precision, UpDecoder, UpDecoderShape};
 
-/// Mask tokens that go through the blocks together: what bounds their memory, and still fills a GPU.
-const TOKENS_A_CHUNK: usize = 8192;
+/// Mask tokens that go through the blocks together: what bounds their memory, and still fills a GPU. Any other number
+/// gives the same bits.
+pub const TOKENS_A_CHUNK: usize = 8192;
 
 impl From<Activation> for Act {
     fn from(activation: Activation) -> Act {
@@ -165,8 +166,8 @@ impl InfgenDecoder {
     ///
     /// `z` is `[h, w, latent_channels]` in VAE units (already divided by the scaling factor). The result is
     /// `[patch ceil(height / patch), patch ceil(width / patch), 3]` in f32, -1 to 1 without clamping; the picture is its
-    /// top-left `width x height`.
-    pub fn forward(&self, rec: &mut Recorder, z: &Tensor, width: usize, height: usize) -> Tensor {
+    /// top-left `width x height`. Mask tokens go through the blocks `tokens_a_chunk` at a time ([`TOKENS_A_CHUNK`]).
+    pub fn forward(&self, rec: &mut Recorder, z: &Tensor, width: usize, height: usize, tokens_a_chunk: usize) -> Tensor {
         let elem = self.precision.activations;
         let x = rec.scoped("decoder.conv_in", |rec| {
             let x = match &self.post_quant_conv {
@@ -177,13 +178,13 @@ impl InfgenDecoder {
         });
         rec.tap("decoder.conv_in", &x);
         let grid = (height.div_ceil(self.config.patch), width.div_ceil(self.config.patch));
-        let tokens = self.tokens(rec, &x, grid);
+        let tokens = self.tokens(rec, &x, grid, tokens_a_chunk);
         self.decoder.forward(rec, &tokens)
     }
 
     /// Mask tokens after the last block, `[rows, columns, hidden_size]`. Every token depends on its position and the
     /// latent alone, so the chunks give the same bits as one pass over all.
-    fn tokens(&self, rec: &mut Recorder, x: &Tensor, grid: (usize, usize)) -> Tensor {
+    fn tokens(&self, rec: &mut Recorder, x: &Tensor, grid: (usize, usize), tokens_a_chunk: usize) -> Tensor {
         let elem = self.precision.activations;
         let config = &self.config;
         let latent_grid = GridRows { grid: (x.height, x.width), row0: 0, rows: x.height };
@@ -197,7 +198,7 @@ impl InfgenDecoder {
             })
             .collect();
         let out = rec.tensor(grid.0, grid.1, config.hidden_size, elem);
-        let rows_a_chunk = (TOKENS_A_CHUNK / grid.1).max(1);
+        let rows_a_chunk = (tokens_a_chunk / grid.1).max(1);
         for row0 in (0..grid.0).step_by(rows_a_chunk) {
             let at = GridRows { grid, row0, rows: rows_a_chunk.min(grid.0 - row0) };
             let skip = (config.latent_skip == LatentSkip::Bilinear).then(|| resample_bilinear(rec, x, at, elem));

@@ -14,7 +14,7 @@ use crate::weights::taesd_keys::Half;
 enum Layer {
     ConvIn(Conv3x3),
     /// `relu(conv(relu(conv(relu(conv(x))))) + x)`
-    Block([Conv3x3; 3]),
+    Block(Box<[Conv3x3; 3]>),
     Down(StridedConv),
     Up(UpsampleConv),
     ConvOut(Conv3x3),
@@ -39,11 +39,11 @@ impl Taesd {
             let path = format!("{}.layers.{index}", half.name());
             let loaded = match kind {
                 TaesdLayerKind::ConvIn => Layer::ConvIn(Conv3x3::load(loader, &path, cin, cout).await?),
-                TaesdLayerKind::Block => Layer::Block([
+                TaesdLayerKind::Block => Layer::Block(Box::new([
                     Conv3x3::load(loader, &format!("{path}.conv.0"), cin, cout).await?,
                     Conv3x3::load(loader, &format!("{path}.conv.2"), cin, cout).await?,
                     Conv3x3::load(loader, &format!("{path}.conv.4"), cin, cout).await?,
-                ]),
+                ])),
                 TaesdLayerKind::Resize => match half {
                     Half::Encoder => {
                         Layer::Down(StridedConv::load(loader, &path, (cin, cout), false, StridedConv::PAD_BOTH).await?)
@@ -73,7 +73,8 @@ impl Taesd {
                         let act = if self.half == Half::Decoder { Act::Relu } else { Act::None };
                         conv.forward(rec, &h, None, act, elem)
                     }
-                    Layer::Block([first, second, third]) => {
+                    Layer::Block(convs) => {
+                        let [first, second, third] = &**convs;
                         let inner = first.forward(rec, &h, None, Act::Relu, elem);
                         let inner = second.forward(rec, &inner, None, Act::Relu, elem);
                         third.forward(rec, &inner, Some(&h), Act::Relu, elem)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Deserialize;
 
-use crate::{data, synthetic};
+use super::{data, synthetic};
 
 #[derive(Debug, Deserialize)]
 struct Spec {

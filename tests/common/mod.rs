@@ -3,6 +3,7 @@
 
 pub mod compare;
 pub mod devices;
+pub mod golden;
 pub mod suite;
 pub mod synthetic;
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use infgen::engine::check_region;
 use infgen::error::human_bytes;
 use infgen::image::{OutputFormat, RowWriter, batch_path, check_writable};
-use infgen::{Decoder, Error, Image, Latent, Observer, Rect, Result};
+use infgen::{Decoder, Image, Latent, Observer, Rect, Result};
 use serde_json::json;
 
 use crate::args::DecodeArgs;
@@ -80,8 +80,7 @@ pub fn decode(run: &Run, args: &DecodeArgs) -> Result<()> {
         metadata: vec![("Software", format!("infgen {}", env!("CARGO_PKG_VERSION"))), ("infgen", settings.to_string())],
     };
     let mut outputs: Vec<PathBuf> = Vec::new();
-    for index in 0..batch.batch() {
-        let latent = select(&batch, index)?;
+    for (index, latent) in (0..).map_while(|index| batch.select(index)).enumerate() {
         if index == 0 {
             let estimate = decoder.estimate(&latent, width, height)?;
             run.say(&format!(
@@ -105,13 +104,4 @@ pub fn decode(run: &Run, args: &DecodeArgs) -> Result<()> {
     });
     run.finish(&engine, &outputs, summary);
     Ok(())
-}
-
-/// One latent of a batch.
-fn select(batch: &Latent, index: usize) -> Result<Latent> {
-    let [_, channels, height, width] = batch.shape();
-    let values = batch.image(index).ok_or_else(|| Error::Invalid { what: "latent", detail: format!("has no image {index}") })?;
-    let mut latent = Latent::new([1, channels, height, width], values.to_vec())?;
-    latent.space = batch.space.clone();
-    Ok(latent)
 }
