@@ -69,7 +69,10 @@ fn compare(case: &Case, run: &Run, mut outputs: Outputs) -> (f64, Vec<String>) {
         let [sy, sx, sc] = expected.stride;
         let sample = (oy..h).step_by(sy).flat_map(|y| (ox..w).step_by(sx).map(move |x| (y, x)));
         let sample = sample.flat_map(|(y, x)| (oc..c).step_by(sc).map(move |k| (y, x, k))).map(|(y, x, k)| at(y, x, k));
-        let error = relative_l2(sample, &expected.values);
+        // Upstream's decoder counts its first convolution (1) and the ReLU after it (2); here they are one layer.
+        let first = case.model.starts_with("taesd") && run.op == "decode" && expected.tap == "1";
+        let want: Vec<f32> = expected.values.iter().map(|v| if first { v.max(0.0) } else { *v }).collect();
+        let error = relative_l2(sample, &want);
         assert!(error <= F32_LIMIT, "{} {}: first tap that drifts is {}, relative L2 {error:.2e}", case.name, run.name, expected.tap);
         result = error;
     }
@@ -177,7 +180,7 @@ fn f16_keeps_45_db_against_f32_native_and_packed() {
             let db = psnr(&unit(&got), &unit(&want));
             println!("{name} f16 (default limits: {default_limits}): {db:.1} dB");
             assert!(db >= 45.0, "{name}: {db} dB");
-            assert_eq!(got, decoder.decode(&latent, run.width, run.height).unwrap(), "{name}: a second run gives other bytes");
+            assert!(got == decoder.decode(&latent, run.width, run.height).unwrap(), "{name}: a second run gives other bytes");
         }
     }
 }
@@ -195,7 +198,7 @@ fn single_file_and_old_names_give_the_same_picture() {
     let want = decode(plain.path());
     for form in ["ldm", "old_attention"] {
         let folder = case.write_alias(form);
-        assert_eq!(decode(folder.path()), want, "{form}");
+        assert!(decode(folder.path()) == want, "{form}: another picture");
     }
 }
 
@@ -242,7 +245,8 @@ fn token_chunks_change_no_bit() {
     let whole = decoder.decode_in_chunks(&latent, run.width, run.height, usize::MAX).unwrap();
     // 17 columns: one row, two rows, and four rows of tokens at a time.
     for tokens in [1, 34, 70] {
-        assert_eq!(decoder.decode_in_chunks(&latent, run.width, run.height, tokens).unwrap(), whole, "{tokens} tokens");
+        let chunked = decoder.decode_in_chunks(&latent, run.width, run.height, tokens).unwrap();
+        assert!(chunked == whole, "{tokens} tokens at a time give another picture");
     }
 }
 

@@ -140,16 +140,16 @@ impl Case {
 
     /// Writes config.json and the weights under their own names.
     pub fn write_weights(&self) -> WeightsFolder {
-        self.write(true, |spec| (spec.name.clone(), spec.shape.clone()))
+        self.write(|spec| (spec.name.clone(), spec.shape.clone()))
     }
 
-    /// Writes the weights alone, under the names and shapes of the alias form `form`.
+    /// Writes config.json and the weights under the names and shapes of the alias form `form`.
     pub fn write_alias(&self, form: &str) -> WeightsFolder {
         let alias = &self.file.aliases[form];
-        self.write(false, |spec| alias.get(&spec.name).cloned().unwrap_or((spec.name.clone(), spec.shape.clone())))
+        self.write(|spec| alias.get(&spec.name).cloned().unwrap_or((spec.name.clone(), spec.shape.clone())))
     }
 
-    fn write(&self, config: bool, name: impl Fn(&Spec) -> (String, Vec<usize>)) -> WeightsFolder {
+    fn write(&self, name: impl Fn(&Spec) -> (String, Vec<usize>)) -> WeightsFolder {
         let folder = tempfile::tempdir().unwrap();
         let values: Vec<Vec<u8>> =
             self.file.tensors.iter().map(|spec| self.fill(spec).iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
@@ -157,9 +157,9 @@ impl Case {
             let (name, shape) = name(spec);
             (name, TensorView::new(Dtype::F32, shape, bytes).unwrap())
         });
-        let file = if self.model == "autoencoder_kl" && config { "diffusion_pytorch_model.safetensors" } else { "model.safetensors" };
+        let file = if self.model == "autoencoder_kl" { "diffusion_pytorch_model.safetensors" } else { "model.safetensors" };
         safetensors::serialize_to_file(views, None, &folder.path().join(file)).unwrap();
-        if config && !self.model.starts_with("taesd") {
+        if !self.model.starts_with("taesd") {
             std::fs::write(folder.path().join("config.json"), self.file.config.to_string()).unwrap();
         }
         WeightsFolder { folder }
