@@ -19,6 +19,7 @@ use crate::gpu::{Elem, Kernel, Recorder};
 /// Every kernel.
 pub const ALL: &[&Kernel] = &[
     &attention::ATTENTION,
+    &attention::ATTENTION_LANES,
     &conv2d::CONV2D_3X3_LANES,
     &conv2d::CONV2D_DIRECT,
     &conv2d::CONV2D_PHASE_LANES,
