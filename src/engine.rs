@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
-use crate::gpu::{AdapterFacts, Elem, Gpu, GpuOptions, MemoryUse, Observer, Outputs, Recorder, Tensor, Timing};
+use crate::gpu::{AdapterFacts, Elem, Gpu, GpuOptions, KernelFamily, MemoryUse, Observer, Outputs, Recorder, Tensor, Timing};
 use crate::image::Image;
 use crate::kernels::output::image_to_rgba8;
 use crate::latent::{Latent, LatentSpace};
@@ -41,6 +41,9 @@ pub struct EngineOptions {
     pub memory: Option<u64>,
     /// Ask the device for no more than WebGPU's default limits, and no `shader-f16`.
     pub default_limits: bool,
+    /// For tests: kernels of this family whatever the device.
+    #[doc(hidden)]
+    pub kernels: Option<KernelFamily>,
 }
 
 /// Where weights come from.
@@ -155,6 +158,7 @@ impl Engine {
             device: options.device,
             memory_ceiling: options.memory,
             default_limits: options.default_limits,
+            kernels: options.kernels,
             ..GpuOptions::default()
         })
         .await?;

@@ -50,7 +50,7 @@ impl Model {
             x = rec.scoped(format!("layers.{layer}"), |rec: &mut Recorder| {
                 let affine = group_norm::group_norm(rec, &x, &self.norm);
                 let h = group_norm::norm_apply(rec, &x, &affine, true, Elem::F32);
-                conv2d::conv2d_3x3(rec, &h, &self.conv, Some(&x), Act::None, Elem::F32)
+                conv2d::conv2d_3x3(rec, &h, None, &self.conv, Some(&x), Act::None, Elem::F32)
             });
         }
         rec.scoped("check", |rec| output::count_nonfinite(rec, &x));
@@ -315,7 +315,7 @@ fn a_tensor_past_the_buffer_limit_is_refused() {
         let mut rec = gpu.recorder();
         // A pixel more than one buffer holds; nothing is uploaded.
         let x = rec.tensor(1, (gpu.profile().max_buffer / 48) as usize + 1, CHANNELS, Elem::F32);
-        let y = conv2d::conv2d_3x3(&mut rec, &x, &model.conv, None, Act::None, Elem::F32);
+        let y = conv2d::conv2d_3x3(&mut rec, &x, None, &model.conv, None, Act::None, Elem::F32);
         rec.output("y", &y);
         let before = gpu.memory();
         let error = devices::run(&gpu, rec.finish()).unwrap_err();

@@ -135,7 +135,7 @@ fn conv2d_3x3_agrees_with_its_definition() {
                 let record = |rec: &mut Recorder| {
                     let (x, weights) = conv.upload(rec, elem, &conv2d::pack_square(&conv.weight, cout, cin, 3));
                     let added = residual.then(|| rec.upload(&added, h, w, cout, elem));
-                    conv2d::conv2d_3x3(rec, &x, &weights, added.as_ref(), act, elem)
+                    conv2d::conv2d_3x3(rec, &x, None, &weights, added.as_ref(), act, elem)
                 };
                 suite.case(config, &label, record, || {
                     let sums = conv.reference(reference::Geometry::same(3)).into_iter();
@@ -240,7 +240,7 @@ fn one_hot_kernels_shift_the_image_exactly() {
                     };
                     let weights = ConvWeights { weight: packed(rec, &pack, elem), bias: vector(rec, &bias), cin, cout };
                     match kind {
-                        "conv2d_3x3" => conv2d::conv2d_3x3(rec, &image, &weights, None, Act::None, elem),
+                        "conv2d_3x3" => conv2d::conv2d_3x3(rec, &image, None, &weights, None, Act::None, elem),
                         "upsample" => conv2d::upsample2x_conv2d_3x3(rec, &image, &weights, Act::None, elem),
                         _ => conv2d::conv2d_strided(
                             rec,
@@ -274,7 +274,7 @@ fn convolution_is_linear() {
         let record = |rec: &mut Recorder| {
             conv.x = x.to_vec();
             let (x, weights) = conv.upload(rec, Elem::F32, &conv2d::pack_square(&conv.weight, cout, cin, 3));
-            conv2d::conv2d_3x3(rec, &x, &weights, None, Act::None, Elem::F32)
+            conv2d::conv2d_3x3(rec, &x, None, &weights, None, Act::None, Elem::F32)
         };
         common::suite::evaluate(config, record).unwrap().0
     };
@@ -697,7 +697,7 @@ const RECORDINGS: [(&str, Record); 11] = [
     ("conv2d_3x3", |rec, elem| {
         let (x, weights) = Conv::new("cut", (37, 41, 6), 29, 3, elem).record(rec, elem, |w| conv2d::pack_square(w, 29, 6, 3));
         let residual = rec.upload(&values("cut", "residual", 37 * 41 * 29, 1.0, elem), 37, 41, 29, elem);
-        conv2d::conv2d_3x3(rec, &x, &weights, Some(&residual), Act::Silu, elem)
+        conv2d::conv2d_3x3(rec, &x, None, &weights, Some(&residual), Act::Silu, elem)
     }),
     ("upsample2x_conv2d_3x3", |rec, elem| {
         let (x, weights) = Conv::new("cut", (53, 19, 3), 29, 3, elem).record(rec, elem, |w| conv2d::pack_phases(w, 29, 3));

@@ -7,7 +7,7 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::golden::{Case, Run};
-use infgen::gpu::Outputs;
+use infgen::gpu::{KernelFamily, Outputs};
 use infgen::{Dtype, Engine, EngineOptions, Image, Latent};
 
 /// End to end in f32, as design demands; single taps may be a little worse where a residual stream nearly cancels.
@@ -15,7 +15,11 @@ const F32_LIMIT: f64 = 1e-3;
 
 /// An engine, or none where there is no adapter: then the test says so, and fails if `REQUIRE_GPU=1`.
 fn engine(dtype: Dtype, default_limits: bool) -> Option<Engine> {
-    match Engine::new(EngineOptions { dtype, default_limits, ..EngineOptions::default() }) {
+    engine_with(EngineOptions { dtype, default_limits, ..EngineOptions::default() })
+}
+
+fn engine_with(options: EngineOptions) -> Option<Engine> {
+    match Engine::new(options) {
         Ok(engine) => Some(engine),
         Err(error) if std::env::var_os("REQUIRE_GPU").is_some() => panic!("{error}"),
         Err(error) => {
@@ -115,10 +119,14 @@ fn check_run(engine: &Engine, case: &Case, weights: &Path, run: &Run) -> f64 {
 }
 
 fn check_case(name: &str, default_limits: bool) {
+    check_case_with(name, EngineOptions { dtype: Dtype::F32, default_limits, ..EngineOptions::default() });
+}
+
+fn check_case_with(name: &str, options: EngineOptions) {
     if std::env::var("INFGEN_CASE").is_ok_and(|only| only != name) {
         return;
     }
-    let Some(engine) = engine(Dtype::F32, default_limits) else { return };
+    let Some(engine) = engine_with(options) else { return };
     let case = Case::open(name);
     let folder = case.write_weights();
     for run in &case.runs {
@@ -154,6 +162,14 @@ fn networks_agree_at_webgpu_default_limits() {
     check_case("vae-small", true);
 }
 
+/// The kernels that a GPU gets, wherever this runs.
+#[test]
+fn networks_agree_with_the_kernels_for_gpus() {
+    for name in ["vae-small", "infgen-small-odd-channels", "infgen-small-skip"] {
+        check_case_with(name, EngineOptions { dtype: Dtype::F32, kernels: Some(KernelFamily::Tile), ..EngineOptions::default() });
+    }
+}
+
 /// PSNR of `got` against `want`, both in -1 to 1.
 fn psnr(got: &[f32], want: &[f32]) -> f64 {
     let mse = got.iter().zip(want).map(|(g, w)| (*g as f64 - *w as f64).powi(2)).sum::<f64>() / want.len() as f64;
@@ -173,12 +189,13 @@ fn f16_keeps_45_db_against_f32_native_and_packed() {
         // The synthetic decoders give pictures of their own range; PSNR is taken over that range.
         let range = want.data().iter().fold(0.0f32, |a, v| a.max(v.abs()));
         let unit = |image: &Image| image.data().iter().map(|v| v / range).collect::<Vec<_>>();
-        for default_limits in [false, true] {
-            let half = engine(Dtype::F16, default_limits).unwrap();
+        let tile = Some(KernelFamily::Tile);
+        for (default_limits, kernels) in [(false, None), (true, None), (false, tile), (true, tile)] {
+            let half = engine_with(EngineOptions { dtype: Dtype::F16, default_limits, kernels, ..EngineOptions::default() }).unwrap();
             let decoder = half.load_decoder(folder.path()).unwrap();
             let got = decoder.decode(&latent, run.width, run.height).unwrap();
             let db = psnr(&unit(&got), &unit(&want));
-            println!("{name} f16 (default limits: {default_limits}): {db:.1} dB");
+            println!("{name} f16 (default limits: {default_limits}, kernels: {kernels:?}): {db:.1} dB");
             assert!(db >= 45.0, "{name}: {db} dB");
             assert!(got == decoder.decode(&latent, run.width, run.height).unwrap(), "{name}: a second run gives other bytes");
         }

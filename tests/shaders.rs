@@ -17,10 +17,17 @@ const MAX_WORKGROUP_BYTES: u32 = 16 << 10;
 /// Values of the `override` constants in use: lanes of a CPU and of a GPU, heads of the networks' widths.
 fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
     let lanes = || [(1, 8), (2, 4), (4, 2), (8, 1), (1, 64), (2, 32), (4, 16), (8, 8)];
+    let tiles = || [(1, 1), (2, 1), (4, 1), (8, 1), (8, 2)];
     match kernel.name {
         "conv2d_3x3_lanes" | "linear_lanes" => {
             lanes().into_iter().flat_map(|(lc, lp)| [0, 1].map(|r| vec![("LC", lc), ("LP", lp), ("RESIDUAL", r)])).collect()
         }
+        "conv2d_3x3_tile" => tiles()
+            .into_iter()
+            .flat_map(|(lc, lt)| (0..6).map(move |n| vec![("LC", lc), ("LT", lt), ("NORM", n / 2), ("RESIDUAL", n % 2)]))
+            .collect(),
+        "conv2d_phase_tile" => tiles().map(|(lc, lt)| vec![("LC", lc), ("LT", lt)]).into(),
+        "linear_tile" => tiles().into_iter().flat_map(|(lc, lt)| [0, 1].map(|r| vec![("LC", lc), ("LT", lt), ("RESIDUAL", r)])).collect(),
         "conv2d_phase_lanes" => lanes().map(|(lc, lp)| vec![("LC", lc), ("LP", lp)]).into(),
         "conv2d_direct" => lanes().into_iter().flat_map(|(lc, lp)| [1, 3].map(|k| vec![("LC", lc), ("LP", lp), ("K", k)])).collect(),
         "attention_lanes" => [1, 5, 8].map(|d4| vec![("D4", d4), ("WG", 8)]).to_vec(),

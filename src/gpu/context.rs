@@ -7,7 +7,7 @@ use super::adapter::{self, AdapterFacts};
 use super::execute::Pace;
 use super::kernel::{Bind, Kernel, Storage, Variant};
 use super::plan::align;
-use super::recorder::{DeviceProfile, Recorder};
+use super::recorder::{DeviceProfile, KernelFamily, Recorder};
 use super::tensor::{Elem, Source, Tensor};
 use crate::error::{Error, Result};
 
@@ -28,6 +28,9 @@ pub struct GpuOptions {
     /// For tests: activations start as NaN, and every tensor gets a guard band on both sides, inside the bindings, whose
     /// change makes the run fail.
     pub guard_memory: bool,
+    /// For tests: kernels of this family whatever the device.
+    #[doc(hidden)]
+    pub kernels: Option<KernelFamily>,
 }
 
 /// Bytes held now and at most so far.
@@ -197,8 +200,10 @@ impl Gpu {
             let _ = reason.set(if message.is_empty() { format!("{kind:?}") } else { message });
         });
 
+        let software = facts.kind == "software";
         let profile = DeviceProfile {
-            software: facts.kind == "software",
+            software,
+            family: options.kernels.unwrap_or(if software { KernelFamily::Lanes } else { KernelFamily::Tile }),
             native_f16: features.contains(wgpu::Features::SHADER_F16),
             max_binding: limits.max_storage_buffer_binding_size,
             max_buffer: limits.max_buffer_size,

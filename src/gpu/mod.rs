@@ -18,5 +18,5 @@ pub use context::{Gpu, GpuOptions, MemoryUse};
 pub use execute::{Observer, Outputs, Plane, Progress, Timing};
 pub use kernel::{Bind, HEADER_BYTES, Kernel, Storage, Variant};
 pub use plan::Plan;
-pub use recorder::{Binding, DeviceProfile, Dispatch, Footprint, Recorder, Recording};
+pub use recorder::{Binding, DeviceProfile, Dispatch, Footprint, KernelFamily, Recorder, Recording};
 pub use tensor::{Elem, Tensor};

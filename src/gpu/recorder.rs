@@ -6,11 +6,22 @@
 use super::kernel::{Bind, Kernel};
 use super::tensor::{Elem, Source, Tensor};
 
+/// Which of a function's kernels is recorded, where there are several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KernelFamily {
+    /// `*_lanes`: no workgroup memory, made for software rasterisers.
+    Lanes,
+    /// `*_tile`: tiles staged in workgroup memory, for GPUs.
+    Tile,
+}
+
 /// The facts about a device that choose kernels. Everything that can change bits is in here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceProfile {
     /// A CPU pretending to be a GPU (lavapipe, SwiftShader, WARP): other kernels are fast there.
     pub software: bool,
+    /// Kernels of convolutions and linear layers: [`KernelFamily::Lanes`] on software, else [`KernelFamily::Tile`].
+    pub family: KernelFamily,
     /// `shader-f16` is there; else f16 is packed in u32.
     pub native_f16: bool,
     /// Largest storage binding in bytes.

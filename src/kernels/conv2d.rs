@@ -1,7 +1,8 @@
 //! Convolutions: 3x3, and nearest-2x upsampling followed by 3x3.
 
-use super::{Act, Packed, channel_lanes, lanes};
-use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Tensor};
+use super::group_norm::{Norm, norm_apply};
+use super::{Act, Packed, channel_lanes, lanes, tiles};
+use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, KernelFamily, Recorder, Tensor};
 
 /// `conv2d_3x3_lanes.wgsl`
 pub const CONV2D_3X3_LANES: Kernel = Kernel {
@@ -11,6 +12,14 @@ pub const CONV2D_3X3_LANES: Kernel = Kernel {
     bindings: &[Bind::X, Bind::W, Bind::F32, Bind::YRead, Bind::Y],
 };
 
+/// `conv2d_3x3_tile.wgsl`
+pub const CONV2D_3X3_TILE: Kernel = Kernel {
+    name: "conv2d_3x3_tile",
+    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_3x3_tile.wgsl")),
+    params: &["h", "w", "cin4", "cout4", "act"],
+    bindings: &[Bind::X, Bind::W, Bind::F32, Bind::F32, Bind::YRead, Bind::Y],
+};
+
 /// `conv2d_phase_lanes.wgsl`
 pub const CONV2D_PHASE_LANES: Kernel = Kernel {
     name: "conv2d_phase_lanes",
@@ -18,6 +27,17 @@ pub const CONV2D_PHASE_LANES: Kernel = Kernel {
     params: &["h", "w", "cin4", "cout4", "tiles", "act"],
     bindings: &[Bind::X, Bind::W, Bind::F32, Bind::Y],
 };
+
+/// `conv2d_phase_tile.wgsl`
+pub const CONV2D_PHASE_TILE: Kernel = Kernel {
+    name: "conv2d_phase_tile",
+    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_phase_tile.wgsl")),
+    params: &["h", "w", "cin4", "cout4", "tiles", "act"],
+    bindings: &[Bind::X, Bind::W, Bind::F32, Bind::Y],
+};
+
+/// Rows and columns of the pixel tile of a workgroup of `*_tile`.
+const TILE: (usize, usize) = (8, 16);
 
 /// `conv2d_direct.wgsl`
 pub const CONV2D_DIRECT: Kernel = Kernel {
@@ -93,16 +113,37 @@ fn pack(cout: usize, cin: usize, k: usize, at: impl Fn(usize, usize, usize, usiz
     Packed { values }
 }
 
-/// `act(conv3x3(x) + bias + residual)`, stride 1, zero padding 1.
+/// `act(conv3x3(norm(x)) + bias + residual)`, stride 1, zero padding 1 around the normalised plane.
 ///
-/// `x` is `[h, w, cin]`, `residual` and the result `[h, w, cout]`.
-pub fn conv2d_3x3(rec: &mut Recorder, x: &Tensor, weights: &ConvWeights, residual: Option<&Tensor>, act: Act, elem: Elem) -> Tensor {
-    let (h, w, cin) = x.shape();
-    assert_eq!(cin, weights.cin, "conv2d_3x3: input channels");
-    let y = rec.tensor(h, w, weights.cout, elem);
+/// `x` is `[h, w, cin]`, `residual` and the result `[h, w, cout]`. Where the kernel cannot apply `norm` itself, that is a
+/// pass of its own before it, whose result has the type of `x`.
+pub fn conv2d_3x3(
+    rec: &mut Recorder,
+    x: &Tensor,
+    norm: Option<Norm<'_>>,
+    weights: &ConvWeights,
+    residual: Option<&Tensor>,
+    act: Act,
+    elem: Elem,
+) -> Tensor {
+    assert_eq!(x.channels, weights.cin, "conv2d_3x3: input channels");
+    let y = match (rec.profile().family, norm) {
+        (KernelFamily::Lanes, Some(Norm { affine, silu })) => {
+            let x = norm_apply(rec, x, affine, silu, x.elem);
+            conv2d_3x3_lanes(rec, &x, weights, residual, act, elem)
+        }
+        (KernelFamily::Lanes, None) => conv2d_3x3_lanes(rec, x, weights, residual, act, elem),
+        (KernelFamily::Tile, _) => conv2d_3x3_tile(rec, x, norm, weights, residual, act, elem),
+    };
     if let Some(residual) = residual {
         assert_eq!((residual.shape(), residual.elem), (y.shape(), elem), "conv2d_3x3: residual");
     }
+    y
+}
+
+fn conv2d_3x3_lanes(rec: &mut Recorder, x: &Tensor, weights: &ConvWeights, residual: Option<&Tensor>, act: Act, elem: Elem) -> Tensor {
+    let (h, w, cin) = x.shape();
+    let y = rec.tensor(h, w, weights.cout, elem);
     let (channel_lanes, pixel_lanes) = lanes(rec, y.quads());
     let row_in = (w * x.quads()) as u64;
     let row_out = (w * y.quads()) as u64;
@@ -124,6 +165,42 @@ pub fn conv2d_3x3(rec: &mut Recorder, x: &Tensor, weights: &ConvWeights, residua
     y
 }
 
+fn conv2d_3x3_tile(
+    rec: &mut Recorder,
+    x: &Tensor,
+    norm: Option<Norm<'_>>,
+    weights: &ConvWeights,
+    residual: Option<&Tensor>,
+    act: Act,
+    elem: Elem,
+) -> Tensor {
+    let (h, w, cin) = x.shape();
+    let y = rec.tensor(h, w, weights.cout, elem);
+    let (channels, pair, groups) = tiles(y.quads());
+    let (rows, columns) = TILE;
+    let out = Footprint::rows((w * y.quads()) as u64, rows, 0, rows);
+    if let Some(norm) = norm {
+        assert_eq!(norm.affine.shape(), (2, 1, 4 * x.quads()), "conv2d_3x3: scale and shift");
+    }
+    let norm_kind = norm.map_or(0, |norm| 1 + norm.silu as u32);
+    rec.dispatch(Dispatch {
+        kernel: &CONV2D_3X3_TILE,
+        consts: vec![("LC", channels), ("LT", pair), ("NORM", norm_kind), ("RESIDUAL", residual.is_some() as u32)],
+        bindings: vec![
+            Binding::part(x, Footprint::rows((w * x.quads()) as u64, rows, 1, rows + 2)),
+            Binding::whole(&weights.weight),
+            Binding::whole(&weights.bias),
+            Binding::whole(norm.map_or(&weights.bias, |norm| norm.affine)),
+            residual.map_or(Binding::whole(&weights.bias), |r| Binding::part(r, out)),
+            Binding::part(&y, out),
+        ],
+        params: vec![h as u32, w as u32, x.quads() as u32, y.quads() as u32, act as u32],
+        grid: [groups, h.div_ceil(rows) as u32, w.div_ceil(columns) as u32],
+        flops: 18 * (h * w * cin * weights.cout) as u64,
+    });
+    y
+}
+
 /// `act(conv3x3(nearest2x(x)) + bias)` without ever storing the enlarged image; `weights` from [`pack_phases`].
 ///
 /// `x` is `[h, w, cin]`, the result `[2h, 2w, cout]`.
@@ -131,19 +208,32 @@ pub fn upsample2x_conv2d_3x3(rec: &mut Recorder, x: &Tensor, weights: &ConvWeigh
     let (h, w, cin) = x.shape();
     assert_eq!(cin, weights.cin, "upsample2x_conv2d_3x3: input channels");
     let y = rec.tensor(2 * h, 2 * w, weights.cout, elem);
-    let (channel_lanes, pixel_lanes) = lanes(rec, y.quads());
-    let tiles = (y.quads() as u32).div_ceil(channel_lanes);
+    let row_in = (w * x.quads()) as u64;
+    let row_out = (2 * w * y.quads()) as u64;
+    let (kernel, consts, rows, grid, tiles) = match rec.profile().family {
+        KernelFamily::Lanes => {
+            let (channel_lanes, pixel_lanes) = lanes(rec, y.quads());
+            let tiles = (y.quads() as u32).div_ceil(channel_lanes);
+            let grid = [(w as u32).div_ceil(8 * pixel_lanes), h as u32, 4 * tiles];
+            (&CONV2D_PHASE_LANES, vec![("LC", channel_lanes), ("LP", pixel_lanes)], 1, grid, tiles)
+        }
+        KernelFamily::Tile => {
+            let (channels, pair, groups) = tiles(y.quads());
+            let grid = [4 * groups, h.div_ceil(TILE.0) as u32, w.div_ceil(TILE.1) as u32];
+            (&CONV2D_PHASE_TILE, vec![("LC", channels), ("LT", pair)], TILE.0, grid, groups * pair)
+        }
+    };
     rec.dispatch(Dispatch {
-        kernel: &CONV2D_PHASE_LANES,
-        consts: vec![("LC", channel_lanes), ("LP", pixel_lanes)],
+        kernel,
+        consts,
         bindings: vec![
-            Binding::part(x, Footprint::rows((w * x.quads()) as u64, 1, 1, 3)),
+            Binding::part(x, Footprint::rows(row_in, rows, 1, rows + 2)),
             Binding::whole(&weights.weight),
             Binding::whole(&weights.bias),
-            Binding::part(&y, Footprint::rows((2 * w * y.quads()) as u64, 2, 0, 2)),
+            Binding::part(&y, Footprint::rows(row_out, 2 * rows, 0, 2 * rows)),
         ],
         params: vec![h as u32, w as u32, x.quads() as u32, y.quads() as u32, tiles, act as u32],
-        grid: [(w as u32).div_ceil(8 * pixel_lanes), h as u32, 4 * tiles],
+        grid,
         flops: 32 * (h * w * cin * weights.cout) as u64,
     });
     y

@@ -53,6 +53,15 @@ pub struct GroupNormWeights {
     pub eps: f32,
 }
 
+/// A normalisation that its reader applies: `x * scale + shift` per channel, then SiLU if `silu`.
+#[derive(Debug, Clone, Copy)]
+pub struct Norm<'a> {
+    /// `[2, 1, c]` f32 from [`group_norm`].
+    pub affine: &'a Tensor,
+    /// Whether SiLU follows.
+    pub silu: bool,
+}
+
 /// Scale and shift per channel that normalise `x` (`[h, w, c]`) over each group of channels and the whole plane.
 ///
 /// The result is `[2, 1, c]` f32. The values of `x` are watched: a NaN, an infinity or an f16 overflow among them

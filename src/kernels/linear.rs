@@ -1,7 +1,7 @@
 //! Matrix products: linear layers on tokens, and 1x1 convolutions, which are the same thing.
 
-use super::{Act, Packed, channel_lanes, lanes};
-use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Tensor};
+use super::{Act, Packed, channel_lanes, lanes, tiles};
+use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, KernelFamily, Recorder, Tensor};
 
 /// `linear_lanes.wgsl`
 pub const LINEAR_LANES: Kernel = Kernel {
@@ -10,6 +10,17 @@ pub const LINEAR_LANES: Kernel = Kernel {
     params: &["rows", "k4", "n4", "act"],
     bindings: &[Bind::X, Bind::W, Bind::F32, Bind::YRead, Bind::Y],
 };
+
+/// `linear_tile.wgsl`
+pub const LINEAR_TILE: Kernel = Kernel {
+    name: "linear_tile",
+    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/linear_tile.wgsl")),
+    params: &["rows", "k4", "n4", "act"],
+    bindings: &[Bind::X, Bind::W, Bind::F32, Bind::YRead, Bind::Y],
+};
+
+/// Rows of a workgroup of `linear_tile`.
+const TILE_ROWS: usize = 64;
 
 /// Weights of a linear layer on the device.
 #[derive(Debug, Clone)]
@@ -54,12 +65,22 @@ pub fn linear_into(rec: &mut Recorder, x: &Tensor, weights: &LinearWeights, resi
         assert_eq!((residual.pixels(), residual.channels, residual.elem), (y.pixels(), y.channels, y.elem), "linear: residual");
     }
     let rows = x.pixels();
-    let (channel_lanes, row_lanes) = lanes(rec, y.quads());
-    let run = 8 * row_lanes as usize;
+    let residual_kind = ("RESIDUAL", residual.is_some() as u32);
+    let (kernel, consts, run, groups) = match rec.profile().family {
+        KernelFamily::Lanes => {
+            let (channel_lanes, row_lanes) = lanes(rec, y.quads());
+            let groups = (y.quads() as u32).div_ceil(channel_lanes);
+            (&LINEAR_LANES, vec![("LC", channel_lanes), ("LP", row_lanes), residual_kind], 8 * row_lanes as usize, groups)
+        }
+        KernelFamily::Tile => {
+            let (channels, pair, groups) = tiles(y.quads());
+            (&LINEAR_TILE, vec![("LC", channels), ("LT", pair), residual_kind], TILE_ROWS, groups)
+        }
+    };
     let out = Footprint::rows(y.quads() as u64, run, 0, run);
     rec.dispatch(Dispatch {
-        kernel: &LINEAR_LANES,
-        consts: vec![("LC", channel_lanes), ("LP", row_lanes), ("RESIDUAL", residual.is_some() as u32)],
+        kernel,
+        consts,
         bindings: vec![
             Binding::part(x, Footprint::rows(x.quads() as u64, run, 0, run)),
             Binding::whole(&weights.weight),
@@ -68,7 +89,7 @@ pub fn linear_into(rec: &mut Recorder, x: &Tensor, weights: &LinearWeights, resi
             Binding::part(y, out),
         ],
         params: vec![rows as u32, x.quads() as u32, y.quads() as u32, act as u32],
-        grid: [(y.quads() as u32).div_ceil(channel_lanes), rows.div_ceil(run) as u32, 1],
+        grid: [groups, rows.div_ceil(run) as u32, 1],
         flops: 2 * (rows * weights.inputs * weights.outputs) as u64,
     });
 }

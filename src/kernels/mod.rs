@@ -21,8 +21,10 @@ pub const ALL: &[&Kernel] = &[
     &attention::ATTENTION,
     &attention::ATTENTION_LANES,
     &conv2d::CONV2D_3X3_LANES,
+    &conv2d::CONV2D_3X3_TILE,
     &conv2d::CONV2D_DIRECT,
     &conv2d::CONV2D_PHASE_LANES,
+    &conv2d::CONV2D_PHASE_TILE,
     &geglu::GEGLU,
     &group_norm::GROUP_NORM_FOLD,
     &group_norm::GROUP_NORM_ROWS,
@@ -31,6 +33,7 @@ pub const ALL: &[&Kernel] = &[
     &inpe::INPE_FEATURES,
     &layer_norm::LAYER_NORM,
     &linear::LINEAR_LANES,
+    &linear::LINEAR_TILE,
     &output::COUNT_NONFINITE,
     &output::IMAGE_TO_RGBA8,
     &peak::PEAK_COPY,
@@ -74,6 +77,15 @@ pub(crate) fn lanes(rec: &Recorder, cout4: usize) -> (u32, u32) {
     let channels = channel_lanes(cout4) as u32;
     let total = if rec.profile().software { 8 } else { 64 };
     (channels, total / channels)
+}
+
+/// Of a `*_tile` kernel: output quads of a tile of packed weights, tiles a workgroup takes (two only where that leaves none
+/// over), and workgroups along the output channels. The last two change no sum's order.
+pub(crate) fn tiles(cout4: usize) -> (u32, u32, u32) {
+    let channels = channel_lanes(cout4);
+    let tiles = cout4.div_ceil(channels);
+    let pair = if channels == 8 && tiles.is_multiple_of(2) { 2 } else { 1 };
+    (channels as u32, pair as u32, (tiles / pair) as u32)
 }
 
 /// Size of a value from which on it counts as an overflow: the largest f16 where stores saturate, infinity in f32.

@@ -130,9 +130,9 @@ impl VaeEncoder {
             rec.tap(&path, &h);
         }
         let h = self.mid_block.forward(rec, &h, "encoder.mid_block");
-        let h = rec.scoped("encoder.conv_norm_out", |rec| self.conv_norm_out.forward(rec, &h, true, elem));
+        let affine = rec.scoped("encoder.conv_norm_out", |rec| self.conv_norm_out.affine(rec, &h));
         rec.scoped("encoder.conv_out", |rec| {
-            let h = self.conv_out.forward(rec, &h, None, Act::None, Elem::F32);
+            let h = self.conv_out.forward_norm_silu(rec, &h, &affine, None, Elem::F32);
             let moments = match &self.quant_conv {
                 Some(conv) => conv.forward(rec, &h, None, Act::None, Elem::F32),
                 None => h,

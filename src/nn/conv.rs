@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::gpu::{Elem, Recorder, Tensor};
 use crate::kernels::Act;
 use crate::kernels::conv2d::{self, ConvWeights, Geometry};
+use crate::kernels::group_norm::Norm;
 use crate::kernels::linear::{self, LinearWeights};
 
 /// `{path}.bias`, or zeros for a layer without.
@@ -37,7 +38,12 @@ impl Conv3x3 {
 
     /// `act(conv(x) + residual)`: `[h, w, cin]` to `[h, w, cout]`.
     pub fn forward(&self, rec: &mut Recorder, x: &Tensor, residual: Option<&Tensor>, act: Act, elem: Elem) -> Tensor {
-        conv2d::conv2d_3x3(rec, x, &self.0, residual, act, elem)
+        conv2d::conv2d_3x3(rec, x, None, &self.0, residual, act, elem)
+    }
+
+    /// `conv(silu(x * scale + shift)) + residual`, scale and shift from [`super::GroupNorm::affine`].
+    pub fn forward_norm_silu(&self, rec: &mut Recorder, x: &Tensor, affine: &Tensor, residual: Option<&Tensor>, elem: Elem) -> Tensor {
+        conv2d::conv2d_3x3(rec, x, Some(Norm { affine, silu: true }), &self.0, residual, Act::None, elem)
     }
 }
 

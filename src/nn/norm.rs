@@ -21,9 +21,15 @@ impl GroupNorm {
         Ok(GroupNorm(GroupNormWeights { weight, bias, groups, eps }))
     }
 
+    /// Scale and shift per channel that normalise `x` (`[h, w, c]`) over the whole plane, for a kernel that applies them as
+    /// it reads `x`. A non-finite value in `x` makes the run fail.
+    pub fn affine(&self, rec: &mut Recorder, x: &Tensor) -> Tensor {
+        group_norm(rec, x, &self.0)
+    }
+
     /// Normalises `x` (`[h, w, c]`) over the whole plane. A non-finite value in `x` makes the run fail.
     pub fn forward(&self, rec: &mut Recorder, x: &Tensor, silu: bool, elem: Elem) -> Tensor {
-        let affine = group_norm(rec, x, &self.0);
+        let affine = self.affine(rec, x);
         norm_apply(rec, x, &affine, silu, elem)
     }
 }

@@ -35,10 +35,10 @@ impl ResnetBlock {
     /// `[h, w, cin]` to `[h, w, cout]`.
     pub fn forward(&self, rec: &mut Recorder, x: &Tensor) -> Tensor {
         let elem = x.elem;
-        let h = rec.scoped("norm1", |rec| self.norm1.forward(rec, x, true, elem));
-        let h = self.conv1.forward(rec, &h, None, Act::None, elem);
-        let h = rec.scoped("norm2", |rec| self.norm2.forward(rec, &h, true, elem));
+        let affine = rec.scoped("norm1", |rec| self.norm1.affine(rec, x));
+        let h = self.conv1.forward_norm_silu(rec, x, &affine, None, elem);
+        let affine = rec.scoped("norm2", |rec| self.norm2.affine(rec, &h));
         let shortcut = self.conv_shortcut.as_ref().map(|conv| conv.forward(rec, x, None, Act::None, elem));
-        self.conv2.forward(rec, &h, Some(shortcut.as_ref().unwrap_or(x)), Act::None, elem)
+        self.conv2.forward_norm_silu(rec, &h, &affine, Some(shortcut.as_ref().unwrap_or(x)), elem)
     }
 }

@@ -3,7 +3,6 @@
 use super::{Conv3x3, GroupNorm, Loader, MidAttention, ResnetBlock, UpsampleConv};
 use crate::error::Result;
 use crate::gpu::{Elem, Recorder, Tensor};
-use crate::kernels::Act;
 
 /// Groups and epsilon that all group normalisations of a network share.
 #[derive(Debug, Clone, Copy)]
@@ -129,9 +128,9 @@ impl UpDecoder {
             });
             rec.tap(&path, &h);
         }
-        let h = rec.scoped("decoder.conv_norm_out", |rec| self.conv_norm_out.forward(rec, &h, true, elem));
+        let affine = rec.scoped("decoder.conv_norm_out", |rec| self.conv_norm_out.affine(rec, &h));
         rec.scoped("decoder.conv_out", |rec| {
-            let image = self.conv_out.forward(rec, &h, None, Act::None, Elem::F32);
+            let image = self.conv_out.forward_norm_silu(rec, &h, &affine, None, Elem::F32);
             crate::kernels::output::count_nonfinite(rec, &image);
             image
         })

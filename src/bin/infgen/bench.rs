@@ -154,7 +154,7 @@ async fn cases(gpu: &Gpu, elem: Elem) -> Result<Vec<Case<'static>>> {
             name: format!("conv2d 3x3 {shape}"),
             record: Box::new(move |rec| {
                 let x = activations(rec, h, w, cin);
-                conv2d::conv2d_3x3(rec, &x, &conv, None, Act::None, elem);
+                conv2d::conv2d_3x3(rec, &x, None, &conv, None, Act::None, elem);
             }),
         });
         if cin == cout && h < 512 {

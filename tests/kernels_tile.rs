@@ -1,0 +1,348 @@
+//! The kernels for GPUs, chosen whatever the device: against their f64 references, on odd shapes, in every storage kind, with
+//! default limits, in NaN-filled memory with guard bands, and cut in every way.
+//!
+//! `CASE=<part of a label>` runs some cases only. `INFGEN_DEVICE` chooses the adapter; `REQUIRE_GPU=1` makes its absence a failure.
+
+mod common;
+
+use common::devices::{self, Config, configs, skipped};
+use common::suite::Suite;
+use common::synthetic::fill;
+use common::{stored, wide};
+use infgen::gpu::{DeviceProfile, Elem, GpuOptions, KernelFamily, Recorder, Tensor};
+use infgen::kernels::conv2d::{self, ConvWeights};
+use infgen::kernels::group_norm::Norm;
+use infgen::kernels::linear::{self, LinearWeights};
+use infgen::kernels::{Act, Packed};
+use infgen::reference::{self, Activation, Bounded};
+
+/// Values of the argument `arg` of a case, as stored.
+fn values(label: &str, arg: &str, len: usize, amp: f32, elem: Elem) -> Vec<f32> {
+    stored(fill(&format!("{label}.{arg}"), len, amp, 0.0, 0), elem)
+}
+
+/// Weights go up like activations here, so that they too lie between guard bands.
+fn packed(rec: &mut Recorder, packed: &Packed, elem: Elem) -> Tensor {
+    rec.upload(&packed.values, 1, 1, packed.values.len(), elem)
+}
+
+fn vector(rec: &mut Recorder, values: &[f32]) -> Tensor {
+    rec.upload(values, 1, 1, values.len(), Elem::F32)
+}
+
+const ACTS: [(Act, Activation); 6] = [
+    (Act::None, Activation::Identity),
+    (Act::Relu, Activation::Relu),
+    (Act::Silu, Activation::Silu),
+    (Act::GeluErf, Activation::GeluErf),
+    (Act::GeluTanh, Activation::GeluTanh),
+    (Act::QuickGelu, Activation::GeluQuick),
+];
+
+/// Every storage kind and set of limits, with the tile family.
+fn start(test: &'static str) -> Option<(Suite, Vec<Config>)> {
+    let tile = |c: Config| Config { profile: DeviceProfile { family: KernelFamily::Tile, ..c.profile }, ..c };
+    let configs: Vec<Config> = configs().into_iter().filter(|c| !c.name.contains("other kind")).map(tile).collect();
+    if configs.is_empty() {
+        skipped(test);
+        return None;
+    }
+    Some((Suite::new(test), configs))
+}
+
+struct Conv {
+    shape: (usize, usize, usize),
+    cout: usize,
+    x: Vec<f32>,
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    scale: Vec<f32>,
+    shift: Vec<f32>,
+}
+
+impl Conv {
+    fn new(label: &str, (h, w, cin): (usize, usize, usize), cout: usize, elem: Elem) -> Conv {
+        let amp = (3.0 / (cin * 9) as f32).sqrt();
+        Conv {
+            shape: (h, w, cin),
+            cout,
+            x: values(label, "x", h * w * cin, 1.7, elem),
+            weight: values(label, "weight", cout * cin * 9, amp, elem),
+            bias: values(label, "bias", cout, 0.5, Elem::F32),
+            scale: fill(&format!("{label}.scale"), cin, 0.7, 0.9, 0),
+            // Far from 0: padding before the activation instead of after it is seen at the border.
+            shift: fill(&format!("{label}.shift"), cin, 0.5, 1.5, 0),
+        }
+    }
+
+    fn upload(&self, rec: &mut Recorder, elem: Elem, pack: &Packed) -> (Tensor, ConvWeights) {
+        let (h, w, cin) = self.shape;
+        let x = rec.upload(&self.x, h, w, cin, elem);
+        let (weight, bias) = (packed(rec, pack, elem), vector(rec, &self.bias));
+        (x, ConvWeights { weight, bias, cin, cout: self.cout })
+    }
+
+    fn affine(&self, rec: &mut Recorder) -> Tensor {
+        let pad = |v: &[f32]| v.iter().copied().chain(std::iter::repeat(0.0)).take(v.len().next_multiple_of(4)).collect::<Vec<_>>();
+        let both = [pad(&self.scale), pad(&self.shift)].concat();
+        rec.upload(&both, 2, 1, both.len() / 2, Elem::F32)
+    }
+
+    /// `kind`: no norm, norm, norm and SiLU.
+    fn record(&self, rec: &mut Recorder, elem: Elem, kind: usize, residual: Option<&[f32]>, act: Act) -> Tensor {
+        let (h, w, cin) = self.shape;
+        let (x, weights) = self.upload(rec, elem, &conv2d::pack_square(&self.weight, self.cout, cin, 3));
+        let residual = residual.map(|r| rec.upload(r, h, w, self.cout, elem));
+        let affine = (kind > 0).then(|| self.affine(rec));
+        let norm = affine.as_ref().map(|affine| Norm { affine, silu: kind == 2 });
+        conv2d::conv2d_3x3(rec, &x, norm, &weights, residual.as_ref(), act, elem)
+    }
+
+    fn reference(&self, kind: usize) -> Vec<Bounded> {
+        let (_, _, cin) = self.shape;
+        let mut x = wide(&self.x);
+        // What the normalised input may be off by, as a share of its size.
+        let mut slack = 0.0;
+        if kind > 0 {
+            for (i, v) in x.iter_mut().enumerate() {
+                let exact = *v * self.scale[i % cin] as f64 + self.shift[i % cin] as f64;
+                *v = if kind == 2 { exact / (1.0 + (-exact).exp()) } else { exact };
+            }
+            slack = 16.0 * reference::ULP * 4.0;
+        }
+        let same = reference::Geometry::same(3);
+        let conv = |x: &[f64], w: &[f64], b: &[f64]| reference::conv2d(x, self.shape, w, b, self.cout, same);
+        let mut y = conv(&x, &wide(&self.weight), &wide(&self.bias));
+        if kind > 0 {
+            // Values reach about 4, so `slack` bounds the absolute error of each; it passes through the weights' sizes.
+            let size = |v: &[f32]| v.iter().map(|v| v.abs() as f64).collect::<Vec<_>>();
+            let spread = conv(&vec![slack; x.len()], &size(&self.weight), &vec![0.0; self.cout]);
+            y.iter_mut().zip(spread).for_each(|(y, s)| y.bound += s.value);
+        }
+        y
+    }
+}
+
+/// Height, width, input and output channels; tiles are 8 x 16 pixels, 2 input quads, 32 or (even counts) 64 output channels.
+const PLANES: [(usize, usize, usize, usize); 14] = [
+    (1, 1, 5, 33),
+    (1, 1, 3, 64),
+    (9, 3, 4, 31),
+    (3, 15, 9, 64),
+    (8, 16, 8, 32),
+    (7, 17, 12, 100),
+    (9, 33, 5, 64),
+    (17, 15, 33, 36),
+    (16, 16, 31, 64),
+    (10, 18, 6, 3),
+    (5, 21, 100, 5),
+    (2, 35, 3, 13),
+    (11, 1, 13, 64),
+    (1, 47, 20, 128),
+];
+
+/// Each number of lanes, pair, norm and residual is a pipeline of its own, and compiling is what costs time here: f32 runs
+/// them all, other storage kinds the wide ones.
+fn narrow(cout: usize) -> bool {
+    cout < 29
+}
+
+#[test]
+fn conv2d_3x3_tile_agrees_with_its_definition() {
+    let Some((mut suite, configs)) = start("conv2d_3x3_tile_agrees_with_its_definition") else { return };
+    for config in &configs {
+        let elem = config.elem;
+        for (n, (h, w, cin, cout)) in PLANES.into_iter().enumerate() {
+            if narrow(cout) && config.name != "f32" {
+                continue;
+            }
+            for kind in 0..3 {
+                let residual = (n + kind) % 2 == 0;
+                if config.name != "f32" && (residual != (kind == 2)) {
+                    continue;
+                }
+                let (act, activation) = ACTS[(n + kind) % ACTS.len()];
+                let label = format!("{h}x{w} {cin}->{cout} norm={kind} {act:?} residual={residual}");
+                let conv = Conv::new(&label, (h, w, cin), cout, elem);
+                let added = values(&label, "residual", h * w * cout, 1.0, elem);
+                let record = |rec: &mut Recorder| conv.record(rec, elem, kind, residual.then_some(&added), act);
+                suite.case(config, &label, record, || {
+                    let sums = conv.reference(kind).into_iter();
+                    sums.zip(&added).map(|(v, &r)| activation.apply(if residual { v.plus(r as f64) } else { v })).collect()
+                });
+            }
+        }
+    }
+    suite.finish(80);
+}
+
+#[test]
+fn upsampling_tile_agrees_with_upsampling_then_convolving() {
+    let Some((mut suite, configs)) = start("upsampling_tile_agrees_with_upsampling_then_convolving") else { return };
+    for config in &configs {
+        let elem = config.elem;
+        for (n, (h, w, cin, cout)) in PLANES.into_iter().enumerate() {
+            if narrow(cout) && config.name != "f32" {
+                continue;
+            }
+            let (act, activation) = ACTS[(n + 1) % ACTS.len()];
+            let label = format!("{h}x{w} {cin}->{cout} {act:?}");
+            let mut conv = Conv::new(&label, (h, w, cin), cout, elem);
+            // Multiples of 1/64 below 1: sums of four are exact in f16, so packing rounds nothing.
+            conv.weight.iter_mut().for_each(|v| *v = (*v * 64.0).round().clamp(-63.0, 63.0) / 64.0);
+            let record = |rec: &mut Recorder| {
+                let (x, weights) = conv.upload(rec, elem, &conv2d::pack_phases(&conv.weight, cout, cin));
+                conv2d::upsample2x_conv2d_3x3(rec, &x, &weights, act, elem)
+            };
+            suite.case(config, &label, record, || {
+                let large = reference::upsample_nearest_2x(&wide(&conv.x), conv.shape);
+                let same = reference::Geometry::same(3);
+                let sums = reference::conv2d(&large, (2 * h, 2 * w, cin), &wide(&conv.weight), &wide(&conv.bias), cout, same);
+                sums.into_iter().map(|v| activation.apply(v)).collect()
+            });
+        }
+    }
+    suite.finish(55);
+}
+
+#[test]
+fn linear_tile_agrees_with_its_definition() {
+    let Some((mut suite, configs)) = start("linear_tile_agrees_with_its_definition") else { return };
+    // Tokens, inputs, outputs; 64 tokens, 4 input quads, 32 or 64 outputs a tile.
+    const SHAPES: [(usize, usize, usize); 13] = [
+        (1, 1, 29),
+        (1, 320, 64),
+        (7, 5, 33),
+        (63, 12, 100),
+        (64, 16, 64),
+        (65, 17, 31),
+        (130, 13, 128),
+        (77, 31, 64),
+        (129, 36, 32),
+        (3, 3, 1),
+        (70, 6, 3),
+        (65, 20, 8),
+        (13, 15, 13),
+    ];
+    for config in &configs {
+        let elem = config.elem;
+        for (n, (tokens, inputs, outputs)) in SHAPES.into_iter().enumerate() {
+            if narrow(outputs) && config.name != "f32" {
+                continue;
+            }
+            for residual in [false, true] {
+                let (act, activation) = ACTS[(n + 3) % ACTS.len()];
+                let label = format!("{tokens} x {inputs}->{outputs} {act:?} residual={residual}");
+                let x = values(&label, "x", tokens * inputs, 1.7, elem);
+                let weight = values(&label, "weight", outputs * inputs, (3.0 / inputs as f32).sqrt(), elem);
+                let bias = values(&label, "bias", outputs, 0.5, Elem::F32);
+                let added = values(&label, "residual", tokens * outputs, 1.0, elem);
+                let record = |rec: &mut Recorder| {
+                    let x = rec.upload(&x, tokens, 1, inputs, elem);
+                    let weight = packed(rec, &linear::pack_linear(&weight, outputs, inputs), elem);
+                    let weights = LinearWeights { weight, bias: vector(rec, &bias), inputs, outputs };
+                    let added = residual.then(|| rec.upload(&added, tokens, 1, outputs, elem));
+                    linear::linear(rec, &x, &weights, added.as_ref(), act, elem)
+                };
+                suite.case(config, &label, record, || {
+                    let sums = reference::linear(&wide(&x), inputs, &wide(&weight), &wide(&bias), outputs).into_iter();
+                    sums.zip(&added).map(|(v, &r)| activation.apply(if residual { v.plus(r as f64) } else { v })).collect()
+                });
+            }
+        }
+    }
+    suite.finish(95);
+}
+
+/// A kernel that is 1 at one tap from one channel to one other shifts the image, exactly.
+#[test]
+fn one_hot_kernels_shift_the_image_exactly() {
+    let Some((mut suite, configs)) = start("one_hot_kernels_shift_the_image_exactly") else { return };
+    let (h, w, cin, cout) = (9, 19, 10, 64);
+    for config in configs.iter().filter(|c| matches!(c.name, "f32" | "packed")) {
+        let elem = config.elem;
+        let mut conv = Conv::new("one hot", (h, w, cin), cout, elem);
+        conv.bias.fill(0.0);
+        for tap in 0..9 {
+            let (from, to) = (7 * tap % cin, (29 * tap + 3) % cout);
+            conv.weight.fill(0.0);
+            conv.weight[(to * cin + from) * 9 + tap] = 1.0;
+            let plane = |h: usize, w: usize, scale: usize| -> Vec<Bounded> {
+                let mut y = vec![Bounded::exact(0.0); h * w * cout];
+                for (i, j) in (0..h).flat_map(|i| (0..w).map(move |j| (i, j))) {
+                    let (row, column) = ((i + tap / 3).wrapping_sub(1), (j + tap % 3).wrapping_sub(1));
+                    if row < h && column < w {
+                        y[(i * w + j) * cout + to].value = conv.x[(row / scale * (w / scale) + column / scale) * cin + from] as f64;
+                    }
+                }
+                y
+            };
+            suite.exact(config, &format!("conv2d_3x3 tap {tap}"), |rec| conv.record(rec, elem, 0, None, Act::None), || plane(h, w, 1));
+            let record = |rec: &mut Recorder| {
+                let (x, weights) = conv.upload(rec, elem, &conv2d::pack_phases(&conv.weight, cout, cin));
+                conv2d::upsample2x_conv2d_3x3(rec, &x, &weights, Act::None, elem)
+            };
+            suite.exact(config, &format!("upsample tap {tap}"), record, || plane(2 * h, 2 * w, 2));
+        }
+    }
+    suite.finish(36);
+}
+
+type Record = fn(&mut Recorder, Elem) -> Tensor;
+
+/// Planes of more than 16 KiB a workgroup's rows or so, and weights of less than 24 KiB.
+const RECORDINGS: [(&str, Record); 3] = [
+    ("conv2d_3x3", |rec, elem| {
+        let conv = Conv::new("cut", (71, 37, 5), 64, elem);
+        conv.record(rec, elem, 2, Some(&values("cut", "residual", 71 * 37 * 64, 1.0, elem)), Act::None)
+    }),
+    ("upsample2x_conv2d_3x3", |rec, elem| {
+        let conv = Conv::new("cut", (53, 19, 3), 29, elem);
+        let (x, weights) = conv.upload(rec, elem, &conv2d::pack_phases(&conv.weight, 29, 3));
+        conv2d::upsample2x_conv2d_3x3(rec, &x, &weights, Act::None, elem)
+    }),
+    ("linear", |rec, elem| {
+        let x = rec.upload(&values("cut", "x", 1501 * 13, 1.7, elem), 1501, 1, 13, elem);
+        let weight = packed(rec, &linear::pack_linear(&values("cut", "weight", 64 * 13, 0.5, elem), 64, 13), elem);
+        let bias = vector(rec, &values("cut", "bias", 64, 0.5, Elem::F32));
+        let residual = rec.upload(&values("cut", "residual", 1501 * 64, 1.0, elem), 1501, 1, 64, elem);
+        linear::linear(rec, &x, &LinearWeights { weight, bias, inputs: 13, outputs: 64 }, Some(&residual), Act::GeluErf, elem)
+    }),
+];
+
+/// The same bits however a dispatch is cut: by workgroups in every direction, and by the range that a binding may have.
+#[test]
+fn cutting_dispatches_changes_no_bit() {
+    let Some((mut suite, _)) = start("cutting_dispatches_changes_no_bit") else { return };
+    for (guard_memory, packed_f16) in [(false, false), (true, true)] {
+        let options = GpuOptions { guard_memory, packed_f16, kernels: Some(KernelFamily::Tile), ..devices::options() };
+        let Some(gpu) = devices::open(&options) else { return };
+        let elem = if packed_f16 { Elem::Half } else { Elem::F32 };
+        for (name, record) in RECORDINGS {
+            let bits = |max_binding: u64, max_groups: u32| {
+                let mut rec = gpu.recorder();
+                let mut y = record(&mut rec, elem);
+                y.channels = 4 * y.quads();
+                rec.output("y", &y);
+                gpu.force_cuts(max_binding, max_groups);
+                let mut outputs = devices::run(&gpu, rec.finish()).map_err(|e| e.to_string())?;
+                Ok::<Vec<u32>, String>(outputs.numbers("y").into_iter().map(f32::to_bits).collect())
+            };
+            let whole = bits(u64::MAX, u32::MAX).unwrap();
+            // 8 rows of the largest plane, and more than the largest weights.
+            let small = if packed_f16 { 64 << 10 } else { 128 << 10 };
+            for (max_binding, max_groups) in [(u64::MAX, u32::MAX), (u64::MAX, 1), (u64::MAX, 3), (small, u32::MAX), (2 * small, 5)] {
+                let label = format!("{name} {elem:?} bindings of {max_binding}, {max_groups} groups");
+                if !suite.wants(&label) {
+                    continue;
+                }
+                let result = bits(max_binding, max_groups).and_then(|cut| match whole.iter().zip(&cut).position(|(a, b)| a != b) {
+                    None if cut.len() == whole.len() => Ok(0.0),
+                    at => Err(format!("element {at:?} differs, {} of {} values", cut.len(), whole.len())),
+                });
+                suite.outcome(&label, result);
+            }
+        }
+    }
+    suite.finish(30);
+}
