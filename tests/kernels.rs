@@ -443,12 +443,12 @@ fn attention_agrees_with_its_definition() {
     // Head dims of the networks, and 36, which two lanes cannot share evenly. Each is a pipeline.
     const DIMS: [Case; 8] = [
         (3, 11, 5, 4, false, 2.0),
-        (5, 10, 3, 32, false, 2.0),
-        (5, 9, 2, 36, false, 2.0),
+        (37, 43, 3, 32, false, 2.0),
+        (5, 27, 2, 36, false, 2.0),
         (3, 77, 2, 40, false, 2.0),
-        (7, 13, 8, 64, false, 2.0),
-        (5, 9, 2, 80, false, 2.0),
-        (3, 9, 2, 160, true, 2.0),
+        (7, 37, 8, 64, false, 2.0),
+        (5, 27, 2, 80, false, 2.0),
+        (19, 19, 2, 160, true, 2.0),
         (5, 19, 1, 512, false, 2.0),
     ];
     for config in &configs {
@@ -812,6 +812,61 @@ fn values_out_of_range_are_found_and_their_layer_named() {
         }
     }
     suite.finish(120);
+}
+
+/// The argument of sine and cosine is reduced well: at the centre of a grid the point is (0, 0, 1), so angles are exact.
+#[test]
+fn large_angles_are_reduced_well() {
+    let Some((mut suite, configs)) = start("large_angles_are_reduced_well") else { return };
+    let m = 301;
+    for config in configs.iter().filter(|c| matches!(c.name, "f32" | "browser f32")) {
+        let b = values("angles", "B", 3 * m, 400.0, Elem::F32);
+        let record = |rec: &mut Recorder| {
+            let b = vector(rec, &b);
+            inpe::inpe_features(rec, &b, m, inpe::GridRows { grid: (5, 3), row0: 2, rows: 1 }, 1.5, 1.5)
+        };
+        suite.case(config, "angles up to 400", record, || {
+            let cells = (0..3).map(|j| reference::sphere_point((2, j), (5, 3), 1.5, 1.5));
+            let features = cells.flat_map(|point| reference::fourier_features(&wide(&b), point));
+            let exact = |i: usize| i / (2 * m) == 1;
+            features.enumerate().map(|(i, v)| if exact(i) { Bounded { bound: 4e-6, ..v } } else { v }).collect()
+        });
+    }
+    suite.finish(2);
+}
+
+/// Results past the range of f16 are stored as +-65504, and found.
+#[test]
+fn overflowing_results_saturate_and_are_found() {
+    let Some((mut suite, configs)) = start("overflowing_results_saturate_and_are_found") else { return };
+    let n = 29;
+    let mut weight = vec![0.0; n * n];
+    (0..n).for_each(|i| weight[i * n + i] = 3.0);
+    for config in configs.iter().filter(|c| c.elem == Elem::Half && !c.name.contains("other")) {
+        let mut x = values("overflow", "x", 7 * n, 1.7, config.elem);
+        for (at, value) in [(0, 3e4), (40, -3e4), (100, 6e4), (7 * n - 1, -6e4)] {
+            x[at] = value;
+        }
+        let x = stored(x, config.elem);
+        let product = |rec: &mut Recorder| {
+            let x = rec.upload(&x, 7, 1, n, config.elem);
+            let weight = packed(rec, &linear::pack_linear(&weight, n, n), config.elem);
+            let weights = LinearWeights { weight, bias: vector(rec, &vec![0.0; n]), inputs: n, outputs: n };
+            linear::linear(rec, &x, &weights, None, Act::None, config.elem)
+        };
+        suite.case(config, "saturated", product, || x.iter().map(|&v| Bounded::exact(3.0 * v as f64)).collect());
+        let mut rec = config.recorder();
+        rec.scoped("layer", |rec| {
+            let y = product(rec);
+            output::count_nonfinite(rec, &y);
+        });
+        let found = match devices::run(&config.device.lock(), rec.finish()) {
+            Err(infgen::Error::NonFinite { layer, .. }) if layer == "layer" => Ok(0.0),
+            other => Err(format!("the run gave {other:?}")),
+        };
+        suite.outcome(&format!("found [{}]", config.name), found);
+    }
+    suite.finish(6);
 }
 
 /// Storage kinds may differ between input, weights and output: f32 position features meet f16 weights.

@@ -13,7 +13,7 @@ pub fn sphere_point((row, column): (usize, usize), grid: (usize, usize), lon_spa
 /// `[cos(B p), sin(B p)]` with `b` `[m, 3]`. In f32 the point is good to a few ulp of 1, which `|B|` magnifies.
 pub fn fourier_features(b: &[f64], point: [f64; 3]) -> Vec<Bounded> {
     let angle = |row: &[f64]| row.iter().zip(point).map(|(b, p)| b * p).sum::<f64>();
-    let slack = |row: &[f64]| 4e-7 + 12.0 * ULP * row.iter().map(|b| b.abs()).sum::<f64>();
+    let slack = |row: &[f64]| 4e-7 + 5.0 * ULP * row.iter().map(|b| b.abs()).sum::<f64>();
     let rows = || b.chunks_exact(3);
     let cosines = rows().map(|row| Bounded { value: angle(row).cos(), bound: slack(row) });
     let sines = rows().map(|row| Bounded { value: angle(row).sin(), bound: slack(row) });
