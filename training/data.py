@@ -84,13 +84,19 @@ def make_views(pictures, encoder, cache: Path, rounds, seed, amp=True):
         print(f"views: round {r + 1}/{rounds} done", flush=True)
 
 
-def target_size(view, rng, patch, max_side, native=0.35):
-    """Target (w, h): the latent's own size, or log-uniform up to the window's, capped at max_side."""
-    hl, wl = view["z"].shape[-2:]
-    bw, bh = wl * patch, hl * patch
+def enlargement(view, patch, max_side):
+    """How much larger than its latent's own size a view's target may be."""
+    bh, bw = (n * patch for n in view["z"].shape[-2:])
     w, h = view["window"][2:]
-    top = max(1.0, min(max_side / max(bw, bh), max(w / bw, h / bh)))
-    k = 1.0 if rng.random() < native else top ** rng.random()
+    return max(1.0, min(max_side / max(bw, bh), max(w / bw, h / bh)))
+
+
+def target_size(view, rng, patch, max_side, native):
+    """Target (w, h): the latent's own size, or larger up to the window's, capped at max_side; often twice."""
+    bh, bw = (n * patch for n in view["z"].shape[-2:])
+    w, h = view["window"][2:]
+    top = enlargement(view, patch, max_side)
+    k = 1.0 if native else min(2.0, top) if rng.random() < 0.5 else top ** rng.random()
     # towards the window's own aspect as the target grows (a squashed picture unsquashes)
     f = 0 if k == 1 else rng.random()
     tw, th = min(w, bw * k * (w / bw / (h / bh)) ** (f / 2)), min(h, bh * k * (h / bh / (w / bw)) ** (f / 2))
@@ -117,15 +123,22 @@ class Sampler:
 
     def draw(self, K, crop, max_side=1024):
         rng, p = self.rng, self.patch
+        native = rng.random() < 0.35
         v = self.views[rng.choice(self.names)]
+        if not native and rng.random() < 0.6:  # few windows are large: look for one
+            for _ in range(20):
+                if enlargement(v, p, max_side) >= 1.8:
+                    break
+                v = self.views[rng.choice(self.names)]
         a = self.pictures[v["picture"]]
-        W, H = target_size(v, rng, p, max_side)
+        W, H = target_size(v, rng, p, max_side, native)
         Wl, Hl = W // p, H // p
         rows, cols = min(crop, Hl), min(crop, Wl)
         l, t, w, h = (float(q) for q in v["window"])
         rects, crops = [], []
         for _ in range(K):
-            i, j = rng.randint(0, Hl - rows), rng.randint(0, Wl - cols)
+            # a little beyond and clamped, so that the picture's edges are seen often enough
+            i, j = (min(max(rng.randint(-2, n - k + 2), 0), n - k) for n, k in ((Hl, rows), (Wl, cols)))
             jj = Wl - cols - j if v["flip"] else j  # where the crop lies in the unflipped window
             box = (l + jj / Wl * w, t + i / Hl * h, l + (jj + cols) / Wl * w, t + (i + rows) / Hl * h)
             c = resample(a, box, (cols * p, rows * p))

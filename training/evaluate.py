@@ -110,6 +110,7 @@ class Methods:
             return self._run(method, z, *size)
 
     def _run(self, method, z, w, h):
+        method = method.removesuffix(", own encoder")
         if method.startswith("infgen"):
             self.model.use_attention = "off" not in method
             return to8(self.model(z / self.model.config["scaling_factor"], h, w) / 2 + 0.5)
@@ -135,7 +136,7 @@ def table(results):
     lines = ["| target | method | pictures | PSNR | SSIM | gradient | SSIMULACRA2 |", "| --- | --- | ---: | ---: | ---: | ---: | ---: |"]
     for protocol, methods in groups.items():
         for method, ms in methods.items():
-            mean = lambda k: sum(m[k] for m in ms) / len(ms)
+            mean = lambda k: sum(m.get(k, math.nan) for m in ms) / len(ms)
             lines.append(f"| {protocol} | {method} | {len(ms)} | {mean('psnr'):.2f} | {mean('ssim'):.3f} | {mean('grad'):.2f} | {mean('ssimulacra2'):.1f} |")
     return "\n".join(lines)
 
@@ -166,10 +167,13 @@ def main():
                 methods = [] if a.baselines_only else ["infgen"] + (["infgen, attention off"] if a.ablation else [])
                 if not a.ours_only:
                     methods += ["taesd"] if p == "512" else ["taesd + lanczos", "taesd + bicubic", "taesd, latent enlarged"]
+                if a.encoder:
+                    methods = [q + ", own encoder" for q in methods]
                 methods = [q for q in methods if f"{f.stem}|{p}|{q}" not in results]
                 z = m.encode(source) if methods else None
                 for q in methods:
-                    results[f"{f.stem}|{p}|{q}"] = measure(np.asarray(reference), reduce(m.run(q, z, size), k))
+                    results[f"{f.stem}|{p}|{q}"] = measure(
+                        np.asarray(reference), reduce(m.run(q, z, size), k), perceptual="off" not in q)
                     print(f.stem, p, q, {n: round(v, 3) for n, v in results[f"{f.stem}|{p}|{q}"].items()}, flush=True)
                 a.out.write_text(json.dumps(results, indent=0))
     print(table(results))

@@ -14,6 +14,19 @@ def gradient_l1(a, b, scales=3):
     return total / scales
 
 
+def texture(a, b, scales=2, cell=8):
+    """L1 between mean gradient magnitudes of cells: how much detail there is, wherever in the cell it lies."""
+    def energy(t):
+        d = (t[..., 1:, :-1] - t[..., :-1, :-1]) ** 2 + (t[..., :-1, 1:] - t[..., :-1, :-1]) ** 2
+        return F.avg_pool2d((d + 1e-6).sqrt(), cell)
+    total = 0.0
+    for s in range(scales):
+        total = total + (energy(a) - energy(b)).abs().mean()
+        if s + 1 < scales:
+            a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+    return total / scales
+
+
 def ssim(a, b, window=7):
     """Mean SSIM of luma with a uniform window (differentiable; evaluate.py has the usual Gaussian one)."""
     w = a.new_tensor([0.299, 0.587, 0.114])[:, None, None]

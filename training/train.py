@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import data as D
 import taesd
 from infgen_model import InfGenDecoder, grid_points, preset
-from losses import Features, Patch, gradient_l1, hinge_d, ssim
+from losses import Features, Patch, gradient_l1, hinge_d, ssim, texture
 
 TINY = dict(hidden_size=128, num_blocks=2, num_heads=4, mlp_hidden=256, latent_skip="bilinear", inpe_features=64,
             inpe_hidden=128, mid_block_add_attention=False, layers_per_up_block=2, up_block_channels=[128, 128, 64],
@@ -87,6 +87,19 @@ def crop_tokens(model, z, size, rects):
     y_, x_ = (torch.cat([q[i] for q in pts]).to(z.device) for i in (0, 1))
     M = model.run_blocks(model.mask_tokens(x, y_, x_), L)
     return M.reshape(len(rects), *rects[0][2:], -1).permute(0, 3, 1, 2)
+
+
+def inside(batch, rim):
+    """[B*K,1,h,w] bool: false in a rim of each crop that saw zeros where the picture goes on, true at the picture's own edge."""
+    masks = []
+    for _, (H, W), rects, crops in batch:
+        for i, j, rows, cols in rects:
+            m = torch.zeros(1, *crops.shape[-2:], dtype=torch.bool)
+            top, left = rim * (i > 0), rim * (j > 0)
+            bottom, right = rim * ((i + rows) * rim < H), rim * ((j + cols) * rim < W)
+            m[:, top:m.shape[1] - bottom, left:m.shape[2] - right] = True
+            masks.append(m)
+    return torch.stack(masks)
 
 
 class Muon(torch.optim.Optimizer):
@@ -158,11 +171,10 @@ def phase(progress, a):
     """(B pictures, K crops each, crop side in patches, largest target side) as training goes on."""
     if a.smoke:
         return 1, 2, 8, 128
-    if progress < 0.7:
-        return a.batch, 2, 16, 1024
-    if progress < 0.85:
-        return a.batch, 4, 16, 2048
-    return max(1, a.batch // 2), 2, 32, 2048
+    max_side = 1024 if progress < 0.6 else 2048  # the paper's two stages
+    if progress < a.large_crops_from:
+        return a.batch, a.crops, 16, max_side
+    return max(1, a.batch // 2), max(1, a.crops // 2), 32, max_side
 
 
 def main():
@@ -177,11 +189,17 @@ def main():
     ap.add_argument("--stop-after", type=float, help="hours of this call; training goes on with the next")
     ap.add_argument("--lr", type=float, default=2e-3)
     ap.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
-    ap.add_argument("--batch", type=int, default=2, help="latents a step (four crops each)")
+    ap.add_argument("--batch", type=int, default=2, help="latents a step")
+    ap.add_argument("--crops", type=int, default=4, help="crops of 128 px from one target of each latent")
+    ap.add_argument("--large-crops-from", type=float, default=0.85, help="share of the hours after which crops have 256 px")
     ap.add_argument("--lookup", action="store_true", help="position look-up initialisation")
     ap.add_argument("--no-attention", action="store_true", help="ablation: blocks without cross-attention")
+    ap.add_argument("--mse", type=float, default=1.0)
+    ap.add_argument("--low", type=float, default=1.0, help="weight of L1 at 1/8 resolution: colour and brightness")
     ap.add_argument("--grad", type=float, default=0.5)
     ap.add_argument("--ssim", type=float, default=0.1)
+    ap.add_argument("--texture", type=float, default=0.0, help="weight of the loss on the amount of detail")
+    ap.add_argument("--texture-from", type=float, default=0.6)
     ap.add_argument("--features", type=float, default=0.0, help="weight of the loss on the frozen encoder's features")
     ap.add_argument("--features-from", type=float, default=0.5, help="share of the hours after which it begins")
     ap.add_argument("--gan", type=float, default=0.0, help="PatchGAN weight (the paper: 0.1)")
@@ -275,9 +293,12 @@ def main():
         with autocast():
             h = torch.cat([crop_tokens(model, z, size, rects) for z, size, rects, _ in batch])
             out = model.decoder(h.contiguous(memory_format=torch.channels_last))
-        m = 8  # the crop's rim saw zeros where the picture goes on
-        out, target = out.float()[..., m:-m, m:-m], target[..., m:-m, m:-m]
-        losses = {"l1": (F.l1_loss(out, target), 1.0), "grad": (gradient_l1(out, target), a.grad), "ssim": (1 - ssim(out, target), a.ssim)}
+        out = torch.where(inside(batch, cfg["patch"]).to(device), out.float(), target)
+        losses = {"l1": (F.l1_loss(out, target), 1.0), "mse": (F.mse_loss(out, target), a.mse),
+                  "low": (F.avg_pool2d(out - target, 8).abs().mean(), a.low),
+                  "grad": (gradient_l1(out, target), a.grad), "ssim": (1 - ssim(out, target), a.ssim)}
+        if a.texture and progress >= a.texture_from:
+            losses["tex"] = texture(out, target), a.texture
         if a.features and progress >= a.features_from:
             with autocast():
                 losses["feat"] = feats(out, target), a.features
@@ -306,7 +327,7 @@ def main():
         pixels += target.numel() // 3
         for n, (v, _) in losses.items():
             sums[n] = sums.get(n, 0.0) + v.item()
-        sums["psnr"] = sums.get("psnr", 0.0) - 10 * math.log10((out - target).square().mean().item() / 4)
+        sums["psnr"] = sums.get("psnr", 0.0) - 10 * math.log10(losses["mse"][0].item() / 4 + 1e-10)
         spent = first + time.time() - begin
 
         if step % 50 == 0 or a.smoke:
