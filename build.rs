@@ -13,10 +13,7 @@ fn main() {
         let path = weights.join(file);
         println!("cargo::rerun-if-changed={}", path.display());
         // `sha256sum` writes "<hex>  <file>", or "<hex> *<file>" in binary mode.
-        let sum = sums
-            .lines()
-            .filter_map(|line| line.split_once(' '))
-            .find(|(_, f)| f.trim_start_matches([' ', '*']) == file);
+        let sum = sums.lines().filter_map(|line| line.split_once(' ')).find(|(_, f)| f.trim_start_matches([' ', '*']) == file);
         if let (true, Some((sum, _))) = (path.is_file(), sum) {
             println!("cargo::rustc-cfg=builtin_{name}");
             println!("cargo::rustc-env=INFGEN_SHA256_{}={sum}", name.to_uppercase());

@@ -135,7 +135,9 @@ pub enum Error {
         limit: u64,
     },
     /// The driver could not allocate although the plan was within the ceiling.
-    #[error("the GPU is out of memory while {during} (asked for {bytes} bytes; other programs may hold the rest): free some or give --memory a lower ceiling")]
+    #[error(
+        "the GPU is out of memory while {during} (asked for {bytes} bytes; other programs may hold the rest): free some or give --memory a lower ceiling"
+    )]
     OutOfMemory {
         /// What was going on.
         during: String,

@@ -83,9 +83,9 @@ impl LatentSpace {
     /// The space with these constants, if it is one of ours.
     pub(crate) fn from_constants(channels: usize, scaling: f64, shift: f64) -> Option<Self> {
         let near = |a: f64, b: f64| (a - b).abs() < 1e-4;
-        Self::ALL.into_iter().find(|space| {
-            space.channels() == channels && near(space.scaling_factor(), scaling) && near(space.shift_factor(), shift)
-        })
+        Self::ALL
+            .into_iter()
+            .find(|space| space.channels() == channels && near(space.scaling_factor(), scaling) && near(space.shift_factor(), shift))
     }
 }
 
@@ -230,10 +230,7 @@ impl Latent {
         match path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase).as_deref() {
             Some("safetensors") => Ok(FileForm::Safetensors),
             Some("npy") => Ok(FileForm::Npy),
-            _ => Err(Error::Invalid {
-                what: "output",
-                detail: format!("{}: latents are written as .safetensors or .npy", path.display()),
-            }),
+            _ => Err(Error::Invalid { what: "output", detail: format!("{}: latents are written as .safetensors or .npy", path.display()) }),
         }
     }
 

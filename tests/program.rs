@@ -5,8 +5,8 @@ mod common;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use common::{data, synthetic};
 use common::golden::{Case, WeightsFolder};
+use common::{data, synthetic};
 use infgen::{Image, Latent};
 
 fn infgen(arguments: &[&str]) -> Output {
@@ -140,7 +140,9 @@ fn every_form_of_output_holds_the_same_picture_at_the_size_asked_for() {
             let report = done(&arguments);
             assert_eq!(report["output"], output.as_str());
             assert_eq!((report["width"].as_u64(), report["height"].as_u64()), (Some(width as u64), Some(height as u64)));
-            assert!(report["peak_gpu_bytes"].as_u64().unwrap() > 0 && report["seconds"]["decode"].is_number() && !report["device"].is_null());
+            assert!(
+                report["peak_gpu_bytes"].as_u64().unwrap() > 0 && report["seconds"]["decode"].is_number() && !report["device"].is_null()
+            );
             fixture.at(name)
         };
         let (w, h, values) = npy(&run("a.npy", &[]));
@@ -200,7 +202,8 @@ fn memory_is_refused_with_what_suffices_and_that_suffices() {
     }
     let fixture = Fixture::new();
     let output = fixture.text("m.png");
-    let base = ["decode", "--latent", &fixture.text("latent.safetensors"), "--weights", &fixture.weights(), "--size", "256x256", "-o", &output];
+    let base =
+        ["decode", "--latent", &fixture.text("latent.safetensors"), "--weights", &fixture.weights(), "--size", "256x256", "-o", &output];
     let with = |memory: &str| [&base[..], &["--memory", memory, "--quiet"]].concat().into_iter().map(str::to_owned).collect::<Vec<_>>();
     let tight = with("2MiB");
     let tight: Vec<&str> = tight.iter().map(String::as_str).collect();
@@ -312,8 +315,7 @@ fn a_picture_is_encoded_and_inspected() {
     let draw = Latent::open(at("s.npy")).unwrap();
     assert_eq!(draw.data(), Latent::open(at("t.npy")).unwrap().data());
     assert_ne!(draw.data(), mean.data());
-    let inspected: serde_json::Value =
-        serde_json::from_slice(&infgen(&["inspect", "--json", &at("l.safetensors")]).stdout).unwrap();
+    let inspected: serde_json::Value = serde_json::from_slice(&infgen(&["inspect", "--json", &at("l.safetensors")]).stdout).unwrap();
     assert_eq!(inspected["recognised"]["kind"], "latent");
     let text = String::from_utf8(infgen(&["inspect", &weights]).stdout).unwrap();
     assert!(text.contains("AutoencoderKL"), "{text}");

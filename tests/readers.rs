@@ -79,10 +79,8 @@ fn raw(header: &str, data: &[u8]) -> Vec<u8> {
 fn zeros<'a>(tensors: impl IntoIterator<Item = &'a (String, Vec<usize>)>, metadata: &[(&str, &str)]) -> Vec<u8> {
     let list: Vec<_> = tensors.into_iter().collect();
     let data: Vec<_> = list.iter().map(|(_, shape)| vec![0; 4 * shape.iter().product::<usize>()]).collect();
-    let views = list
-        .iter()
-        .zip(&data)
-        .map(|((name, shape), data)| (name.clone(), TensorView::new(Dtype::F32, shape.clone(), data).unwrap()));
+    let views =
+        list.iter().zip(&data).map(|((name, shape), data)| (name.clone(), TensorView::new(Dtype::F32, shape.clone(), data).unwrap()));
     let pairs = metadata.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
     safetensors::serialize(views, (!metadata.is_empty()).then_some(pairs)).unwrap()
 }
@@ -125,8 +123,7 @@ impl Folder {
         path
     }
     fn names(&self) -> Vec<String> {
-        let mut names: Vec<_> =
-            std::fs::read_dir(self.0.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = std::fs::read_dir(self.0.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -144,9 +141,8 @@ fn refused<T: std::fmt::Debug>(result: Result<T, Error>, input: &str) -> String 
 
 #[test]
 fn lying_safetensors_headers_are_refused_with_the_lie_in_the_message_and_little_memory() {
-    let one = |dtype: &str, shape: &str, offsets: &str| {
-        format!(r#"{{"a":{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[{offsets}]}}}}"#)
-    };
+    let one =
+        |dtype: &str, shape: &str, offsets: &str| format!(r#"{{"a":{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[{offsets}]}}}}"#);
     let two = |first: &str, second: &str| {
         format!(
             r#"{{"a":{{"dtype":"F32","shape":[2],"data_offsets":[{first}]}},"b":{{"dtype":"F32","shape":[2],"data_offsets":[{second}]}}}}"#
@@ -287,10 +283,8 @@ fn folders_and_missing_files_are_told_apart() {
 fn component_and_pipeline_folders_open_with_their_config() {
     let config = small_vae();
     let file = zeros(&config.tensors(true, true), &[]);
-    let json =
-        r#"{"_class_name":"AutoencoderKL","block_out_channels":[32,64],"layers_per_block":1,"scaling_factor":0.13025}"#;
-    for name in ["diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.fp16.safetensors"]
-    {
+    let json = r#"{"_class_name":"AutoencoderKL","block_out_channels":[32,64],"layers_per_block":1,"scaling_factor":0.13025}"#;
+    for name in ["diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.fp16.safetensors"] {
         let folder = Folder::new();
         folder.put("model_index.json", "{}");
         folder.put("vae/config.json", json);
@@ -302,9 +296,7 @@ fn component_and_pipeline_folders_open_with_their_config() {
             assert!(vae.encoder && vae.decoder);
         }
         folder.put("vae/config.json", "{");
-        assert!(
-            matches!(recognise(&Weights::open(&single).unwrap()), Err(Error::Config { path, .. }) if path.ends_with("config.json"))
-        );
+        assert!(matches!(recognise(&Weights::open(&single).unwrap()), Err(Error::Config { path, .. }) if path.ends_with("config.json")));
     }
 }
 
@@ -313,8 +305,7 @@ fn shards_open_as_one_and_cannot_reach_outside_their_folder() {
     let folder = Folder::new();
     folder.put("model-1.safetensors", zeros(&[tensor("a", &[1])], &[]));
     folder.put("model-2.safetensors", zeros(&[tensor("b", &[2])], &[]));
-    let index =
-        |b: &str| format!(r#"{{"metadata":{{"total_size":12}},"weight_map":{{"a":"model-1.safetensors","b":"{b}"}}}}"#);
+    let index = |b: &str| format!(r#"{{"metadata":{{"total_size":12}},"weight_map":{{"a":"model-1.safetensors","b":"{b}"}}}}"#);
     let path = folder.put("model.safetensors.index.json", index("model-2.safetensors"));
     for path in [folder.0.path(), &path] {
         let weights = Weights::open(path).unwrap();
@@ -347,9 +338,7 @@ fn each_kind_of_file_is_recognised_and_a_missing_tensor_is_named() {
     let prefixed = |prefix: &str, tensors: Vec<(String, Vec<usize>)>| -> Vec<_> {
         tensors.into_iter().map(|(name, shape)| (format!("{prefix}{name}"), shape)).collect()
     };
-    let unet = |columns| {
-        tensor("model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", &[2, columns])
-    };
+    let unet = |columns| tensor("model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", &[2, columns]);
     let vae = small_vae().tensors(false, true);
     let mut sd1 = prefixed("first_stage_model.", vae.clone());
     sd1.push(unet(768));
@@ -358,48 +347,20 @@ fn each_kind_of_file_is_recognised_and_a_missing_tensor_is_named() {
 
     let cases = [
         ("infgen.safetensors", zeros(&infgen.tensors(), &[("infgen_config", &infgen.to_json())]), "InfGen decoder"),
-        (
-            "vae.safetensors",
-            zeros(&vae, &[]),
-            "AutoencoderKL decoder (4 latent channels, scaling factor 0.18215, latent space sd)",
-        ),
+        ("vae.safetensors", zeros(&vae, &[]), "AutoencoderKL decoder (4 latent channels, scaling factor 0.18215, latent space sd)"),
         ("sdxl_vae.safetensors", zeros(&vae, &[]), "scaling factor 0.13025, latent space sdxl"),
-        (
-            "ft.safetensors",
-            zeros(&vae, &[("modelspec.architecture", "stable-diffusion-xl-v1-base/vae")]),
-            "latent space sdxl",
-        ),
+        ("ft.safetensors", zeros(&vae, &[("modelspec.architecture", "stable-diffusion-xl-v1-base/vae")]), "latent space sdxl"),
         (
             "taesdxl.safetensors",
             zeros(&[taesd.tensors(Half::Encoder), taesd.tensors(Half::Decoder)].concat(), &[]),
             "TAESD encoder and decoder (4 latent channels, latent space sdxl)",
         ),
-        (
-            "taesd_decoder.safetensors",
-            zeros(&taesd.tensors(Half::Decoder), &[]),
-            "TAESD decoder (4 latent channels, latent space sd)",
-        ),
-        (
-            "sd.safetensors",
-            zeros(&sd1, &[]),
-            "family sd1) with AutoencoderKL decoder (4 latent channels, scaling factor 0.18215",
-        ),
-        (
-            "xl.safetensors",
-            zeros(&sdxl, &[]),
-            "family sdxl) with AutoencoderKL decoder (4 latent channels, scaling factor 0.13025",
-        ),
+        ("taesd_decoder.safetensors", zeros(&taesd.tensors(Half::Decoder), &[]), "TAESD decoder (4 latent channels, latent space sd)"),
+        ("sd.safetensors", zeros(&sd1, &[]), "family sd1) with AutoencoderKL decoder (4 latent channels, scaling factor 0.18215"),
+        ("xl.safetensors", zeros(&sdxl, &[]), "family sdxl) with AutoencoderKL decoder (4 latent channels, scaling factor 0.13025"),
         ("unet-only.safetensors", zeros(&[unet(1024)], &[]), "family sd2) without an autoencoder"),
-        (
-            "latent.safetensors",
-            zeros(&[tensor("latent", &[4, 8, 6])], &[("latent_space", "sd")]),
-            "latent of 1 x 4 x 8 x 6",
-        ),
-        (
-            "unet.safetensors",
-            zeros(&[tensor("time_embedding.linear_1.weight", &[2, 2])], &[]),
-            "UNet: it decodes no latents",
-        ),
+        ("latent.safetensors", zeros(&[tensor("latent", &[4, 8, 6])], &[("latent_space", "sd")]), "latent of 1 x 4 x 8 x 6"),
+        ("unet.safetensors", zeros(&[tensor("time_embedding.linear_1.weight", &[2, 2])], &[]), "UNet: it decodes no latents"),
         ("text.safetensors", zeros(&[tensor("text_model.final_layer_norm.bias", &[2])], &[]), "text encoder"),
         ("lora.safetensors", zeros(&[tensor("lora_unet_down_blocks_0.lora_up.weight", &[2, 2])], &[]), "LoRA"),
         ("other.safetensors", zeros(&[tensor("fc.weight", &[2, 2])], &[]), "not recognised"),
@@ -417,9 +378,7 @@ fn each_kind_of_file_is_recognised_and_a_missing_tensor_is_named() {
     Latent::new([1, 4, 3, 2], vec![0.5; 24]).unwrap().save(&npy).unwrap();
     assert!(matches!(inspect(npy).unwrap().recognised, Recognised::Latent { shape: [1, 4, 3, 2], .. }));
 
-    for (tensors, metadata) in
-        [(infgen.tensors(), infgen.to_json()), (vae, String::new()), (taesd.tensors(Half::Encoder), String::new())]
-    {
+    for (tensors, metadata) in [(infgen.tensors(), infgen.to_json()), (vae, String::new()), (taesd.tensors(Half::Encoder), String::new())] {
         let metadata: &[(&str, &str)] = if metadata.is_empty() { &[] } else { &[("infgen_config", &metadata)] };
         for lost in [tensors.len() / 2, tensors.len() - 1] {
             let kept: Vec<_> = tensors.iter().enumerate().filter(|(i, _)| *i != lost).map(|(_, t)| t.clone()).collect();
@@ -550,9 +509,7 @@ fn latents_that_are_none_are_refused() {
         let text = refused(Latent::from_bytes(bytes, "l.bin"), "l.bin");
         assert!(text.contains(says), "`{says}` not in: {text}");
     }
-    for (shape, n) in
-        [([1, 4, 2, 2], 15), ([0, 4, 2, 2], 0), ([1, 4, 1 << 40, 1 << 40], 0), ([1024, 256, 16384, 16384], 0)]
-    {
+    for (shape, n) in [([1, 4, 2, 2], 15), ([0, 4, 2, 2], 0), ([1, 4, 1 << 40, 1 << 40], 0), ([1024, 256, 16384, 16384], 0)] {
         assert!(matches!(Latent::new(shape, vec![0.0; n]), Err(Error::Invalid { .. })), "{shape:?}");
     }
     let many = Latent::new([1024, 256, 16384, 16384], vec![]).unwrap_err().to_string();
@@ -608,9 +565,7 @@ fn a_picture_in_bands_is_the_same_file_as_a_picture_at_once() {
         let (once, bands) = (folder.path(&format!("once.{ending}")), folder.path(&format!("bands.{ending}")));
         image.save(&once, &[("k", "v")]).unwrap();
         let mut rows = RowWriter::create(&bands, 5, 9, &[("k", "v")]).unwrap();
-        for (i, band) in
-            [1, 4, 0, 3, 1].into_iter().scan(0, |at, n| Some((std::mem::replace(at, *at + n), n))).enumerate()
-        {
+        for (i, band) in [1, 4, 0, 3, 1].into_iter().scan(0, |at, n| Some((std::mem::replace(at, *at + n), n))).enumerate() {
             let (start, n) = band;
             if i % 2 == 0 || ending == "npy" || ending == "safetensors" {
                 rows.write_f32(&image.data()[15 * start..15 * (start + n)]).unwrap();
@@ -653,10 +608,7 @@ fn nothing_is_left_behind_by_pictures_that_were_not_finished() {
         assert_eq!(folder.names(), [""; 0], "{ending}");
     }
     for keyword in ["", "k\u{0}", " k", "k\n", "猫", &"k".repeat(80)] {
-        assert!(
-            matches!(image.save(folder.path("o.png"), &[(keyword, "v")]), Err(Error::Invalid { .. })),
-            "{keyword:?}"
-        );
+        assert!(matches!(image.save(folder.path("o.png"), &[(keyword, "v")]), Err(Error::Invalid { .. })), "{keyword:?}");
     }
     assert_eq!(folder.names(), [""; 0]);
 }
@@ -677,9 +629,7 @@ fn outputs_that_cannot_be_written_are_refused_before_any_work() {
     assert_eq!(std::fs::read(&kept).unwrap(), b"old");
     let blocked = folder.put("file", "");
     assert!(matches!(check_writable(blocked.join("o.png")), Err(Error::Io { .. })));
-    for (name, w, says) in
-        [("o.webp", 16384, "16383"), ("o.jpg", 65536, "65535"), ("o.gif", 1, ".png, .jpg"), ("o.png", 0, "from 1")]
-    {
+    for (name, w, says) in [("o.webp", 16384, "16383"), ("o.jpg", 65536, "65535"), ("o.gif", 1, ".png, .jpg"), ("o.png", 0, "from 1")] {
         let error = RowWriter::create(folder.path(name), w, 1, &[]).err().unwrap().to_string();
         assert!(error.contains(says), "{error}");
     }
@@ -741,9 +691,7 @@ fn a_tiny_file_cannot_ask_for_a_huge_picture() {
 }
 
 fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0, |crc, &byte| {
-        (0..8).fold(crc ^ u32::from(byte), |c, _| if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 })
-    })
+    !bytes.iter().fold(!0, |crc, &byte| (0..8).fold(crc ^ u32::from(byte), |c, _| if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 }))
 }
 
 // ---- fuzzing --------------------------------------------------------------------------------------------------------
@@ -811,13 +759,7 @@ fn damage() -> impl Strategy<Value = Vec<Damage>> {
 
 /// Runs `read` on `cases` copies of `whole` with damage in their first `reach` bytes, always the same ones, and returns
 /// how many were still accepted.
-fn fuzz(
-    whole: &[u8],
-    reach: usize,
-    cases: u32,
-    largest_allowed: usize,
-    read: impl Fn(&[u8]) -> Result<(), Error>,
-) -> u32 {
+fn fuzz(whole: &[u8], reach: usize, cases: u32, largest_allowed: usize, read: impl Fn(&[u8]) -> Result<(), Error>) -> u32 {
     let config = Config { cases, failure_persistence: None, ..Config::default() };
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let accepted = Cell::new(0);
@@ -853,8 +795,7 @@ fn damaged_weights_and_latents_never_panic() {
         Ok(())
     };
     let taesd = TaesdConfig { latent_channels: 4, channels: vec![2, 2], blocks: vec![1, 1] };
-    let vae =
-        VaeConfig { norm_num_groups: 32, block_out_channels: vec![32], layers_per_block: 1, ..VaeConfig::default() };
+    let vae = VaeConfig { norm_num_groups: 32, block_out_channels: vec![32], layers_per_block: 1, ..VaeConfig::default() };
     for tensors in [taesd.tensors(Half::Encoder), taesd.tensors(Half::Decoder), vae.tensors(true, true)] {
         let file = zeros(&tensors, &[]);
         let accepted = fuzz(&file, header_len(&file), 150, MODEST, everything);
@@ -869,8 +810,7 @@ fn damaged_weights_and_latents_never_panic() {
     for name in ["l.npy", "l.safetensors"] {
         latent.save(folder.path(name)).unwrap();
         let bytes = std::fs::read(folder.path(name)).unwrap();
-        let accepted =
-            fuzz(&bytes, bytes.len(), 400, MODEST, |bytes| Latent::from_bytes(bytes.to_vec(), "fuzz").map(drop));
+        let accepted = fuzz(&bytes, bytes.len(), 400, MODEST, |bytes| Latent::from_bytes(bytes.to_vec(), "fuzz").map(drop));
         assert!((1..400).contains(&accepted), "{name}: {accepted} of 400 accepted");
     }
 }

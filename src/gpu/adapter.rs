@@ -60,11 +60,7 @@ pub(crate) fn facts(index: usize, adapter: &wgpu::Adapter) -> AdapterFacts {
         max_binding: limits.max_storage_buffer_binding_size,
         workgroup_memory: limits.max_compute_workgroup_storage_size,
         f16: features.contains(wgpu::Features::SHADER_F16),
-        subgroups: if features.contains(wgpu::Features::SUBGROUP) {
-            (info.subgroup_min_size, info.subgroup_max_size)
-        } else {
-            (0, 0)
-        },
+        subgroups: if features.contains(wgpu::Features::SUBGROUP) { (info.subgroup_min_size, info.subgroup_max_size) } else { (0, 0) },
         cooperative_matrices: cooperative,
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
     }

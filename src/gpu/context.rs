@@ -283,7 +283,9 @@ impl Gpu {
     /// # Errors
     /// [`Error::MemoryCeiling`], [`Error::BufferTooLarge`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub async fn resident(&self, label: &str, bytes: &[u8], height: usize, width: usize, channels: usize, elem: Elem) -> Result<Tensor> {
-        let buffer = self.buffer(label, bytes.len() as u64, wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST).await?;
+        let buffer = self
+            .buffer(label, bytes.len() as u64, wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST)
+            .await?;
         self.queue.write_buffer(&buffer.raw, 0, bytes);
         let tensor = Tensor { source: Source::Resident(Arc::new(buffer)), first: 0, height, width, channels, elem };
         debug_assert_eq!(tensor.bytes(), bytes.len() as u64, "{label}");

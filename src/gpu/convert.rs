@@ -7,7 +7,8 @@ use super::tensor::Elem;
 /// `data` (`[pixels, channels]` row-major) as units with channels padded to quads. f16 values beyond +-65504 saturate.
 pub fn to_units(data: &[f32], channels: usize, elem: Elem) -> Vec<u8> {
     let padded = channels.div_ceil(4) * 4;
-    let values = data.chunks_exact(channels.max(1)).flat_map(|pixel| pixel.iter().copied().chain(std::iter::repeat_n(0.0, padded - channels)));
+    let values =
+        data.chunks_exact(channels.max(1)).flat_map(|pixel| pixel.iter().copied().chain(std::iter::repeat_n(0.0, padded - channels)));
     match elem {
         Elem::F32 => values.flat_map(f32::to_le_bytes).collect(),
         Elem::Half => values.flat_map(|v| f16::from_f32(v.clamp(-65504.0, 65504.0)).to_le_bytes()).collect(),

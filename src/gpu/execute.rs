@@ -211,7 +211,9 @@ fn cut(dispatch: &Dispatch, limits: &Limits) -> Result<Vec<Piece>> {
             let unit = binding.tensor.elem.bytes();
             let bytes = (range.end - range.start) * unit + limits.offset_alignment;
             if bytes > limits.max_binding && binding.tensor.bytes() > limits.max_binding {
-                let movable = (0..3).filter(|&a| binding.footprint.per[a] != 0 && size(a) > 1).max_by_key(|&a| binding.footprint.per[a].unsigned_abs() * size(a) as u64);
+                let movable = (0..3)
+                    .filter(|&a| binding.footprint.per[a] != 0 && size(a) > 1)
+                    .max_by_key(|&a| binding.footprint.per[a].unsigned_abs() * size(a) as u64);
                 axis = Some(movable.ok_or_else(|| Error::BufferTooLarge {
                     op: format!("{} (binding {at})", dispatch.kernel.name),
                     bytes,
@@ -499,7 +501,13 @@ impl Run<'_> {
                     return Err(Error::Cancelled);
                 }
             }
-            timings.push(Timing { kernel: dispatch.kernel.name, layer: node.scope.clone(), seconds, flops: dispatch.flops, bytes: dispatch.bytes() });
+            timings.push(Timing {
+                kernel: dispatch.kernel.name,
+                layer: node.scope.clone(),
+                seconds,
+                flops: dispatch.flops,
+                bytes: dispatch.bytes(),
+            });
         }
         Ok(timings)
     }

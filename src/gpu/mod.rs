@@ -12,9 +12,9 @@ mod plan;
 mod recorder;
 mod tensor;
 
-pub use convert::to_units;
 pub use adapter::{AdapterFacts, adapters};
 pub use context::{Gpu, GpuOptions, MemoryUse};
+pub use convert::to_units;
 pub use execute::{Observer, Outputs, Plane, Progress, Timing};
 pub use kernel::{Bind, HEADER_BYTES, Kernel, Storage, Variant};
 pub use plan::Plan;

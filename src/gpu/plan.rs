@@ -88,4 +88,3 @@ impl Plan {
 pub(crate) fn align(bytes: u64) -> u64 {
     bytes.max(1).next_multiple_of(256)
 }
-

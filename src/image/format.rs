@@ -34,10 +34,7 @@ impl OutputFormat {
             Some("safetensors") => Ok(Self::Safetensors),
             _ => Err(Error::Invalid {
                 what: "output",
-                detail: format!(
-                    "{}: its ending names no format; .png, .jpg, .webp, .npy and .safetensors do",
-                    path.display()
-                ),
+                detail: format!("{}: its ending names no format; .png, .jpg, .webp, .npy and .safetensors do", path.display()),
             }),
         }
     }

@@ -160,8 +160,7 @@ impl Image {
         // The resampler clamps f32 to [0, 1].
         let unit: Vec<f32> = self.data.iter().map(|x| x / 2.0 + 0.5).collect();
         let own = (self.width as u32, self.height as u32);
-        let source =
-            image::Rgb32FImage::from_raw(own.0, own.1, unit).ok_or_else(|| bad_size(self.width, self.height))?;
+        let source = image::Rgb32FImage::from_raw(own.0, own.1, unit).ok_or_else(|| bad_size(self.width, self.height))?;
         let filter = match filter {
             ResizeFilter::Lanczos3 => image::imageops::FilterType::Lanczos3,
             ResizeFilter::Bicubic => image::imageops::FilterType::CatmullRom,
@@ -199,20 +198,14 @@ fn quantise(x: f32) -> u8 {
 }
 
 fn bad_size(width: usize, height: usize) -> Error {
-    Error::Invalid {
-        what: "size",
-        detail: format!("{width}x{height} pixels; each side at least 1, {MAX_PIXELS} in all"),
-    }
+    Error::Invalid { what: "size", detail: format!("{width}x{height} pixels; each side at least 1, {MAX_PIXELS} in all") }
 }
 
 /// RGB in [-1, 1], `[H, W, 3]`, with transparency put on white.
 fn rgb_f32(picture: &DynamicImage) -> Vec<f32> {
     let wide = matches!(
         picture,
-        DynamicImage::ImageLuma16(_)
-            | DynamicImage::ImageLumaA16(_)
-            | DynamicImage::ImageRgb16(_)
-            | DynamicImage::ImageRgba16(_)
+        DynamicImage::ImageLuma16(_) | DynamicImage::ImageLumaA16(_) | DynamicImage::ImageRgb16(_) | DynamicImage::ImageRgba16(_)
     );
     match (wide, picture.color().has_alpha()) {
         (false, false) => picture.to_rgb8().iter().map(|&x| f32::from(x) / 127.5 - 1.0).collect(),
@@ -275,8 +268,7 @@ mod tests {
     #[test]
     fn exif_orientation_is_applied() {
         // Orientation 6: the first row of the file is the right column of the picture.
-        let exif =
-            b"MM\x00\x2a\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00\x00\x00\x00\x00";
+        let exif = b"MM\x00\x2a\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00\x00\x00\x00\x00";
         let mut bytes = Vec::new();
         let mut encoder = image::codecs::png::PngEncoder::new(&mut bytes);
         encoder.set_exif_metadata(exif.to_vec()).unwrap();

@@ -66,8 +66,7 @@ impl RowWriter {
                 let failure = Arc::new(OnceLock::new());
                 let handle = file.file().try_clone().map_err(io)?;
                 let tracked = Tracked { file: handle, failure: failure.clone() };
-                let stream =
-                    png_stream(tracked, width as u32, height as u32, metadata).map_err(|e| png_error(&path, e))?;
+                let stream = png_stream(tracked, width as u32, height as u32, metadata).map_err(|e| png_error(&path, e))?;
                 Sink::Png { stream: Box::new(stream), failure }
             }
             OutputFormat::Jpeg | OutputFormat::Webp => Sink::Collect { format, rgb: Vec::new() },
@@ -96,10 +95,7 @@ impl RowWriter {
             Sink::Png { stream, .. } => stream.write_all(rows).map_err(io)?,
             Sink::Collect { rgb, .. } => rgb.extend_from_slice(rows),
             Sink::Planes { .. } => {
-                return Err(Error::Invalid {
-                    what: "rows",
-                    detail: "8-bit rows for a format that holds floats".into(),
-                });
+                return Err(Error::Invalid { what: "rows", detail: "8-bit rows for a format that holds floats".into() });
             }
         }
         self.rows_written += count;
@@ -140,10 +136,7 @@ impl RowWriter {
             return Ok(values / row);
         }
         let (left, width) = (self.height - self.rows_written, self.width);
-        Err(Error::Invalid {
-            what: "rows",
-            detail: format!("{values} values; at most {left} rows of {width} RGB pixels are left"),
-        })
+        Err(Error::Invalid { what: "rows", detail: format!("{values} values; at most {left} rows of {width} RGB pixels are left") })
     }
 
     /// Completes the file and gives it its name.
@@ -153,10 +146,7 @@ impl RowWriter {
     pub fn finish(self) -> Result<()> {
         let Self { path, width, height, rows_written, sink, mut file } = self;
         if rows_written < height {
-            return Err(Error::Invalid {
-                what: "rows",
-                detail: format!("{rows_written} of {height} rows were written"),
-            });
+            return Err(Error::Invalid { what: "rows", detail: format!("{rows_written} of {height} rows were written") });
         }
         match sink {
             Sink::Png { stream, failure } => {
@@ -170,8 +160,9 @@ impl RowWriter {
                 let mut out = io::BufWriter::new(&mut file);
                 let (w, h, color) = (width as u32, height as u32, image::ExtendedColorType::Rgb8);
                 match format {
-                    OutputFormat::Jpeg => image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, JPEG_QUALITY)
-                        .write_image(&rgb, w, h, color),
+                    OutputFormat::Jpeg => {
+                        image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, JPEG_QUALITY).write_image(&rgb, w, h, color)
+                    }
                     _ => image::codecs::webp::WebPEncoder::new_lossless(&mut out).write_image(&rgb, w, h, color),
                 }
                 .map_err(|e| match e {

@@ -292,9 +292,8 @@ impl InfgenConfig {
         is("patch", self.patch == scale, patch)?;
         within("norm_num_groups", self.norm_num_groups, self.hidden_size)?;
         let groups = self.norm_num_groups;
-        let grouped = |field: &str, c: usize| {
-            is(field, c.is_multiple_of(groups), format!("holds {c}, not a multiple of `norm_num_groups` {groups}"))
-        };
+        let grouped =
+            |field: &str, c: usize| is(field, c.is_multiple_of(groups), format!("holds {c}, not a multiple of `norm_num_groups` {groups}"));
         grouped("hidden_size", self.hidden_size)?;
         for &c in channels {
             within("up_block_channels", c, 4096)?;
@@ -356,12 +355,7 @@ impl InfgenConfig {
             let path = format!("decoder.up_blocks.{u}");
             list.resnets(&path, &block.resnets);
             if block.upsample {
-                list.conv(
-                    &format!("{path}.upsamplers.0.conv"),
-                    self.up_block_channels[u],
-                    self.up_block_channels[u],
-                    3,
-                );
+                list.conv(&format!("{path}.upsamplers.0.conv"), self.up_block_channels[u], self.up_block_channels[u], 3);
             }
         }
         list.norm("decoder.conv_norm_out", self.out_channels());

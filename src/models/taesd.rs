@@ -45,9 +45,7 @@ impl Taesd {
                     Conv3x3::load(loader, &format!("{path}.conv.4"), cin, cout).await?,
                 ])),
                 TaesdLayerKind::Resize => match half {
-                    Half::Encoder => {
-                        Layer::Down(StridedConv::load(loader, &path, (cin, cout), false, StridedConv::PAD_BOTH).await?)
-                    }
+                    Half::Encoder => Layer::Down(StridedConv::load(loader, &path, (cin, cout), false, StridedConv::PAD_BOTH).await?),
                     Half::Decoder => Layer::Up(UpsampleConv::load(loader, &path, (cin, cout), false).await?),
                 },
                 TaesdLayerKind::ConvOut => {

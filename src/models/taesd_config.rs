@@ -62,12 +62,7 @@ impl TaesdConfig {
     fn inferred(view: &View, half: Half) -> Result<Self, String> {
         let part = half.name();
         let shape = |n: usize| view.info(&format!("{part}.layers.{n}.weight")).map(|info| info.shape);
-        let odd = |n: usize| {
-            format!(
-                "layer {n} of the {part} (`{}`) fits no TAESD",
-                view.file_name(&format!("{part}.layers.{n}.weight"))
-            )
-        };
+        let odd = |n: usize| format!("layer {n} of the {part} (`{}`) fits no TAESD", view.file_name(&format!("{part}.layers.{n}.weight")));
         let Some(&[first, input, 3, 3]) = shape(0) else { return Err(odd(0)) };
 
         let (mut channels, mut blocks, mut n) = (vec![first], vec![0], half.first_block());
@@ -127,11 +122,7 @@ impl TaesdConfig {
                 index += 1;
             }
             width = channels;
-            layers.extend((index..index + blocks).map(|index| TaesdLayer {
-                index,
-                kind: TaesdLayerKind::Block,
-                channels: (width, width),
-            }));
+            layers.extend((index..index + blocks).map(|index| TaesdLayer { index, kind: TaesdLayerKind::Block, channels: (width, width) }));
             index += blocks;
         }
         layers.push(TaesdLayer { index, kind: TaesdLayerKind::ConvOut, channels: (width, output) });
@@ -186,16 +177,12 @@ mod tests {
 
     #[test]
     fn the_published_halves_have_67_tensors_and_their_layers_stand_where_upstream_has_them() {
-        for (half, parameters, convs) in
-            [(Half::Encoder, 1_222_532, [2, 6, 10, 14]), (Half::Decoder, 1_222_531, [6, 11, 16, 18])]
-        {
+        for (half, parameters, convs) in [(Half::Encoder, 1_222_532, [2, 6, 10, 14]), (Half::Decoder, 1_222_531, [6, 11, 16, 18])] {
             let config = published(half);
             let tensors = config.tensors(half);
             assert_eq!(tensors.len(), 67);
             assert_eq!(tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>(), parameters);
-            let plain = |l: &TaesdLayer| {
-                matches!(l.kind, TaesdLayerKind::Resize | TaesdLayerKind::ConvOut).then_some(l.index)
-            };
+            let plain = |l: &TaesdLayer| matches!(l.kind, TaesdLayerKind::Resize | TaesdLayerKind::ConvOut).then_some(l.index);
             assert_eq!(config.layers(half).iter().filter_map(plain).collect::<Vec<_>>(), convs);
             assert_eq!(config.scale(), 8);
         }
@@ -214,15 +201,12 @@ mod tests {
                     .tensors(half)
                     .into_iter()
                     .map(|(name, shape)| {
-                        let (n, leaf) =
-                            name.strip_prefix(&format!("{own}.layers.")).and_then(|r| r.split_once('.')).unwrap();
+                        let (n, leaf) = name.strip_prefix(&format!("{own}.layers.")).and_then(|r| r.split_once('.')).unwrap();
                         (format!("{prefix}{}.{leaf}", n.parse::<usize>().unwrap() + shift), shape)
                     })
                     .collect();
-                let list: Vec<_> = named
-                    .iter()
-                    .map(|(n, s)| (&**n, Dtype::F32, &s[..], &data[..4 * s.iter().product::<usize>()]))
-                    .collect();
+                let list: Vec<_> =
+                    named.iter().map(|(n, s)| (&**n, Dtype::F32, &s[..], &data[..4 * s.iter().product::<usize>()])).collect();
                 let weights = Weights::from_bytes(bytes_of(&list, &[]), "m").unwrap();
                 let view = taesd_keys::view(&weights, half).expect(&prefix);
                 assert_eq!(TaesdConfig::infer(&view, half).unwrap(), config, "{prefix}");

@@ -83,9 +83,7 @@ impl VaeConfig {
         fields.all("up_block_types", "UpDecoderBlock2D")?;
         for statistic in ["latents_mean", "latents_std"] {
             if fields.get(statistic).is_some() {
-                return Err(format!(
-                    "`{statistic}` is set: latents normalised channel by channel are not known to this version"
-                ));
+                return Err(format!("`{statistic}` is set: latents normalised channel by channel are not known to this version"));
             }
         }
         let scaling_factor = fields.real("scaling_factor")?.unwrap_or(LatentSpace::Sd.scaling_factor());
@@ -125,10 +123,8 @@ impl VaeConfig {
             [out, input, ..] => Some((*out, *input)),
             _ => None,
         };
-        let needed = |name: &str| {
-            conv(name)
-                .ok_or_else(|| format!("`{}` is missing or no convolution", view.file_name(&format!("{name}.weight"))))
-        };
+        let needed =
+            |name: &str| conv(name).ok_or_else(|| format!("`{}` is missing or no convolution", view.file_name(&format!("{name}.weight"))));
         let levels = |part: &str, side: &str| -> Vec<usize> {
             (0..)
                 .map_while(|i| conv(&format!("{part}.{side}_blocks.{i}.resnets.0.conv1")))
@@ -137,9 +133,7 @@ impl VaeConfig {
                 .collect()
         };
         let layers = |part: &str, side: &str| {
-            (0..=MAX_LAYERS)
-                .take_while(|n| view.contains(&format!("{part}.{side}_blocks.0.resnets.{n}.conv1.weight")))
-                .count()
+            (0..=MAX_LAYERS).take_while(|n| view.contains(&format!("{part}.{side}_blocks.0.resnets.{n}.conv1.weight"))).count()
         };
         let (encoder, decoder) = (conv("encoder.conv_in"), conv("decoder.conv_in"));
         let decoder_levels = || levels("decoder", "up").into_iter().rev().collect::<Vec<_>>();
@@ -159,16 +153,10 @@ impl VaeConfig {
             (Some(space), channels) if space.channels() == channels => space,
             (None, 4) => LatentSpace::Sd,
             (Some(space), channels) => {
-                return Err(format!(
-                    "{channels} latent channels, the space `{}` has {}",
-                    space.name(),
-                    space.channels()
-                ));
+                return Err(format!("{channels} latent channels, the space `{}` has {}", space.name(), space.channels()));
             }
             (None, channels) => {
-                return Err(format!(
-                    "{channels} latent channels and no config.json: the scaling of these latents is not known"
-                ));
+                return Err(format!("{channels} latent channels and no config.json: the scaling of these latents is not known"));
             }
         };
         let config = Self {
@@ -210,9 +198,7 @@ impl VaeConfig {
             within("block_out_channels", channels, 4096)?;
             if !channels.is_multiple_of(self.norm_num_groups) {
                 let groups = self.norm_num_groups;
-                return Err(format!(
-                    "`block_out_channels` holds {channels}, not a multiple of `norm_num_groups` {groups}"
-                ));
+                return Err(format!("`block_out_channels` holds {channels}, not a multiple of `norm_num_groups` {groups}"));
             }
         }
         if !(self.scaling_factor > 0.0 && self.scaling_factor <= 1e3) {
@@ -386,10 +372,9 @@ mod tests {
         assert_eq!((sdxl.latent_space, sdxl.force_upcast), (Some(LatentSpace::Sdxl), true));
         let fixed = SD15.replace('{', r#"{"scaling_factor": 0.13025, "force_upcast": false, "#);
         assert!(!parse(&fixed).unwrap().force_upcast);
-        let flux = SD15.replace(r#""latent_channels": 4"#, r#""latent_channels": 16"#).replace(
-            '{',
-            r#"{"scaling_factor": 0.3611, "shift_factor": 0.1159, "use_quant_conv": false, "use_post_quant_conv": false, "#,
-        );
+        let flux = SD15
+            .replace(r#""latent_channels": 4"#, r#""latent_channels": 16"#)
+            .replace('{', r#"{"scaling_factor": 0.3611, "shift_factor": 0.1159, "use_quant_conv": false, "use_post_quant_conv": false, "#);
         let flux = parse(&flux).unwrap();
         assert_eq!((flux.latent_space, flux.shift_factor), (Some(LatentSpace::Flux), 0.1159));
         assert_eq!(flux.tensors(true, true).len(), 244);
@@ -440,9 +425,7 @@ mod tests {
             view.check(&inferred.tensors(encoder, decoder)).unwrap();
             let sdxl = VaeConfig::infer(&view, Some(LatentSpace::Sdxl)).unwrap();
             assert_eq!((sdxl.scaling_factor, sdxl.force_upcast), (0.13025, true));
-            assert!(
-                VaeConfig::infer(&view, Some(LatentSpace::Flux)).unwrap_err().to_string().contains("4 latent channels")
-            );
+            assert!(VaeConfig::infer(&view, Some(LatentSpace::Flux)).unwrap_err().to_string().contains("4 latent channels"));
         }
     }
 }

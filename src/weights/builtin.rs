@@ -3,8 +3,6 @@
 //! `build.rs` looks for them: with `weights/infgen-tiny-sd.safetensors` (or `encoder-tiny-sd`) and its line in
 //! `weights/SHA256SUMS` present it is embedded, without it a build carries none and says so when asked.
 
-
-
 use super::Weights;
 use crate::error::{Error, Result};
 
@@ -23,18 +21,14 @@ struct Embedded {
 }
 
 #[cfg(builtin_decoder)]
-const DECODER: Option<Embedded> = Some(Embedded {
-    bytes: include_bytes!("../../weights/infgen-tiny-sd.safetensors"),
-    sha256: env!("INFGEN_SHA256_DECODER"),
-});
+const DECODER: Option<Embedded> =
+    Some(Embedded { bytes: include_bytes!("../../weights/infgen-tiny-sd.safetensors"), sha256: env!("INFGEN_SHA256_DECODER") });
 #[cfg(not(builtin_decoder))]
 const DECODER: Option<Embedded> = None;
 
 #[cfg(builtin_encoder)]
-const ENCODER: Option<Embedded> = Some(Embedded {
-    bytes: include_bytes!("../../weights/encoder-tiny-sd.safetensors"),
-    sha256: env!("INFGEN_SHA256_ENCODER"),
-});
+const ENCODER: Option<Embedded> =
+    Some(Embedded { bytes: include_bytes!("../../weights/encoder-tiny-sd.safetensors"), sha256: env!("INFGEN_SHA256_ENCODER") });
 #[cfg(not(builtin_encoder))]
 const ENCODER: Option<Embedded> = None;
 
@@ -79,8 +73,7 @@ fn verify(embedded: &Embedded, name: &str) -> Result<()> {
     if digest == embedded.sha256 {
         return Ok(());
     }
-    let detail =
-        format!("SHA-256 is {digest}, expected {}: this program is damaged, install it again", embedded.sha256);
+    let detail = format!("SHA-256 is {digest}, expected {}: this program is damaged, install it again", embedded.sha256);
     Err(Error::Malformed { path: name.into(), format: "built-in model", detail })
 }
 

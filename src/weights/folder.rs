@@ -33,9 +33,7 @@ pub(super) fn open(path: &Path) -> Result<Weights> {
     match component_file(path)? {
         Found::File(file) => open_file(path, &file),
         Found::None if path.join("vae").is_dir() => open(&path.join("vae")),
-        Found::None => {
-            Err(Error::UnknownModel { path: path.to_owned(), detail: "no .safetensors file in this folder".into() })
-        }
+        Found::None => Err(Error::UnknownModel { path: path.to_owned(), detail: "no .safetensors file in this folder".into() }),
         Found::Several(names) => {
             let detail = format!("several .safetensors files in this folder, name one: {}", names.join(", "));
             Err(Error::UnknownModel { path: path.to_owned(), detail })
@@ -108,9 +106,7 @@ fn open_shards(index: &Source) -> Result<Vec<Source>> {
     let parsed: Index = serde_json::from_str(&text).map_err(|e| index.malformed(FORMAT, e.to_string()))?;
     let names: BTreeSet<&str> = parsed.weight_map.values().map(String::as_str).collect();
     if names.len() > MAX_SHARDS {
-        return Err(
-            index.malformed(FORMAT, format!("{} shards, more than the {MAX_SHARDS} that are read", names.len()))
-        );
+        return Err(index.malformed(FORMAT, format!("{} shards, more than the {MAX_SHARDS} that are read", names.len())));
     }
     names
         .into_iter()

@@ -46,13 +46,11 @@ pub(super) fn read(source: &Source) -> Result<Header> {
     source.read_at(0, &mut length)?;
     let header_len = u64::from_le_bytes(length);
     if header_len > MAX_HEADER_BYTES {
-        let detail =
-            format!("its first 8 bytes promise a header of {header_len} bytes, the limit is {MAX_HEADER_BYTES}");
+        let detail = format!("its first 8 bytes promise a header of {header_len} bytes, the limit is {MAX_HEADER_BYTES}");
         return Err(source.malformed(FORMAT, detail));
     }
     if header_len > file_len - 8 {
-        let detail =
-            format!("truncated: the header takes {header_len} bytes, the file has {} after its length", file_len - 8);
+        let detail = format!("truncated: the header takes {header_len} bytes, the file has {} after its length", file_len - 8);
         return Err(source.malformed(FORMAT, detail));
     }
     let json = source.read_up_to(8, header_len as usize)?;

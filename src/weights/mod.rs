@@ -208,15 +208,9 @@ impl Weights {
 
     fn read(&self, name: &str, entry: &Entry) -> Result<Vec<f32>> {
         let decode: fn(&[u8], &mut Vec<f32>) = match entry.dtype {
-            Dtype::F32 => {
-                |bytes, out| out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
-            }
-            Dtype::F16 => {
-                |bytes, out| out.extend(bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()))
-            }
-            Dtype::BF16 => {
-                |bytes, out| out.extend(bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()))
-            }
+            Dtype::F32 => |bytes, out| out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
+            Dtype::F16 => |bytes, out| out.extend(bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32())),
+            Dtype::BF16 => |bytes, out| out.extend(bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32())),
             other => return Err(self.wrong_type(name, other)),
         };
         let source = &self.shards[entry.shard];

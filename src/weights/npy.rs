@@ -18,12 +18,8 @@ pub(crate) fn read(source: &Source, max_elements: usize) -> Result<(Vec<usize>, 
     let malformed = |detail: &str| source.malformed(FORMAT, detail);
     let head = source.read_up_to(0, 12)?;
     let (version, length) = match head[..] {
-        [0x93, b'N', b'U', b'M', b'P', b'Y', version @ 1, _, a, b, ..] => {
-            (version, u64::from(u16::from_le_bytes([a, b])))
-        }
-        [0x93, b'N', b'U', b'M', b'P', b'Y', version @ 2..=3, _, a, b, c, d] => {
-            (version, u64::from(u32::from_le_bytes([a, b, c, d])))
-        }
+        [0x93, b'N', b'U', b'M', b'P', b'Y', version @ 1, _, a, b, ..] => (version, u64::from(u16::from_le_bytes([a, b]))),
+        [0x93, b'N', b'U', b'M', b'P', b'Y', version @ 2..=3, _, a, b, c, d] => (version, u64::from(u32::from_le_bytes([a, b, c, d]))),
         [0x93, b'N', b'U', b'M', b'P', b'Y', version, ..] if !matches!(version, 1..=3) => {
             return Err(source.malformed(FORMAT, format!("format version {version}; 1, 2 and 3 are read")));
         }
@@ -52,19 +48,14 @@ pub(crate) fn read(source: &Source, max_elements: usize) -> Result<(Vec<usize>, 
     let (start, present) = (header_start + length, source.len() - header_start - length);
     let promised = elements as u64 * width;
     if promised != present {
-        return Err(
-            source.malformed(FORMAT, format!("shape {shape:?} takes {promised} bytes of data, the file has {present}"))
-        );
+        return Err(source.malformed(FORMAT, format!("shape {shape:?} takes {promised} bytes of data, the file has {present}")));
     }
 
     let bytes = source.read_up_to(start, promised as usize)?;
     let values: Vec<f32> = match width {
         2 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
         4 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        _ => bytes
-            .chunks_exact(8)
-            .map(|b| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32)
-            .collect(),
+        _ => bytes.chunks_exact(8).map(|b| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32).collect(),
     };
     let values = if fortran { c_order(&shape, &values) } else { values };
     Ok((shape, values))

@@ -108,10 +108,7 @@ impl fmt::Display for Vae {
         let VaeConfig { latent_channels, scaling_factor, latent_space, .. } = &self.config;
         let space = latent_space.map_or("unknown", LatentSpace::name);
         let halves = halves(self.encoder, self.decoder);
-        write!(
-            f,
-            "AutoencoderKL {halves} ({latent_channels} latent channels, scaling factor {scaling_factor}, latent space {space})"
-        )
+        write!(f, "AutoencoderKL {halves} ({latent_channels} latent channels, scaling factor {scaling_factor}, latent space {space})")
     }
 }
 
@@ -162,9 +159,7 @@ pub fn recognise(weights: &Weights) -> Result<Recognised> {
 /// [`Error::Config`].
 pub fn vae(weights: &Weights) -> Result<Option<Vae>> {
     let Some(view) = vae_keys::view(weights) else { return Ok(None) };
-    let half = |part: &str| {
-        view.contains(&format!("{part}.conv_in.weight")) && view.contains(&format!("{part}.conv_out.weight"))
-    };
+    let half = |part: &str| view.contains(&format!("{part}.conv_in.weight")) && view.contains(&format!("{part}.conv_out.weight"));
     let (encoder, decoder) = (half("encoder"), half("decoder"));
     if !encoder && !decoder {
         return Ok(None);
@@ -201,14 +196,9 @@ fn taesd_space(weights: &Weights) -> Option<LatentSpace> {
         return LatentSpace::from_name(space);
     }
     let name = file_name(weights.path());
-    [
-        ("taesdxl", LatentSpace::Sdxl),
-        ("taesd3", LatentSpace::Sd3),
-        ("taef1", LatentSpace::Flux),
-        ("taesd", LatentSpace::Sd),
-    ]
-    .into_iter()
-    .find_map(|(word, space)| name.contains(word).then_some(space))
+    [("taesdxl", LatentSpace::Sdxl), ("taesd3", LatentSpace::Sd3), ("taef1", LatentSpace::Flux), ("taesd", LatentSpace::Sd)]
+        .into_iter()
+        .find_map(|(word, space)| name.contains(word).then_some(space))
 }
 
 fn file_name(path: &Path) -> String {
@@ -354,9 +344,6 @@ pub fn check(weights: &Weights, recognised: &Recognised) -> Result<()> {
 impl Recognised {
     /// [`Error::UnknownModel`] for a use that these weights have no part for; `wanted` says which was looked for.
     pub fn refuse(&self, weights: &Weights, wanted: &str) -> Error {
-        Error::UnknownModel {
-            path: weights.path().to_owned(),
-            detail: format!("{wanted} was looked for; this is {self}"),
-        }
+        Error::UnknownModel { path: weights.path().to_owned(), detail: format!("{wanted} was looked for; this is {self}") }
     }
 }

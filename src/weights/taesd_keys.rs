@@ -44,10 +44,6 @@ pub fn view(weights: &Weights, half: Half) -> Option<View<'_>> {
     let prefixes = [format!("taesd_{own}."), format!("{own}."), String::new()];
     prefixes
         .into_iter()
-        .find(|p| {
-            (bare || !p.is_empty())
-                && rank4(&format!("{p}{offset}.weight"))
-                && weights.contains_prefix(&format!("{p}3.conv."))
-        })
+        .find(|p| (bare || !p.is_empty()) && rank4(&format!("{p}{offset}.weight")) && weights.contains_prefix(&format!("{p}3.conv.")))
         .map(|prefix| View::new(weights, &prefix, Naming::Sequential { offset }))
 }

@@ -114,8 +114,7 @@ mod tests {
         let names: BTreeSet<_> = tensors.iter().map(|(name, _)| ldm_name(name, 4).unwrap()).collect();
         assert_eq!(names.len(), tensors.len());
         let diffusers_only = ["blocks", "resnets", "to_", "attentions", "samplers", "shortcut"];
-        let translated =
-            |name: &&String| !diffusers_only.iter().any(|word| name.replace("nin_shortcut", "").contains(word));
+        let translated = |name: &&String| !diffusers_only.iter().any(|word| name.replace("nin_shortcut", "").contains(word));
         assert_eq!(names.iter().filter(translated).count(), tensors.len());
     }
 

@@ -59,9 +59,7 @@ impl<'a> View<'a> {
                 let old = old_attention_name(name).map(|old| format!("{}{old}", self.prefix));
                 old.filter(|old| self.weights.contains(old)).unwrap_or_else(own)
             }
-            Naming::Ldm { up_blocks } => {
-                ldm_name(name, up_blocks).map_or_else(own, |ldm| format!("{}{ldm}", self.prefix))
-            }
+            Naming::Ldm { up_blocks } => ldm_name(name, up_blocks).map_or_else(own, |ldm| format!("{}{ldm}", self.prefix)),
             Naming::Sequential { offset } => {
                 let numbered = name.splitn(4, '.').collect::<Vec<_>>();
                 match numbered[..] {

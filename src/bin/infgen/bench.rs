@@ -95,7 +95,11 @@ pub fn bench(run: &Run, args: &BenchArgs) -> Result<()> {
         }
     }
     if run.common.json {
-        run.finish(&engine, &[], json!({ "command": "bench", "peak_gflops": peaks.0 * 1e-9, "peak_gbytes_per_s": peaks.1 * 1e-9, "results": rows }));
+        run.finish(
+            &engine,
+            &[],
+            json!({ "command": "bench", "peak_gflops": peaks.0 * 1e-9, "peak_gbytes_per_s": peaks.1 * 1e-9, "results": rows }),
+        );
     } else {
         run.clear();
     }

@@ -27,7 +27,8 @@ pub fn encode(run: &Run, args: &EncodeArgs) -> Result<()> {
     });
     let latent = run.stage("encode", |observer| encoder.encode(&resized, noise.as_deref(), observer))?;
     run.stage("write", |_| latent.save(&args.output))?;
-    let summary = json!({ "command": "encode", "width": width, "height": height, "latent": latent.shape(), "model": encoder.facts().model });
+    let summary =
+        json!({ "command": "encode", "width": width, "height": height, "latent": latent.shape(), "model": encoder.facts().model });
     run.finish(&engine, &[&args.output], summary);
     Ok(())
 }

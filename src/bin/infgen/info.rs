@@ -36,7 +36,11 @@ pub fn devices(run: &Run) -> Result<()> {
             [] => "no".into(),
             shapes => shapes.join(", "),
         };
-        println!("   f16 {}, timestamps {}, subgroups {subgroups}, cooperative matrices {matrices}", yes(device.f16), yes(device.timestamps));
+        println!(
+            "   f16 {}, timestamps {}, subgroups {subgroups}, cooperative matrices {matrices}",
+            yes(device.f16),
+            yes(device.timestamps)
+        );
     }
     Ok(())
 }

@@ -26,7 +26,9 @@ impl Run {
     pub fn new(common: Common) -> Run {
         let shown = !common.quiet && std::io::stderr().is_terminal();
         let bar = if shown { ProgressBar::new(1000) } else { ProgressBar::hidden() };
-        bar.set_style(ProgressStyle::with_template("{prefix:>10} {bar:32} {percent:>3}%  {elapsed} + {eta}  {wide_msg}").expect("a valid template"));
+        bar.set_style(
+            ProgressStyle::with_template("{prefix:>10} {bar:32} {percent:>3}%  {elapsed} + {eta}  {wide_msg}").expect("a valid template"),
+        );
         if shown {
             bar.enable_steady_tick(Duration::from_millis(200));
         }
