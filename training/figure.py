@@ -16,7 +16,7 @@ from export import read_decoder
 
 CROPS = [  # picture, protocol, centre of the crop (x, y) as shares of the decoded picture
     ("kodak_kodim23", "512", 0.62, 0.32), ("kodak_kodim07", "native", 0.45, 0.45), ("budgie_12", "native", 0.2, 0.65),
-    ("wikimedia_186", "1024", 0.22, 0.55), ("kodak_kodim19", "native", 0.45, 0.4), ("budgie_6", "2048", 0.5, 0.5)]
+    ("kodak_kodim19", "native", 0.45, 0.4), ("budgie_6", "2048", 0.5, 0.5)]
 METHODS = ["taesd + lanczos", "taesd, latent enlarged", "infgen"]
 SIDE = 176
 
