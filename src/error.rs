@@ -72,6 +72,16 @@ pub enum Error {
         /// Index of the first such element, row-major.
         index: usize,
     },
+    /// A weight that f16 cannot hold; loading it would change the model without a word.
+    #[error("{}: tensor `{tensor}` holds {value}, beyond f16's range of +-65504; use --dtype f32", path.display())]
+    F16Range {
+        /// The weights file.
+        path: PathBuf,
+        /// Full name of the tensor, or of the layer it was packed for.
+        tensor: String,
+        /// The first such value.
+        value: f32,
+    },
     /// A model's configuration contradicts itself or asks for what this version does not know.
     #[error("{}: {detail}", path.display())]
     Config {

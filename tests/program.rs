@@ -257,6 +257,12 @@ fn bad_input_gives_one_line_and_no_file() {
     let end = nan.len();
     nan[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     check(decode(&latent, &folder("nan", &nan, &config), &out), &["non-finite"]);
+    let mut large = model.clone();
+    large[end - 4..].copy_from_slice(&1e5f32.to_le_bytes());
+    let beyond = folder("beyond", &large, &config);
+    check(decode(&latent, &beyond, &out), &["f16"]);
+    let in_f32 = fixture.text("f32.png");
+    done(&["decode", "--dtype", "f32", "--latent", &latent, "--weights", &beyond, "--size", "16x16", "-o", &in_f32]);
     let wider = String::from_utf8(config.clone()).unwrap().replace("\"mlp_hidden\":80", "\"mlp_hidden\":84");
     assert_ne!(wider.as_bytes(), config);
     check(decode(&latent, &folder("wider", &model, wider.as_bytes()), &out), &["shape"]);

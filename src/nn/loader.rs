@@ -1,6 +1,6 @@
 //! From a weights file to packed tensors on the device, one at a time.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{Elem, Gpu, Tensor};
 use crate::weights::View;
 
@@ -30,6 +30,9 @@ pub struct Loader<'a> {
     /// Bytes handed to the driver since it was last waited for.
     pending: std::sync::atomic::AtomicU64,
 }
+
+/// Largest finite f16.
+const F16_MAX: f32 = 65504.0;
 
 /// Upload in portions of this size, so that the driver's staging memory stays small.
 const PORTION: u64 = 32 << 20;
@@ -74,7 +77,14 @@ impl<'a> Loader<'a> {
     }
 
     /// Uploads rows of `channels` values, each zero-padded to whole quads: `[rows, 1, channels]`.
+    ///
+    /// # Errors
+    /// [`Error::F16Range`] for a value that `elem` cannot hold; [`Error::MemoryCeiling`], [`Error::BufferTooLarge`],
+    /// [`Error::OutOfMemory`] and [`Error::DeviceLost`] from the device.
     pub async fn upload(&self, name: &str, values: &[f32], channels: usize, elem: Elem) -> Result<Tensor> {
+        if let Some(&value) = values.iter().find(|v| elem == Elem::Half && v.abs() > F16_MAX) {
+            return Err(Error::F16Range { path: self.view.path().to_owned(), tensor: name.to_owned(), value });
+        }
         let bytes = crate::gpu::to_units(values, channels, elem);
         let tensor = self.gpu.resident(name, &bytes, values.len() / channels, 1, channels, elem).await?;
         let pending = self.pending.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed) + bytes.len() as u64;
