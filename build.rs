@@ -4,7 +4,7 @@
 use std::path::Path;
 
 fn main() {
-    let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights");
+    let weights = Path::new("weights"); // build scripts run in the package's folder
     let sums_path = weights.join("SHA256SUMS");
     println!("cargo::rerun-if-changed={}", sums_path.display());
     let sums = std::fs::read_to_string(&sums_path).unwrap_or_default();

@@ -4,10 +4,14 @@ use infgen::gpu::{Elem, Gpu, Observer, Recorder, Tensor};
 use infgen::kernels::Act;
 use infgen::kernels::attention::attention;
 use infgen::kernels::conv2d::{self, ConvWeights, Geometry};
+use infgen::kernels::geglu::geglu;
 use infgen::kernels::group_norm::{GroupNormWeights, group_norm, norm_apply};
+use infgen::kernels::inpe::{GridRows, inpe_features};
 use infgen::kernels::layer_norm::{LayerNormWeights, layer_norm};
 use infgen::kernels::linear::{self, LinearWeights};
+use infgen::kernels::output::{count_nonfinite, image_to_rgba8};
 use infgen::kernels::peak::{peak_copy, peak_fma};
+use infgen::kernels::resample::resample_bilinear;
 use infgen::{Dtype, Latent, Result};
 use serde_json::{Value, json};
 
@@ -217,6 +221,42 @@ async fn cases(gpu: &Gpu, elem: Elem) -> Result<Vec<Case<'static>>> {
         record: Box::new(move |rec| {
             let x = activations(rec, 4096, 1, 512);
             layer_norm(rec, &x, &LayerNormWeights { affine: affine.clone(), eps: 1e-5 }, elem);
+        }),
+    });
+    cases.push(Case {
+        name: "geglu 4096x2560".into(),
+        record: Box::new(move |rec| {
+            let x = activations(rec, 4096, 1, 2560);
+            geglu(rec, &x, elem);
+        }),
+    });
+    let b = upload(gpu, &noise(256 * 3), Elem::F32).await?;
+    let grid = GridRows { grid: (128, 128), row0: 0, rows: 128 };
+    cases.push(Case {
+        name: "inpe_features 128x128, 256 features".into(),
+        record: Box::new(move |rec| {
+            inpe_features(rec, &b, 256, grid, 1.5, 1.5);
+        }),
+    });
+    cases.push(Case {
+        name: "resample_bilinear 64x64 to 128x128x128".into(),
+        record: Box::new(move |rec| {
+            let x = activations(rec, 64, 64, 128);
+            resample_bilinear(rec, &x, grid, elem);
+        }),
+    });
+    cases.push(Case {
+        name: "image_to_rgba8 1024x1024".into(),
+        record: Box::new(move |rec| {
+            let x = activations(rec, 1024, 1024, 3);
+            image_to_rgba8(rec, &x, 1024, 1024);
+        }),
+    });
+    cases.push(Case {
+        name: "count_nonfinite 1024x1024x4".into(),
+        record: Box::new(move |rec| {
+            let x = activations(rec, 1024, 1024, 4);
+            count_nonfinite(rec, &x);
         }),
     });
     Ok(cases)
