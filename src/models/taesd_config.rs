@@ -78,7 +78,9 @@ impl TaesdConfig {
                 // The decoder's upsampling takes an index and holds nothing.
                 None if half == Half::Decoder && shape(n + 1).is_some() => {}
                 Some(&[out, b, 3, 3]) if b == channels[stages - 1] => {
-                    if view.contains(&format!("{part}.layers.{n}.bias")) {
+                    // A convolution without bias resizes, unless nothing follows: then the last one has lost its bias.
+                    let holds = |n: usize| shape(n).is_some() || view.contains(&format!("{part}.layers.{n}.conv.0.weight"));
+                    if view.contains(&format!("{part}.layers.{n}.bias")) || !(holds(n + 1) || holds(n + 2)) {
                         break out;
                     }
                     channels.push(out);
