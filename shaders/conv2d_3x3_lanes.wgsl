@@ -1,7 +1,9 @@
 // conv2d_3x3_lanes: y[i, j, o] = act(bias[o] + sum_{dy, dx, c} w[o, c, dy, dx] * x[i + dy - 1, j + dx - 1, c] + residual[i, j, o])
 // Source   torch.nn.Conv2d, kernel 3, stride 1, padding 1 (zero)
-// Layout   x [h, w, cin4], y and residual [h, w, cout4], bias [cout4];
+// Layout   x [h, w, cin4], y [oh, ow, cout4], residual [.., rw, cout4], bias [cout4];
 //          weights [cout4 / LC][3 dy][cin4][3 dx][4 c][LC] along the output channels
+// Window   y(0, 0) sits at x(top, left) and at residual(rtop, rleft); what lies outside x is zero, so x is the whole plane or
+//          reaches a pixel beyond y wherever the plane goes on
 // Grid     x: runs of 8 * LP pixels, y: rows, z: tiles of LC output quads
 // Memory   no workgroup storage: made for software rasterisers, where lanes along output channels share every
 //          activation and read weights side by side
@@ -9,7 +11,11 @@
 override LC: u32 = 8u;
 override LP: u32 = 1u;
 override RESIDUAL: u32 = 0u;
-struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, h: u32, w: u32, cin4: u32, cout4: u32, act: u32 }
+struct Params {
+    wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>,
+    h: u32, w: u32, cin4: u32, cout4: u32, act: u32,
+    ow: u32, top: u32, left: u32, rw: u32, rtop: u32, rleft: u32,
+}
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<X4>;
 @group(0) @binding(2) var<storage, read> wt: array<W4>;
@@ -17,12 +23,11 @@ struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, h: u32, w: u32, cin
 @group(0) @binding(4) var<storage, read> residual: array<Y4>;
 @group(0) @binding(5) var<storage, read_write> y: array<Y4>;
 
-fn put(pixel: u32, j: u32, quad: u32, v: vec4<f32>) {
-    if j >= p.w { return; }
-    let at = pixel * p.cout4 + quad;
+fn put(i: u32, j: u32, quad: u32, v: vec4<f32>) {
+    if j >= p.ow { return; }
     var r = v + bias[quad - p.b0.z];
-    if RESIDUAL == 1u { r += y_get(residual[at - p.b0.w]); }
-    y[at - p.b1.x] = y_put(activate(r, p.act));
+    if RESIDUAL == 1u { r += y_get(residual[((i + p.rtop) * p.rw + j + p.rleft) * p.cout4 + quad - p.b0.w]); }
+    y[(i * p.ow + j) * p.cout4 + quad - p.b1.x] = y_put(activate(r, p.act));
 }
 
 @compute @workgroup_size(LC * LP)
@@ -31,23 +36,23 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let quad = g.z * LC + lane % LC;
     let j0 = (g.x * LP + lane / LC) * 8u;
     let i = g.y;
-    // Columns j0 - 1 .. j0 + 8, clamped; m is 0 where the column lies outside.
+    // Columns f - 1 .. f + 8 of x, clamped; m is 0 where the column lies outside.
     let last = p.w - 1u;
-    let c0 = select(j0 - 1u, 0u, j0 == 0u);
-    let m0 = select(1.0, 0.0, j0 == 0u || j0 > p.w);
-    let c1 = min(j0, last); let m1 = select(0.0, 1.0, j0 <= last);
-    let c2 = min(j0 + 1u, last); let m2 = select(0.0, 1.0, j0 + 1u <= last);
-    let c3 = min(j0 + 2u, last); let m3 = select(0.0, 1.0, j0 + 2u <= last);
-    let c4 = min(j0 + 3u, last); let m4 = select(0.0, 1.0, j0 + 3u <= last);
-    let c5 = min(j0 + 4u, last); let m5 = select(0.0, 1.0, j0 + 4u <= last);
-    let c6 = min(j0 + 5u, last); let m6 = select(0.0, 1.0, j0 + 5u <= last);
-    let c7 = min(j0 + 6u, last); let m7 = select(0.0, 1.0, j0 + 6u <= last);
-    let c8 = min(j0 + 7u, last); let m8 = select(0.0, 1.0, j0 + 7u <= last);
-    let c9 = min(j0 + 8u, last); let m9 = select(0.0, 1.0, j0 + 8u <= last);
+    let f = j0 + p.left;
+    let c0 = select(min(f - 1u, last), 0u, f == 0u); let m0 = select(1.0, 0.0, f == 0u || f > p.w);
+    let c1 = min(f, last); let m1 = select(0.0, 1.0, f <= last);
+    let c2 = min(f + 1u, last); let m2 = select(0.0, 1.0, f + 1u <= last);
+    let c3 = min(f + 2u, last); let m3 = select(0.0, 1.0, f + 2u <= last);
+    let c4 = min(f + 3u, last); let m4 = select(0.0, 1.0, f + 3u <= last);
+    let c5 = min(f + 4u, last); let m5 = select(0.0, 1.0, f + 4u <= last);
+    let c6 = min(f + 5u, last); let m6 = select(0.0, 1.0, f + 5u <= last);
+    let c7 = min(f + 6u, last); let m7 = select(0.0, 1.0, f + 6u <= last);
+    let c8 = min(f + 7u, last); let m8 = select(0.0, 1.0, f + 7u <= last);
+    let c9 = min(f + 8u, last); let m9 = select(0.0, 1.0, f + 8u <= last);
     var a0 = vec4<f32>(); var a1 = vec4<f32>(); var a2 = vec4<f32>(); var a3 = vec4<f32>();
     var a4 = vec4<f32>(); var a5 = vec4<f32>(); var a6 = vec4<f32>(); var a7 = vec4<f32>();
     for (var dy = 0u; dy < 3u; dy += 1u) {
-        let iy = i + dy - 1u;                            // row -1 wraps to 2^32 - 1
+        let iy = i + p.top + dy - 1u;                    // row -1 wraps to 2^32 - 1
         if iy >= p.h { continue; }
         let row = iy * p.w;
         var wi = (g.z * 3u + dy) * p.cin4 * 12u * LC + lane % LC - p.b0.y;
@@ -100,7 +105,6 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         }
     }
     if quad >= p.cout4 { return; }
-    let at = i * p.w + j0;
-    put(at, j0, quad, a0); put(at + 1u, j0 + 1u, quad, a1); put(at + 2u, j0 + 2u, quad, a2); put(at + 3u, j0 + 3u, quad, a3);
-    put(at + 4u, j0 + 4u, quad, a4); put(at + 5u, j0 + 5u, quad, a5); put(at + 6u, j0 + 6u, quad, a6); put(at + 7u, j0 + 7u, quad, a7);
+    put(i, j0, quad, a0); put(i, j0 + 1u, quad, a1); put(i, j0 + 2u, quad, a2); put(i, j0 + 3u, quad, a3);
+    put(i, j0 + 4u, quad, a4); put(i, j0 + 5u, quad, a5); put(i, j0 + 6u, quad, a6); put(i, j0 + 7u, quad, a7);
 }

@@ -1,9 +1,10 @@
 // conv2d_3x3_tile: y[i, j, o] = act(bias[o] + sum_{dy, dx, c} w[o, c, dy, dx] * n(x[i + dy - 1, j + dx - 1, c]) + residual[i, j, o])
 // n(v) is v, v * scale[c] + shift[c], or the SiLU of that (NORM 0, 1, 2) inside the image, and 0 outside: padding follows it
 // Source   torch.nn.GroupNorm (folded), torch.nn.SiLU, torch.nn.Conv2d, kernel 3, stride 1, padding 1 (zero)
-// Layout   x [h, w, cin4], y and residual [h, w, cout4], bias [cout4], affine [scale cin4][shift cin4];
+// Layout   x [h, w, cin4], y [oh, ow, cout4], residual [.., rw, cout4], bias [cout4], affine [scale cin4][shift cin4];
 //          weights [cout4 / LC][3 dy][cin4][3 dx][4 c][LC] along the output channels
-// Grid     x: LT tiles of LC output quads, y: 8 rows, z: 16 columns, anchored at pixel (0, 0); 128 invocations of LC pixels in
+// Window   as conv2d_3x3_lanes
+// Grid     x: LT tiles of LC output quads, y: 8 rows, z: 16 columns, anchored at y(0, 0); 128 invocations of LC pixels in
 //          a row by LT quads
 // Memory   patch of 10 x 18 pixels by 2 quads, 5.6 KiB, and all taps of one input quad, 9 KiB at LC = 8, LT = 2. Global reads
 //          and n() come to 1.41 an element and workgroup. A warp's groups of 8 lanes read rows whose pitch, 288 bytes, meets
@@ -15,7 +16,11 @@ override LC: u32 = 8u;
 override LT: u32 = 1u;
 override NORM: u32 = 0u;
 override RESIDUAL: u32 = 0u;
-struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, h: u32, w: u32, cin4: u32, cout4: u32, act: u32 }
+struct Params {
+    wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>,
+    h: u32, w: u32, cin4: u32, cout4: u32, act: u32,
+    oh: u32, ow: u32, top: u32, left: u32, rw: u32, rtop: u32, rleft: u32,
+}
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<X4>;
 @group(0) @binding(2) var<storage, read> wt: array<W4>;
@@ -33,11 +38,10 @@ fn mac(a: vec4<f32>, v: vec4<f32>, w0: vec4<f32>, w1: vec4<f32>, w2: vec4<f32>, 
 }
 
 fn put(i: u32, j: u32, quad: u32, v: vec4<f32>) {
-    if j >= p.w || quad >= p.cout4 { return; }
-    let at = (i * p.w + j) * p.cout4 + quad;
+    if j >= p.ow || quad >= p.cout4 { return; }
     var r = v + bias[quad - p.b0.z];
-    if RESIDUAL == 1u { r += y_get(residual[at - p.b1.x]); }
-    y[at - p.b1.y] = y_put(activate(r, p.act));
+    if RESIDUAL == 1u { r += y_get(residual[((i + p.rtop) * p.rw + j + p.rleft) * p.cout4 + quad - p.b1.x]); }
+    y[(i * p.ow + j) * p.cout4 + quad - p.b1.y] = y_put(activate(r, p.act));
 }
 
 @compute @workgroup_size(128)
@@ -62,8 +66,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         for (var n = 0u; n < 3u; n += 1u) {
             let slot = (n * 128u + lane) / 2u;
             if slot < SLOTS {
-                let iy = g.y * 8u + slot / 18u - 1u;     // row and column -1 wrap to 2^32 - 1
-                let ix = g.z * 16u + slot % 18u - 1u;
+                let iy = g.y * 8u + p.top + slot / 18u - 1u;   // row and column -1 wrap to 2^32 - 1
+                let ix = g.z * 16u + p.left + slot % 18u - 1u;
                 var v = vec4<f32>();
                 if iy < p.h && ix < p.w && part < quads {
                     v = x_get(x[(iy * p.w + ix) * p.cin4 + k + part - p.b0.x]);
@@ -148,7 +152,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         }
     }
     let i = g.y * 8u + row;
-    if i >= p.h { return; }
+    if i >= p.oh { return; }
     let j = g.z * 16u + column;
     let quad = g.x * LT * LC + lane % LC;
     put(i, j, quad, a0);

@@ -1,6 +1,8 @@
-// conv2d_direct: y[i, j, o] = act(bias[o] + sum_{dy, dx, c} w[o, c, dy, dx] * x[S i + dy - pad_top, S j + dx - pad_left, c])
+// conv2d_direct: y[i, j, o] = act(bias[o] + sum_{dy, dx, c} w[o, c, dy, dx] * x[S i + dy - top, S j + dx - left, c])
 // Source   torch.nn.Conv2d with any square kernel, stride and (asymmetric) zero padding
 // Layout   x [h, w, cin4], y [oh, ow, cout4], bias [cout4]; weights [cout4 / LC][K dy][cin4][K dx][4 c][LC]
+// Window   top and left are the padding less the rows and columns of x before the first that y(0, 0) reads: they may be
+//          negative (wrapped); what lies outside x is zero
 // Grid     x: runs of 4 * LP output pixels, y: output rows, z: tiles of LC output quads
 // Memory   no workgroup storage; the plain form, for strided convolutions and as an oracle of the others
 // Numerics f32 sums in the order dy, c-quad, dx, c, whatever the grid
@@ -9,7 +11,7 @@ override LP: u32 = 1u;
 override K: u32 = 3u;
 struct Params {
     wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>,
-    h: u32, w: u32, cin4: u32, ow: u32, cout4: u32, stride: u32, pad_top: u32, pad_left: u32, act: u32,
+    h: u32, w: u32, cin4: u32, ow: u32, cout4: u32, stride: u32, top: u32, left: u32, act: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<X4>;
@@ -34,10 +36,10 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let quad = g.z * LC + lane % LC;
     let j0 = (g.x * LP + lane / LC) * 4u;
     let s = p.stride;
-    let ix0 = j0 * s - p.pad_left;
+    let ix0 = j0 * s - p.left;
     var a0 = vec4<f32>(); var a1 = vec4<f32>(); var a2 = vec4<f32>(); var a3 = vec4<f32>();
     for (var dy = 0u; dy < K; dy += 1u) {
-        let iy = g.y * s + dy - p.pad_top;
+        let iy = g.y * s + dy - p.top;
         if iy >= p.h { continue; }
         let row = iy * p.w;
         var wi = (g.z * K + dy) * p.cin4 * K * 4u * LC + lane % LC - p.b0.y;

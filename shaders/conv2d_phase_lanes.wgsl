@@ -2,14 +2,19 @@
 // y[2i + r, 2j + q, o] = act(bias[o] + sum_{d, e, c} w_rq[o, c, d, e] * x[i + d - 1 + r, j + e - 1 + q, c])
 // Source   diffusers Upsample2D (interpolate nearest, then Conv2d kernel 3, padding 1); the 3x3 taps that meet the same
 //          small pixel are summed at load, borders included, so the result is that of the two steps
-// Layout   x [h, w, cin4], y [2h, 2w, cout4], bias [cout4];
+// Layout   x [h, w, cin4], y [2 sh, 2 sw, cout4], bias [cout4];
 //          weights [4 phases r * 2 + q][cout4 / LC][2 d][cin4][2 e][4 c][LC]
+// Window   y(0, 0) belongs to the small pixel x(top, left); what lies outside x is zero, see conv2d_3x3_lanes
 // Grid     x: runs of 8 * LP small pixels, y: small rows, z: phase * tiles + tile of LC output quads
 // Memory   no workgroup storage, see conv2d_3x3_lanes
 // Numerics f32 sums in the order d, c-quad, e, c, whatever the grid
 override LC: u32 = 8u;
 override LP: u32 = 1u;
-struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, h: u32, w: u32, cin4: u32, cout4: u32, tiles: u32, act: u32 }
+struct Params {
+    wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>,
+    h: u32, w: u32, cin4: u32, cout4: u32, tiles: u32, act: u32,
+    sw: u32, top: u32, left: u32,
+}
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<X4>;
 @group(0) @binding(2) var<storage, read> wt: array<W4>;
@@ -17,7 +22,7 @@ struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, h: u32, w: u32, cin
 @group(0) @binding(4) var<storage, read_write> y: array<Y4>;
 
 fn put(pixel: u32, j: u32, quad: u32, v: vec4<f32>) {
-    if j >= p.w { return; }
+    if j >= p.sw { return; }
     y[pixel * p.cout4 + quad - p.b0.w] = y_put(activate(v + bias[quad - p.b0.z], p.act));
 }
 
@@ -30,9 +35,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let quad = (g.z % p.tiles) * LC + lane % LC;
     let j0 = (g.x * LP + lane / LC) * 8u;
     let i = g.y;
-    // Columns j0 - 1 + q .. j0 + 7 + q, clamped; m is 0 where the column lies outside.
+    // Columns f - 1 .. f + 7 of x, clamped; m is 0 where the column lies outside.
     let last = p.w - 1u;
-    let f = j0 + q;                                      // column n is f - 1 + n
+    let f = j0 + p.left + q;                             // column n is f - 1 + n
     let c0 = select(min(f - 1u, last), 0u, f == 0u); let m0 = select(1.0, 0.0, f == 0u || f > p.w);
     let c1 = min(f, last); let m1 = select(0.0, 1.0, f <= last);
     let c2 = min(f + 1u, last); let m2 = select(0.0, 1.0, f + 1u <= last);
@@ -45,7 +50,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     var a0 = vec4<f32>(); var a1 = vec4<f32>(); var a2 = vec4<f32>(); var a3 = vec4<f32>();
     var a4 = vec4<f32>(); var a5 = vec4<f32>(); var a6 = vec4<f32>(); var a7 = vec4<f32>();
     for (var d = 0u; d < 2u; d += 1u) {
-        let iy = i + d + r - 1u;                         // row -1 wraps to 2^32 - 1
+        let iy = i + p.top + d + r - 1u;                 // row -1 wraps to 2^32 - 1
         if iy >= p.h { continue; }
         let row = iy * p.w;
         var wi = (g.z * 2u + d) * p.cin4 * 8u * LC + lane % LC - p.b0.y;
@@ -86,7 +91,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         }
     }
     if quad >= p.cout4 { return; }
-    let at = ((2u * i + r) * p.w + j0) * 2u + q;
+    let at = ((2u * i + r) * p.sw + j0) * 2u + q;
     put(at, j0, quad, a0);
     put(at + 2u, j0 + 1u, quad, a1);
     put(at + 4u, j0 + 2u, quad, a2);

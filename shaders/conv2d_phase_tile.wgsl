@@ -1,16 +1,21 @@
 // conv2d_phase_tile: nearest-2x upsampling followed by a 3x3 convolution, as four 2x2 convolutions of the small image
 // y[2i + r, 2j + s, o] = act(bias[o] + sum_{d, e, c} w_rs[o, c, d, e] * x[i + d - 1 + r, j + e - 1 + s, c])
 // Source   as conv2d_phase_lanes
-// Layout   x [h, w, cin4], y [2h, 2w, cout4], bias [cout4];
+// Layout   x [h, w, cin4], y [2 sh, 2 sw, cout4], bias [cout4];
 //          weights [4 phases r * 2 + s][cout4 / LC][2 d][cin4][2 e][4 c][LC]
-// Grid     x: phase * groups + LT tiles of LC output quads, y: 8 small rows, z: 16 small columns, anchored at pixel (0, 0);
+// Window   as conv2d_phase_lanes
+// Grid     x: phase * groups + LT tiles of LC output quads, y: 8 small rows, z: 16 small columns, anchored at x(top, left);
 //          128 invocations of LC small pixels in a row by LT quads
 // Memory   patch of 9 x 17 pixels by 2 quads in rows of 18, 5.1 KiB, and the taps of these two quads, 8 KiB at LC = 8, LT = 2
 // Registers as conv2d_3x3_tile. A row of taps takes 9 + 16 quads from workgroup memory for 512 multiply-adds
 // Numerics f32 sums in the order c-quad, d, e, c, whatever the grid
 override LC: u32 = 8u;
 override LT: u32 = 1u;
-struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, h: u32, w: u32, cin4: u32, cout4: u32, tiles: u32, act: u32 }
+struct Params {
+    wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>,
+    h: u32, w: u32, cin4: u32, cout4: u32, tiles: u32, act: u32,
+    sh: u32, sw: u32, top: u32, left: u32,
+}
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<X4>;
 @group(0) @binding(2) var<storage, read> wt: array<W4>;
@@ -26,8 +31,8 @@ fn mac(a: vec4<f32>, v: vec4<f32>, w0: vec4<f32>, w1: vec4<f32>, w2: vec4<f32>, 
 }
 
 fn put(i: u32, j: u32, phase: u32, quad: u32, v: vec4<f32>) {
-    if j >= p.w || quad >= p.cout4 { return; }
-    let at = ((2u * i + phase / 2u) * 2u * p.w + 2u * j + phase % 2u) * p.cout4 + quad;
+    if j >= p.sw || quad >= p.cout4 { return; }
+    let at = ((2u * i + phase / 2u) * 2u * p.sw + 2u * j + phase % 2u) * p.cout4 + quad;
     y[at - p.b0.w] = y_put(activate(v + bias[quad - p.b0.z], p.act));
 }
 
@@ -49,8 +54,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         for (var n = 0u; n < 3u; n += 1u) {
             let slot = (n * 128u + lane) / 2u;
             if slot < SLOTS {
-                let iy = g.y * 8u + slot / 18u + phase / 2u - 1u;        // -1 wraps to 2^32 - 1
-                let ix = g.z * 16u + slot % 18u + phase % 2u - 1u;
+                let iy = g.y * 8u + p.top + slot / 18u + phase / 2u - 1u;    // -1 wraps to 2^32 - 1
+                let ix = g.z * 16u + p.left + slot % 18u + phase % 2u - 1u;
                 var v = vec4<f32>();
                 if iy < p.h && ix < p.w && part < quads {
                     v = x_get(x[(iy * p.w + ix) * p.cin4 + k + part - p.b0.x]);
@@ -117,7 +122,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         workgroupBarrier();
     }
     let i = g.y * 8u + row;
-    if i >= p.h { return; }
+    if i >= p.sh { return; }
     let j = g.z * 16u + column;
     let quad = tile % p.tiles * LC + lane % LC;
     put(i, j, phase, quad, a0);

@@ -542,7 +542,7 @@ impl Decoder {
         };
         match form {
             Form::Rgba8 => {
-                let words = image_to_rgba8(&mut rec, &image, width, height);
+                let words = image_to_rgba8(&mut rec, &image, width, height, (0, 0));
                 rec.output(IMAGE, &words);
             }
             Form::Float => rec.output(IMAGE, &image.rows(0, height)),

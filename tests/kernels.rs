@@ -646,7 +646,7 @@ fn pixels_are_rounded_half_to_even_and_clamped() {
             x[2] = 1e4;
             let mut rec = config.recorder();
             let image = rec.upload(&x, h, w, 3, config.elem);
-            let words = output::image_to_rgba8(&mut rec, &image, width, height);
+            let words = output::image_to_rgba8(&mut rec, &image, width, height, (0, 0));
             rec.output("y", &words);
             let got = devices::run(&config.device.lock(), rec.finish()).unwrap().words("y");
             let cropped: Vec<f64> = (0..height).flat_map(|i| wide(&x[i * w * 3..(i * w + width) * 3])).collect();
@@ -764,7 +764,7 @@ const RECORDINGS: [(&str, Record); 11] = [
     }),
     ("image_to_rgba8", |rec, elem| {
         let x = rec.upload(&values("cut", "x", 71 * 99 * 3, 1.2, elem), 71, 99, 3, elem);
-        output::image_to_rgba8(rec, &x, 97, 70)
+        output::image_to_rgba8(rec, &x, 97, 70, (0, 0))
     }),
 ];
 

@@ -55,9 +55,9 @@ impl Footprint {
     pub const WHOLE: Footprint = Footprint { base: 0, per: [0; 3], extent: i64::MAX / 4 };
 
     /// Rows of a plane that move with the workgroup's y: `rows_per` rows a workgroup, from `-before` on, `rows` long.
-    pub fn rows(units_a_row: u64, rows_per: usize, before: usize, rows: usize) -> Footprint {
+    pub fn rows(units_a_row: u64, rows_per: usize, before: i64, rows: usize) -> Footprint {
         let row = units_a_row as i64;
-        Footprint { base: -(before as i64) * row, per: [0, rows_per as i64 * row, 0], extent: rows as i64 * row }
+        Footprint { base: -before * row, per: [0, rows_per as i64 * row, 0], extent: rows as i64 * row }
     }
 
     /// Units touched by workgroups `lo .. hi` of a tensor of `units` units.

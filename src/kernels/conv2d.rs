@@ -8,7 +8,7 @@ use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, KernelFamily,
 pub const CONV2D_3X3_LANES: Kernel = Kernel {
     name: "conv2d_3x3_lanes",
     wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_3x3_lanes.wgsl")),
-    params: &["h", "w", "cin4", "cout4", "act"],
+    params: &["h", "w", "cin4", "cout4", "act", "ow", "top", "left", "rw", "rtop", "rleft"],
     bindings: &[Bind::X, Bind::W, Bind::F32, Bind::YRead, Bind::Y],
 };
 
@@ -16,7 +16,7 @@ pub const CONV2D_3X3_LANES: Kernel = Kernel {
 pub const CONV2D_3X3_TILE: Kernel = Kernel {
     name: "conv2d_3x3_tile",
     wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_3x3_tile.wgsl")),
-    params: &["h", "w", "cin4", "cout4", "act"],
+    params: &["h", "w", "cin4", "cout4", "act", "oh", "ow", "top", "left", "rw", "rtop", "rleft"],
     bindings: &[Bind::X, Bind::W, Bind::F32, Bind::F32, Bind::YRead, Bind::Y],
 };
 
@@ -24,7 +24,7 @@ pub const CONV2D_3X3_TILE: Kernel = Kernel {
 pub const CONV2D_PHASE_LANES: Kernel = Kernel {
     name: "conv2d_phase_lanes",
     wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_phase_lanes.wgsl")),
-    params: &["h", "w", "cin4", "cout4", "tiles", "act"],
+    params: &["h", "w", "cin4", "cout4", "tiles", "act", "sw", "top", "left"],
     bindings: &[Bind::X, Bind::W, Bind::F32, Bind::Y],
 };
 
@@ -32,7 +32,7 @@ pub const CONV2D_PHASE_LANES: Kernel = Kernel {
 pub const CONV2D_PHASE_TILE: Kernel = Kernel {
     name: "conv2d_phase_tile",
     wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_phase_tile.wgsl")),
-    params: &["h", "w", "cin4", "cout4", "tiles", "act"],
+    params: &["h", "w", "cin4", "cout4", "tiles", "act", "sh", "sw", "top", "left"],
     bindings: &[Bind::X, Bind::W, Bind::F32, Bind::Y],
 };
 
@@ -43,7 +43,7 @@ const TILE: (usize, usize) = (8, 16);
 pub const CONV2D_DIRECT: Kernel = Kernel {
     name: "conv2d_direct",
     wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_direct.wgsl")),
-    params: &["h", "w", "cin4", "ow", "cout4", "stride", "pad_top", "pad_left", "act"],
+    params: &["h", "w", "cin4", "ow", "cout4", "stride", "top", "left", "act"],
     bindings: &[Bind::X, Bind::W, Bind::F32, Bind::Y],
 };
 
@@ -113,6 +113,59 @@ fn pack(cout: usize, cin: usize, k: usize, at: impl Fn(usize, usize, usize, usiz
     Packed { values }
 }
 
+/// Which part of a plane a convolution computes from which part of its input.
+///
+/// Outside of the tensor that it reads a convolution sees zeros, so that tensor must be the whole plane or go on for
+/// a pixel wherever the plane does. Every pixel then gets the same sum in the same order, whatever the window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// Rows of the result; of the small image for an upsampling convolution.
+    pub height: usize,
+    /// Columns of the result, likewise.
+    pub width: usize,
+    /// Row of the input tensor at the result's first row (times the stride). Negative only below a negative padding.
+    pub top: i64,
+    /// Column of the input tensor at the result's first column, likewise.
+    pub left: i64,
+}
+
+impl Window {
+    /// All of `x`, stride 1.
+    pub fn whole(x: &Tensor) -> Window {
+        Window { height: x.height, width: x.width, top: 0, left: 0 }
+    }
+}
+
+/// A tensor that is added to a result: result (0, 0) sits at its row `top`, column `left`.
+#[derive(Debug, Clone, Copy)]
+pub struct Residual<'a> {
+    /// `[.., .., cout]`, covers the result.
+    pub tensor: &'a Tensor,
+    /// Row of the tensor at the result's first row.
+    pub top: usize,
+    /// Column of the tensor at the result's first column.
+    pub left: usize,
+}
+
+/// Operands of [`conv2d_3x3_window`].
+#[derive(Debug, Clone, Copy)]
+pub struct Conv3x3Call<'a> {
+    /// `[.., .., cin]`
+    pub x: &'a Tensor,
+    /// Applied to `x` as it is read.
+    pub norm: Option<Norm<'a>>,
+    /// From [`pack_square`].
+    pub weights: &'a ConvWeights,
+    /// Added before the activation.
+    pub residual: Option<Residual<'a>>,
+    /// Applied last.
+    pub act: Act,
+    /// Storage of the result, and of the residual.
+    pub elem: Elem,
+    /// What is computed.
+    pub window: Window,
+}
+
 /// `act(conv3x3(norm(x)) + bias + residual)`, stride 1, zero padding 1 around the normalised plane.
 ///
 /// `x` is `[h, w, cin]`, `residual` and the result `[h, w, cout]`. Where the kernel cannot apply `norm` itself, that is a
@@ -126,59 +179,79 @@ pub fn conv2d_3x3(
     act: Act,
     elem: Elem,
 ) -> Tensor {
-    assert_eq!(x.channels, weights.cin, "conv2d_3x3: input channels");
-    let y = match (rec.profile().family, norm) {
-        (KernelFamily::Lanes, Some(Norm { affine, silu })) => {
-            let x = norm_apply(rec, x, affine, silu, x.elem);
-            conv2d_3x3_lanes(rec, &x, weights, residual, act, elem)
-        }
-        (KernelFamily::Lanes, None) => conv2d_3x3_lanes(rec, x, weights, residual, act, elem),
-        (KernelFamily::Tile, _) => conv2d_3x3_tile(rec, x, norm, weights, residual, act, elem),
-    };
-    if let Some(residual) = residual {
-        assert_eq!((residual.shape(), residual.elem), (y.shape(), elem), "conv2d_3x3: residual");
-    }
-    y
+    let residual = residual.map(|tensor| Residual { tensor, top: 0, left: 0 });
+    conv2d_3x3_window(rec, &Conv3x3Call { x, norm, weights, residual, act, elem, window: Window::whole(x) })
 }
 
-fn conv2d_3x3_lanes(rec: &mut Recorder, x: &Tensor, weights: &ConvWeights, residual: Option<&Tensor>, act: Act, elem: Elem) -> Tensor {
-    let (h, w, cin) = x.shape();
-    let y = rec.tensor(h, w, weights.cout, elem);
+/// [`conv2d_3x3`] of a part of a plane.
+pub fn conv2d_3x3_window(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
+    let Conv3x3Call { x, weights, window, .. } = *call;
+    assert_eq!(x.channels, weights.cin, "conv2d_3x3: input channels");
+    if let Some(Residual { tensor, top, left }) = call.residual {
+        assert!(top + window.height <= tensor.height && left + window.width <= tensor.width, "conv2d_3x3: residual");
+        assert_eq!((tensor.channels, tensor.elem), (weights.cout, call.elem), "conv2d_3x3: residual");
+    }
+    match (rec.profile().family, call.norm) {
+        (KernelFamily::Lanes, Some(Norm { affine, silu })) => {
+            let x = norm_apply(rec, x, affine, silu, x.elem);
+            conv2d_3x3_lanes(rec, &Conv3x3Call { x: &x, norm: None, ..*call })
+        }
+        (KernelFamily::Lanes, None) => conv2d_3x3_lanes(rec, call),
+        (KernelFamily::Tile, _) => conv2d_3x3_tile(rec, call),
+    }
+}
+
+/// The residual's binding, where `rows` result rows move with a workgroup, and its pitch and origin.
+fn residual_binding(call: &Conv3x3Call<'_>, rows: usize) -> (Binding, [u32; 3]) {
+    match call.residual {
+        None => (Binding::whole(&call.weights.bias), [0; 3]),
+        Some(Residual { tensor, top, left }) => {
+            let part = Footprint::rows((tensor.width * tensor.quads()) as u64, rows, -(top as i64), rows);
+            (Binding::part(tensor, part), [tensor.width as u32, top as u32, left as u32])
+        }
+    }
+}
+
+fn conv2d_3x3_lanes(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
+    let Conv3x3Call { x, weights, residual, act, elem, window, .. } = *call;
+    let y = rec.tensor(window.height, window.width, weights.cout, elem);
     let (channel_lanes, pixel_lanes) = lanes(rec, y.quads());
-    let row_in = (w * x.quads()) as u64;
-    let row_out = (w * y.quads()) as u64;
-    let out = Footprint::rows(row_out, 1, 0, 1);
+    let (residual_part, [rw, rtop, rleft]) = residual_binding(call, 1);
     rec.dispatch(Dispatch {
         kernel: &CONV2D_3X3_LANES,
         consts: vec![("LC", channel_lanes), ("LP", pixel_lanes), ("RESIDUAL", residual.is_some() as u32)],
         bindings: vec![
-            Binding::part(x, Footprint::rows(row_in, 1, 1, 3)),
+            Binding::part(x, Footprint::rows((x.width * x.quads()) as u64, 1, 1 - window.top, 3)),
             Binding::whole(&weights.weight),
             Binding::whole(&weights.bias),
-            residual.map_or(Binding::whole(&weights.bias), |r| Binding::part(r, out)),
-            Binding::part(&y, out),
+            residual_part,
+            Binding::part(&y, Footprint::rows((y.width * y.quads()) as u64, 1, 0, 1)),
         ],
-        params: vec![h as u32, w as u32, x.quads() as u32, y.quads() as u32, act as u32],
-        grid: [(w as u32).div_ceil(8 * pixel_lanes), h as u32, (y.quads() as u32).div_ceil(channel_lanes)],
-        flops: 18 * (h * w * cin * weights.cout) as u64,
+        params: vec![
+            x.height as u32,
+            x.width as u32,
+            x.quads() as u32,
+            y.quads() as u32,
+            act as u32,
+            y.width as u32,
+            window.top as u32,
+            window.left as u32,
+            rw,
+            rtop,
+            rleft,
+        ],
+        grid: [(y.width as u32).div_ceil(8 * pixel_lanes), y.height as u32, (y.quads() as u32).div_ceil(channel_lanes)],
+        flops: 18 * (y.pixels() * weights.cin * weights.cout) as u64,
     });
     y
 }
 
-fn conv2d_3x3_tile(
-    rec: &mut Recorder,
-    x: &Tensor,
-    norm: Option<Norm<'_>>,
-    weights: &ConvWeights,
-    residual: Option<&Tensor>,
-    act: Act,
-    elem: Elem,
-) -> Tensor {
-    let (h, w, cin) = x.shape();
-    let y = rec.tensor(h, w, weights.cout, elem);
+fn conv2d_3x3_tile(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
+    let Conv3x3Call { x, norm, weights, residual, act, elem, window } = *call;
+    let y = rec.tensor(window.height, window.width, weights.cout, elem);
     let (channels, pair, groups) = tiles(y.quads());
     let (rows, columns) = TILE;
-    let out = Footprint::rows((w * y.quads()) as u64, rows, 0, rows);
+    let (residual_part, [rw, rtop, rleft]) = residual_binding(call, rows);
     if let Some(norm) = norm {
         assert_eq!(norm.affine.shape(), (2, 1, 4 * x.quads()), "conv2d_3x3: scale and shift");
     }
@@ -187,16 +260,29 @@ fn conv2d_3x3_tile(
         kernel: &CONV2D_3X3_TILE,
         consts: vec![("LC", channels), ("LT", pair), ("NORM", norm_kind), ("RESIDUAL", residual.is_some() as u32)],
         bindings: vec![
-            Binding::part(x, Footprint::rows((w * x.quads()) as u64, rows, 1, rows + 2)),
+            Binding::part(x, Footprint::rows((x.width * x.quads()) as u64, rows, 1 - window.top, rows + 2)),
             Binding::whole(&weights.weight),
             Binding::whole(&weights.bias),
             Binding::whole(norm.map_or(&weights.bias, |norm| norm.affine)),
-            residual.map_or(Binding::whole(&weights.bias), |r| Binding::part(r, out)),
-            Binding::part(&y, out),
+            residual_part,
+            Binding::part(&y, Footprint::rows((y.width * y.quads()) as u64, rows, 0, rows)),
         ],
-        params: vec![h as u32, w as u32, x.quads() as u32, y.quads() as u32, act as u32],
-        grid: [groups, h.div_ceil(rows) as u32, w.div_ceil(columns) as u32],
-        flops: 18 * (h * w * cin * weights.cout) as u64,
+        params: vec![
+            x.height as u32,
+            x.width as u32,
+            x.quads() as u32,
+            y.quads() as u32,
+            act as u32,
+            y.height as u32,
+            y.width as u32,
+            window.top as u32,
+            window.left as u32,
+            rw,
+            rtop,
+            rleft,
+        ],
+        grid: [groups, y.height.div_ceil(rows) as u32, y.width.div_ceil(columns) as u32],
+        flops: 18 * (y.pixels() * weights.cin * weights.cout) as u64,
     });
     y
 }
@@ -205,36 +291,46 @@ fn conv2d_3x3_tile(
 ///
 /// `x` is `[h, w, cin]`, the result `[2h, 2w, cout]`.
 pub fn upsample2x_conv2d_3x3(rec: &mut Recorder, x: &Tensor, weights: &ConvWeights, act: Act, elem: Elem) -> Tensor {
-    let (h, w, cin) = x.shape();
-    assert_eq!(cin, weights.cin, "upsample2x_conv2d_3x3: input channels");
-    let y = rec.tensor(2 * h, 2 * w, weights.cout, elem);
-    let row_in = (w * x.quads()) as u64;
-    let row_out = (2 * w * y.quads()) as u64;
-    let (kernel, consts, rows, grid, tiles) = match rec.profile().family {
+    upsample2x_conv2d_3x3_window(rec, x, weights, act, elem, Window::whole(x))
+}
+
+/// [`upsample2x_conv2d_3x3`] of a part of a plane: `window` counts pixels of the small image, the result has twice its sides.
+pub fn upsample2x_conv2d_3x3_window(rec: &mut Recorder, x: &Tensor, weights: &ConvWeights, act: Act, elem: Elem, window: Window) -> Tensor {
+    assert_eq!(x.channels, weights.cin, "upsample2x_conv2d_3x3: input channels");
+    let (sh, sw) = (window.height, window.width);
+    let y = rec.tensor(2 * sh, 2 * sw, weights.cout, elem);
+    let row_in = (x.width * x.quads()) as u64;
+    let row_out = (2 * sw * y.quads()) as u64;
+    let mut params = vec![x.height as u32, x.width as u32, x.quads() as u32, y.quads() as u32];
+    let origin = [window.top as u32, window.left as u32];
+    let (kernel, consts, rows, grid) = match rec.profile().family {
         KernelFamily::Lanes => {
             let (channel_lanes, pixel_lanes) = lanes(rec, y.quads());
             let tiles = (y.quads() as u32).div_ceil(channel_lanes);
-            let grid = [(w as u32).div_ceil(8 * pixel_lanes), h as u32, 4 * tiles];
-            (&CONV2D_PHASE_LANES, vec![("LC", channel_lanes), ("LP", pixel_lanes)], 1, grid, tiles)
+            let grid = [(sw as u32).div_ceil(8 * pixel_lanes), sh as u32, 4 * tiles];
+            params.extend([tiles, act as u32, sw as u32]);
+            (&CONV2D_PHASE_LANES, vec![("LC", channel_lanes), ("LP", pixel_lanes)], 1, grid)
         }
         KernelFamily::Tile => {
             let (channels, pair, groups) = tiles(y.quads());
-            let grid = [4 * groups, h.div_ceil(TILE.0) as u32, w.div_ceil(TILE.1) as u32];
-            (&CONV2D_PHASE_TILE, vec![("LC", channels), ("LT", pair)], TILE.0, grid, groups * pair)
+            let grid = [4 * groups, sh.div_ceil(TILE.0) as u32, sw.div_ceil(TILE.1) as u32];
+            params.extend([groups * pair, act as u32, sh as u32, sw as u32]);
+            (&CONV2D_PHASE_TILE, vec![("LC", channels), ("LT", pair)], TILE.0, grid)
         }
     };
+    params.extend(origin);
     rec.dispatch(Dispatch {
         kernel,
         consts,
         bindings: vec![
-            Binding::part(x, Footprint::rows(row_in, rows, 1, rows + 2)),
+            Binding::part(x, Footprint::rows(row_in, rows, 1 - window.top, rows + 2)),
             Binding::whole(&weights.weight),
             Binding::whole(&weights.bias),
             Binding::part(&y, Footprint::rows(row_out, 2 * rows, 0, 2 * rows)),
         ],
-        params: vec![h as u32, w as u32, x.quads() as u32, y.quads() as u32, tiles, act as u32],
+        params,
         grid,
-        flops: 32 * (h * w * cin * weights.cout) as u64,
+        flops: 32 * (sh * sw * weights.cin * weights.cout) as u64,
     });
     y
 }
@@ -261,34 +357,47 @@ impl Geometry {
 
 /// `act(conv(x) + bias)` of any geometry, plainly; `weights` from [`pack_square`].
 pub fn conv2d_strided(rec: &mut Recorder, x: &Tensor, weights: &ConvWeights, geometry: Geometry, act: Act, elem: Elem) -> Tensor {
-    let (h, w, cin) = x.shape();
-    assert_eq!(cin, weights.cin, "conv2d_strided: input channels");
+    let window = Window { height: geometry.output(x.height), width: geometry.output(x.width), top: 0, left: 0 };
+    conv2d_strided_window(rec, x, weights, geometry, act, elem, window)
+}
+
+/// [`conv2d_strided`] of a part of a plane: output pixel (0, 0) without padding would read `x` from `(top, left)` on.
+pub fn conv2d_strided_window(
+    rec: &mut Recorder,
+    x: &Tensor,
+    weights: &ConvWeights,
+    geometry: Geometry,
+    act: Act,
+    elem: Elem,
+    window: Window,
+) -> Tensor {
+    assert_eq!(x.channels, weights.cin, "conv2d_strided: input channels");
     let Geometry { kernel, stride, pad_before, .. } = geometry;
-    let (oh, ow) = (geometry.output(h), geometry.output(w));
-    let y = rec.tensor(oh, ow, weights.cout, elem);
+    let y = rec.tensor(window.height, window.width, weights.cout, elem);
     let (channel_lanes, pixel_lanes) = lanes(rec, y.quads());
+    let (top, left) = (pad_before as i64 - window.top, pad_before as i64 - window.left);
     rec.dispatch(Dispatch {
         kernel: &CONV2D_DIRECT,
         consts: vec![("LC", channel_lanes), ("LP", pixel_lanes), ("K", kernel as u32)],
         bindings: vec![
-            Binding::part(x, Footprint::rows((w * x.quads()) as u64, stride, pad_before, kernel)),
+            Binding::part(x, Footprint::rows((x.width * x.quads()) as u64, stride, top, kernel)),
             Binding::whole(&weights.weight),
             Binding::whole(&weights.bias),
-            Binding::part(&y, Footprint::rows((ow * y.quads()) as u64, 1, 0, 1)),
+            Binding::part(&y, Footprint::rows((y.width * y.quads()) as u64, 1, 0, 1)),
         ],
         params: vec![
-            h as u32,
-            w as u32,
+            x.height as u32,
+            x.width as u32,
             x.quads() as u32,
-            ow as u32,
+            y.width as u32,
             y.quads() as u32,
             stride as u32,
-            pad_before as u32,
-            pad_before as u32,
+            top as u32,
+            left as u32,
             act as u32,
         ],
-        grid: [(ow as u32).div_ceil(4 * pixel_lanes), oh as u32, (y.quads() as u32).div_ceil(channel_lanes)],
-        flops: 2 * (kernel * kernel * oh * ow * cin * weights.cout) as u64,
+        grid: [(y.width as u32).div_ceil(4 * pixel_lanes), y.height as u32, (y.quads() as u32).div_ceil(channel_lanes)],
+        flops: 2 * (kernel * kernel * y.pixels() * weights.cin * weights.cout) as u64,
     });
     y
 }

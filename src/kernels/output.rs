@@ -7,7 +7,7 @@ use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Ten
 pub const IMAGE_TO_RGBA8: Kernel = Kernel {
     name: "image_to_rgba8",
     wgsl: include_str!("../../shaders/image_to_rgba8.wgsl"),
-    params: &["stride", "width"],
+    params: &["stride", "width", "top", "left"],
     bindings: &[Bind::X, Bind::WordWrite],
 };
 
@@ -19,18 +19,19 @@ pub const COUNT_NONFINITE: Kernel = Kernel {
     bindings: &[Bind::X, Bind::Counter],
 };
 
-/// The top-left `width x height` pixels of `x` (`[h, w, 3]`, -1 to 1) as packed RGBA, one word a pixel, red lowest.
-pub fn image_to_rgba8(rec: &mut Recorder, x: &Tensor, width: usize, height: usize) -> Tensor {
-    assert!(x.quads() == 1 && width <= x.width && height <= x.height, "image_to_rgba8: crop");
+/// `height x width` pixels of `x` (`[h, w, 3]`, -1 to 1) from row `top`, column `left` on, as packed RGBA: one word a pixel,
+/// red lowest.
+pub fn image_to_rgba8(rec: &mut Recorder, x: &Tensor, width: usize, height: usize, (top, left): (usize, usize)) -> Tensor {
+    assert!(x.quads() == 1 && left + width <= x.width && top + height <= x.height, "image_to_rgba8: crop");
     let y = rec.tensor(height, width, 1, Elem::Word);
     rec.dispatch(Dispatch {
         kernel: &IMAGE_TO_RGBA8,
         consts: vec![],
         bindings: vec![
-            Binding::part(x, Footprint::rows(x.width as u64, 1, 0, 1)),
+            Binding::part(x, Footprint::rows(x.width as u64, 1, -(top as i64), 1)),
             Binding::part(&y, Footprint::rows(width as u64, 1, 0, 1)),
         ],
-        params: vec![x.width as u32, width as u32],
+        params: vec![x.width as u32, width as u32, top as u32, left as u32],
         grid: [width.div_ceil(64) as u32, height as u32, 1],
         flops: 9 * (width * height) as u64,
     });

@@ -249,7 +249,7 @@ async fn cases(gpu: &Gpu, elem: Elem) -> Result<Vec<Case<'static>>> {
         name: "image_to_rgba8 1024x1024".into(),
         record: Box::new(move |rec| {
             let x = activations(rec, 1024, 1024, 3);
-            image_to_rgba8(rec, &x, 1024, 1024);
+            image_to_rgba8(rec, &x, 1024, 1024, (0, 0));
         }),
     });
     cases.push(Case {
