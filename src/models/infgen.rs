@@ -71,11 +71,11 @@ impl Inpe {
         let loader = &loader.with(Precision::F32);
         let (m, hidden, width) = (config.inpe_features, config.inpe_hidden, config.hidden_size);
         let name = format!("{path}.B");
-        let mut b = loader.read(&name, &[m, 3])?;
+        let mut b = loader.read(&name, &[m, 3]).await?;
         b.resize(b.len().next_multiple_of(4), 0.0);
         let fc2 = format!("{path}.fc2");
-        let weight = loader.read(&format!("{fc2}.weight"), &[width, hidden])?;
-        let mut bias = loader.read(&format!("{fc2}.bias"), &[width])?;
+        let weight = loader.read(&format!("{fc2}.weight"), &[width, hidden]).await?;
+        let mut bias = loader.read(&format!("{fc2}.bias"), &[width]).await?;
         if let Some(token) = token {
             bias.iter_mut().zip(token).for_each(|(b, t)| *b += t);
         }
@@ -128,7 +128,7 @@ impl InfgenDecoder {
     /// As [`Loader::read`] for a tensor that is missing, of another shape or not finite; as an upload for memory.
     pub async fn load(loader: &Loader<'_>, config: &InfgenConfig) -> Result<InfgenDecoder> {
         let (width, latent) = (config.hidden_size, config.latent_channels);
-        let mask_token = loader.read("mask_token", &[width])?;
+        let mask_token = loader.read("mask_token", &[width]).await?;
         let (latent_prefix, mask_prefix) = match config.inpe_prefixes() {
             [shared] => (*shared, *shared),
             [latent, mask, ..] => (*latent, *mask),

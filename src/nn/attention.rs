@@ -29,16 +29,16 @@ impl Heads {
         let mut inward = Vec::new();
         for name in ["to_q", "to_k", "to_v"] {
             let path = format!("{path}.{name}");
-            let weight = loader.read(&format!("{path}.weight"), &[channels, channels])?;
-            let bias = loader.read(&format!("{path}.bias"), &[channels])?;
+            let weight = loader.read(&format!("{path}.weight"), &[channels, channels]).await?;
+            let bias = loader.read(&format!("{path}.bias"), &[channels]).await?;
             let rows = |c: &Option<usize>| c.map_or(vec![0.0; channels], |c| weight[c * channels..(c + 1) * channels].to_vec());
             let weight: Vec<f32> = source.iter().flat_map(rows).collect();
             let bias: Vec<f32> = source.iter().map(|c| c.map_or(0.0, |c| bias[c])).collect();
             inward.push(Linear::from_values(loader, &path, &weight, &bias, channels).await?);
         }
         let path = format!("{path}.to_out.0");
-        let weight = loader.read(&format!("{path}.weight"), &[channels, channels])?;
-        let bias = loader.read(&format!("{path}.bias"), &[channels])?;
+        let weight = loader.read(&format!("{path}.weight"), &[channels, channels]).await?;
+        let bias = loader.read(&format!("{path}.bias"), &[channels]).await?;
         let columns = |row: &[f32]| source.iter().map(|c| c.map_or(0.0, |c| row[c])).collect::<Vec<_>>();
         let weight: Vec<f32> = weight.chunks_exact(channels).flat_map(columns).collect();
         let to_out = Linear::from_values(loader, &path, &weight, &bias, heads * padded).await?;

@@ -11,7 +11,7 @@ use crate::kernels::linear::{self, LinearWeights};
 /// `{path}.bias`, or zeros for a layer without.
 async fn bias(loader: &Loader<'_>, path: &str, cout: usize, present: bool) -> Result<Tensor> {
     let name = format!("{path}.bias");
-    let values = if present { loader.read(&name, &[cout])? } else { vec![0.0; cout] };
+    let values = if present { loader.read(&name, &[cout]).await? } else { vec![0.0; cout] };
     loader.upload_vector(&name, &values).await
 }
 
@@ -28,9 +28,9 @@ impl Conv3x3 {
     /// [`Conv3x3::load`] of the layer `gain * conv(x) + offset`.
     pub async fn load_affine(loader: &Loader<'_>, path: &str, cin: usize, cout: usize, gain: f32, offset: f32) -> Result<Conv3x3> {
         let (weight_name, bias_name) = (format!("{path}.weight"), format!("{path}.bias"));
-        let mut values = loader.read(&weight_name, &[cout, cin, 3, 3])?;
+        let mut values = loader.read(&weight_name, &[cout, cin, 3, 3]).await?;
         values.iter_mut().for_each(|v| *v *= gain);
-        let mut bias = loader.read(&bias_name, &[cout])?;
+        let mut bias = loader.read(&bias_name, &[cout]).await?;
         bias.iter_mut().for_each(|v| *v = *v * gain + offset);
         let weight = loader.upload_weight(&weight_name, &conv2d::pack_square(&values, cout, cin, 3).values).await?;
         Ok(Conv3x3(ConvWeights { weight, bias: loader.upload_vector(&bias_name, &bias).await?, cin, cout }))
@@ -55,7 +55,7 @@ impl UpsampleConv {
     /// Loads `{path}.weight` `[cout, cin, 3, 3]` and, if `with_bias`, `{path}.bias`.
     pub async fn load(loader: &Loader<'_>, path: &str, (cin, cout): (usize, usize), with_bias: bool) -> Result<UpsampleConv> {
         let name = format!("{path}.weight");
-        let values = loader.read(&name, &[cout, cin, 3, 3])?;
+        let values = loader.read(&name, &[cout, cin, 3, 3]).await?;
         let weight = loader.upload_weight(&name, &conv2d::pack_phases(&values, cout, cin).values).await?;
         Ok(UpsampleConv(ConvWeights { weight, bias: bias(loader, path, cout, with_bias).await?, cin, cout }))
     }
@@ -88,7 +88,7 @@ impl StridedConv {
         geometry: Geometry,
     ) -> Result<StridedConv> {
         let name = format!("{path}.weight");
-        let values = loader.read(&name, &[cout, cin, 3, 3])?;
+        let values = loader.read(&name, &[cout, cin, 3, 3]).await?;
         let weight = loader.upload_weight(&name, &conv2d::pack_square(&values, cout, cin, 3).values).await?;
         let bias = bias(loader, path, cout, with_bias).await?;
         Ok(StridedConv { weights: ConvWeights { weight, bias, cin, cout }, geometry })
@@ -107,15 +107,15 @@ pub struct Linear(LinearWeights);
 impl Linear {
     /// Loads `{path}.weight` `[outputs, inputs]` and `{path}.bias` `[outputs]`.
     pub async fn load(loader: &Loader<'_>, path: &str, inputs: usize, outputs: usize) -> Result<Linear> {
-        let weight = loader.read(&format!("{path}.weight"), &[outputs, inputs])?;
-        let bias = loader.read(&format!("{path}.bias"), &[outputs])?;
+        let weight = loader.read(&format!("{path}.weight"), &[outputs, inputs]).await?;
+        let bias = loader.read(&format!("{path}.bias"), &[outputs]).await?;
         Linear::from_values(loader, path, &weight, &bias, inputs).await
     }
 
     /// Loads a 1x1 convolution, `{path}.weight` `[outputs, inputs, 1, 1]`.
     pub async fn load_conv1x1(loader: &Loader<'_>, path: &str, inputs: usize, outputs: usize) -> Result<Linear> {
-        let weight = loader.read(&format!("{path}.weight"), &[outputs, inputs, 1, 1])?;
-        let bias = loader.read(&format!("{path}.bias"), &[outputs])?;
+        let weight = loader.read(&format!("{path}.weight"), &[outputs, inputs, 1, 1]).await?;
+        let bias = loader.read(&format!("{path}.bias"), &[outputs]).await?;
         Linear::from_values(loader, path, &weight, &bias, inputs).await
     }
 

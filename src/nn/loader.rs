@@ -62,8 +62,8 @@ impl<'a> Loader<'a> {
     ///
     /// # Errors
     /// As [`View::get`].
-    pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        self.view.get(name, shape)
+    pub async fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.view.get_async(name, shape).await
     }
 
     /// Uploads packed weight values in the storage type of weights.

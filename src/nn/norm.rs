@@ -15,7 +15,7 @@ impl GroupNorm {
     pub async fn load(loader: &Loader<'_>, path: &str, channels: usize, groups: usize, eps: f32) -> Result<GroupNorm> {
         let mut vectors = Vec::new();
         for name in [format!("{path}.weight"), format!("{path}.bias")] {
-            vectors.push(loader.upload_vector(&name, &loader.read(&name, &[channels])?).await?);
+            vectors.push(loader.upload_vector(&name, &loader.read(&name, &[channels]).await?).await?);
         }
         let (bias, weight) = (vectors.remove(1), vectors.remove(0));
         Ok(GroupNorm(GroupNormWeights { weight, bias, groups, eps }))
@@ -41,8 +41,8 @@ pub struct LayerNorm(LayerNormWeights);
 impl LayerNorm {
     /// Loads `{path}.weight` and `{path}.bias`, both `[channels]`.
     pub async fn load(loader: &Loader<'_>, path: &str, channels: usize, eps: f32) -> Result<LayerNorm> {
-        let mut values = loader.read(&format!("{path}.weight"), &[channels])?;
-        values.extend(loader.read(&format!("{path}.bias"), &[channels])?);
+        let mut values = loader.read(&format!("{path}.weight"), &[channels]).await?;
+        values.extend(loader.read(&format!("{path}.bias"), &[channels]).await?);
         let affine = loader.upload(path, &values, channels, Elem::F32).await?;
         Ok(LayerNorm(LayerNormWeights { affine, eps }))
     }

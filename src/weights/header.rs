@@ -23,6 +23,16 @@ pub(super) struct Header {
     pub data_start: u64,
 }
 
+/// Waits for the bytes that [`read`] will look at; of a header that it will refuse, none.
+pub(super) async fn prefetch(source: &mut Source) -> Result<()> {
+    let head = source.read_up_to(0, 8)?;
+    let length = <[u8; 8]>::try_from(head).map_or(0, u64::from_le_bytes);
+    if source.len() >= 8 && length <= MAX_HEADER_BYTES.min(source.len() - 8) {
+        source.prefetch(8, length as usize).await?;
+    }
+    Ok(())
+}
+
 /// Reads and checks the header of `source`.
 ///
 /// # Errors

@@ -1,8 +1,8 @@
 //! Safetensors as named, typed, shaped tensors, read one at a time. No GPU.
 //!
-//! [`Weights`] has two constructors, [`Weights::open`] for files and folders and [`Weights::from_bytes`] for memory
-//! (the browser, the decoder that ships in the package), and one way out: [`Weights::get`], which checks type, shape
-//! and finiteness and up-casts to f32. Files are read by seeking to a tensor, never whole and never mapped: a file that
+//! [`Weights`] has three constructors, [`Weights::open`] for files and folders, [`Weights::from_bytes`] for memory (the
+//! decoder that ships in the package) and [`Weights::stream`] for bytes that arrive over time (the browser), and one way
+//! out: [`Weights::get_async`], which checks type, shape and finiteness and up-casts to f32. Files are read by seeking to a tensor, never whole and never mapped: a file that
 //! shrinks under us is an error, not a crash. A [`View`] lets a model ask for the names of its own format whatever
 //! naming the file uses ([`vae_keys`], [`taesd_keys`]); [`recognise`] says what a file holds.
 
@@ -20,6 +20,7 @@ pub(crate) mod write;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::task::{Context, Poll, Waker};
 
 pub use safetensors::Dtype;
 
@@ -28,6 +29,7 @@ pub use view::View;
 
 use crate::error::{Error, Result};
 use source::Source;
+pub use source::{ByteStream, Fetched, Shared};
 
 /// Bytes converted at a time.
 const CHUNK_BYTES: usize = 1 << 18;
@@ -93,6 +95,19 @@ impl Weights {
     /// As [`Weights::open`].
     pub fn from_bytes(bytes: impl Into<Cow<'static, [u8]>>, name: &str) -> Result<Self> {
         Self::from_sources(name.into(), vec![Source::from_bytes(bytes, name)], None)
+    }
+
+    /// One safetensors file whose bytes arrive over time: the header now, each tensor when it is asked for.
+    /// `name` stands for it in messages. Its tensors come through [`Weights::get_async`] alone.
+    ///
+    /// # Errors
+    /// As [`Weights::open`].
+    pub async fn stream(stream: impl ByteStream + 'static, name: &str) -> Result<Self> {
+        let mut source = Source::stream(Box::new(stream), name).await?;
+        header::prefetch(&mut source).await?;
+        let mut weights = Self::from_sources(name.into(), vec![source], None)?;
+        weights.shards.iter_mut().for_each(Source::forget_prefetched);
+        Ok(weights)
     }
 
     /// All tensors of `shards`, which must not share a name.
@@ -170,13 +185,22 @@ impl Weights {
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::TensorType`], [`Error::NonFiniteTensor`], and
-    /// [`Error::Io`] if the file has changed since it was opened.
+    /// [`Error::Io`] if the file has changed since it was opened, or if its bytes are still on their way
+    /// ([`Weights::stream`]).
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        now(self.get_async(name, shape), &self.path)
+    }
+
+    /// [`Weights::get`] that waits for bytes on their way.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub async fn get_async(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let entry = self.entry(name)?;
         if entry.shape != shape {
             return Err(self.wrong_shape(name, shape, &entry.shape));
         }
-        self.read(name, entry)
+        self.read(name, entry).await
     }
 
     /// A tensor of whatever shape, with its shape; otherwise as [`Weights::get`].
@@ -185,7 +209,7 @@ impl Weights {
     /// As [`Weights::get`], less the shape.
     pub fn get_any(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
         let entry = self.entry(name)?;
-        Ok((entry.shape.clone(), self.read(name, entry)?))
+        Ok((entry.shape.clone(), now(self.read(name, entry), &self.path)?))
     }
 
     /// The tensors under their own names.
@@ -206,7 +230,7 @@ impl Weights {
         Error::TensorType { path: self.path.clone(), tensor: name.to_owned(), got: got.to_string() }
     }
 
-    fn read(&self, name: &str, entry: &Entry) -> Result<Vec<f32>> {
+    async fn read(&self, name: &str, entry: &Entry) -> Result<Vec<f32>> {
         let decode: fn(&[u8], &mut Vec<f32>) = match entry.dtype {
             Dtype::F32 => |bytes, out| out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
             Dtype::F16 => |bytes, out| out.extend(bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32())),
@@ -220,7 +244,7 @@ impl Weights {
         let mut offset = entry.bytes.start;
         while offset < entry.bytes.end {
             let chunk = &mut buffer[..CHUNK_BYTES.min((entry.bytes.end - offset) as usize)];
-            source.read_at(offset, chunk)?;
+            source.read_at_async(offset, chunk).await?;
             let first = values.len();
             decode(chunk, &mut values);
             if let Some(index) = first_non_finite(&values[first..]) {
@@ -230,6 +254,14 @@ impl Weights {
             offset += chunk.len() as u64;
         }
         Ok(values)
+    }
+}
+
+/// The result of a future that has nothing to wait for: reading from a file or from memory.
+fn now<T>(future: impl Future<Output = Result<T>>, path: &Path) -> Result<T> {
+    match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(result) => result,
+        Poll::Pending => Err(Error::Io { path: path.to_owned(), source: std::io::ErrorKind::WouldBlock.into() }),
     }
 }
 

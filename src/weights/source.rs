@@ -1,14 +1,49 @@
-//! Bytes of a file or of memory behind one reader, and what their first bytes say they are.
+//! Bytes of a file, of memory or on their way behind one reader, and what their first bytes say they are.
 
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, Result};
 
-/// Random access to the bytes of one file, or to bytes in memory under a name for messages.
+/// `Send + Sync` where there are threads to send to: everywhere but in a browser.
+#[cfg(not(target_arch = "wasm32"))]
+pub trait Shared: Send + Sync {}
+#[cfg(not(target_arch = "wasm32"))]
+impl<T: Send + Sync + ?Sized> Shared for T {}
+/// `Send + Sync` where there are threads to send to: everywhere but in a browser.
+#[cfg(target_arch = "wasm32")]
+pub trait Shared {}
+#[cfg(target_arch = "wasm32")]
+impl<T: ?Sized> Shared for T {}
+
+/// Bytes that a [`ByteStream`] will deliver.
+#[cfg(not(target_arch = "wasm32"))]
+pub type Fetched<'a> = Pin<Box<dyn Future<Output = io::Result<()>> + Send + 'a>>;
+/// Bytes that a [`ByteStream`] will deliver.
+#[cfg(target_arch = "wasm32")]
+pub type Fetched<'a> = Pin<Box<dyn Future<Output = io::Result<()>> + 'a>>;
+
+/// A file whose bytes arrive over time, for instance from a network; see [`super::Weights::stream`].
+pub trait ByteStream: Shared {
+    /// Length of the whole in bytes; it does not change.
+    fn length(&self) -> u64;
+
+    /// Fills `buffer` from `offset`, when the bytes are there. Ranges are asked for one after the other, in any order.
+    ///
+    /// # Errors
+    /// Whatever keeps the bytes from coming; `UnexpectedEof` for a range beyond the end.
+    fn fetch<'a>(&'a self, offset: u64, buffer: &'a mut [u8]) -> Fetched<'a>;
+}
+
+/// What [`Source::sniff`] looks at: always the head, of zip archives also the tail.
+const HEAD_BYTES: usize = 1024;
+const TAIL_BYTES: usize = 1 << 16;
+
+/// Random access to the bytes of one file, or to bytes in memory or on their way under a name for messages.
 pub(crate) struct Source {
     path: PathBuf,
     len: u64,
@@ -18,6 +53,7 @@ pub(crate) struct Source {
 enum Store {
     File(Mutex<File>),
     Bytes(Cow<'static, [u8]>),
+    Stream { stream: Box<dyn ByteStream>, prefetched: Vec<(u64, Vec<u8>)> },
 }
 
 impl Source {
@@ -42,6 +78,33 @@ impl Source {
         Self { path: name.into(), len: bytes.len() as u64, store: Store::Bytes(bytes) }
     }
 
+    /// Bytes on their way. The ends of it that [`Source::sniff`] looks at are fetched here.
+    pub async fn stream(stream: Box<dyn ByteStream>, name: &str) -> Result<Self> {
+        let len = stream.length();
+        let mut source = Self { path: name.into(), len, store: Store::Stream { stream, prefetched: Vec::new() } };
+        source.prefetch(0, HEAD_BYTES).await?;
+        if source.read_up_to(0, 2)? == b"PK" {
+            source.prefetch(len.saturating_sub(TAIL_BYTES as u64), TAIL_BYTES).await?;
+        }
+        Ok(source)
+    }
+
+    /// Waits for up to `len` bytes from `offset`, so that [`Source::read_at`] has them.
+    pub async fn prefetch(&mut self, offset: u64, len: usize) -> Result<()> {
+        let Store::Stream { stream, prefetched } = &mut self.store else { return Ok(()) };
+        let mut buffer = vec![0; (len as u64).min(self.len.saturating_sub(offset)) as usize];
+        stream.fetch(offset, &mut buffer).await.map_err(|source| Error::Io { path: self.path.clone(), source })?;
+        prefetched.push((offset, buffer));
+        Ok(())
+    }
+
+    /// Frees what [`Source::prefetch`] has brought.
+    pub fn forget_prefetched(&mut self) {
+        if let Store::Stream { prefetched, .. } = &mut self.store {
+            *prefetched = Vec::new();
+        }
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -62,8 +125,26 @@ impl Source {
                 .and_then(|start| bytes.get(start..start.checked_add(buffer.len())?))
                 .map(|range| buffer.copy_from_slice(range))
                 .ok_or_else(|| io::ErrorKind::UnexpectedEof.into()),
+            Store::Stream { prefetched, .. } => prefetched
+                .iter()
+                .find_map(|(start, bytes)| {
+                    let from = usize::try_from(offset.checked_sub(*start)?).ok()?;
+                    bytes.get(from..from.checked_add(buffer.len())?)
+                })
+                .map(|range| buffer.copy_from_slice(range))
+                .ok_or_else(|| io::ErrorKind::WouldBlock.into()),
         };
         read.map_err(|source| Error::Io { path: self.path.clone(), source })
+    }
+
+    /// [`Source::read_at`] that waits for bytes on their way.
+    pub async fn read_at_async(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        match &self.store {
+            Store::Stream { stream, .. } => {
+                stream.fetch(offset, buffer).await.map_err(|source| Error::Io { path: self.path.clone(), source })
+            }
+            _ => self.read_at(offset, buffer),
+        }
     }
 
     /// Up to `len` bytes from `offset`; fewer at the end.
@@ -90,12 +171,12 @@ impl Source {
 
     /// What the content is, whatever the name ends in.
     pub fn sniff(&self) -> Result<Content> {
-        let head = self.read_up_to(0, 1024)?;
+        let head = self.read_up_to(0, HEAD_BYTES)?;
         Ok(match &head[..] {
             [] => Content::Empty,
             [b'P', b'K', 3, 4, ..] => {
                 // torch.save writes `<name>/data.pkl` first; the directory at the end of the file lists it in any case.
-                let tail = self.read_up_to(self.len.saturating_sub(1 << 16), 1 << 16)?;
+                let tail = self.read_up_to(self.len.saturating_sub(TAIL_BYTES as u64), TAIL_BYTES)?;
                 let listed = |bytes: &[u8]| bytes.windows(8).any(|w| w == b"data.pkl");
                 if listed(&head) || listed(&tail) { Content::Pickle } else { Content::Other("a zip archive") }
             }

@@ -89,10 +89,18 @@ impl<'a> View<'a> {
     /// # Errors
     /// As [`Weights::get`].
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        super::now(self.get_async(name, shape), self.path())
+    }
+
+    /// [`View::get`] that waits for bytes on their way.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub async fn get_async(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let file_name = self.file_name(name);
         match self.weights.info(&file_name) {
-            Some(info) if self.same_shape(name, shape, info.shape) => self.weights.get(&file_name, info.shape),
-            _ => self.weights.get(&file_name, shape),
+            Some(info) if self.same_shape(name, shape, info.shape) => self.weights.get_async(&file_name, info.shape).await,
+            _ => self.weights.get_async(&file_name, shape).await,
         }
     }
 
