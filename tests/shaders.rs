@@ -19,7 +19,11 @@ fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
     let lanes = || [(1, 8), (2, 4), (4, 2), (8, 1), (1, 64), (2, 32), (4, 16), (8, 8)];
     let tiles = || [(1, 1), (2, 1), (4, 1), (8, 1), (8, 2)];
     match kernel.name {
-        "conv2d_3x3_lanes" | "linear_lanes" => {
+        "linear_lanes" => [(2, 1, 8), (4, 2, 4), (8, 4, 2), (8, 8, 1), (2, 1, 64), (4, 2, 32), (8, 4, 16), (8, 8, 8)]
+            .into_iter()
+            .flat_map(|(lc, cl, rl)| [0, 1].map(|r| vec![("LC", lc), ("CL", cl), ("RL", rl), ("RESIDUAL", r)]))
+            .collect(),
+        "conv2d_3x3_lanes" => {
             lanes().into_iter().flat_map(|(lc, lp)| [0, 1].map(|r| vec![("LC", lc), ("LP", lp), ("RESIDUAL", r)])).collect()
         }
         "conv2d_3x3_tile" => tiles()
@@ -51,7 +55,7 @@ fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
 /// Storage kinds of X, W and Y that occur together: a device has one kind of f16, and any of the three may be f32.
 fn storages(kernel: &Kernel) -> Vec<[Storage; 3]> {
     let uses = |kinds: &[Bind]| kernel.bindings.iter().any(|b| kinds.contains(b));
-    let used = [uses(&[Bind::X]), uses(&[Bind::W]), uses(&[Bind::Y, Bind::YRead])];
+    let used = [uses(&[Bind::X]), uses(&[Bind::W, Bind::W8]), uses(&[Bind::Y, Bind::YRead])];
     let mut all = vec![];
     for half in [Storage::F16, Storage::Packed] {
         for bits in 0..8 {
@@ -110,6 +114,7 @@ fn check_interface(kernel: &Kernel, variant: &Variant, module: &Module) -> Resul
         let right = match kind {
             Bind::X => fits(variant.x),
             Bind::W => fits(variant.w),
+            Bind::W8 => stride == if variant.w == Storage::F32 { 32 } else { 16 },
             Bind::Y | Bind::YRead => fits(variant.y),
             Bind::F32 | Bind::F32Write => {
                 (stride == 16 || stride == 4) && module.types[base].inner.scalar_kind() == Some(ScalarKind::Float)
@@ -338,8 +343,8 @@ fn planted_faults_are_seen() {
         ("wg: vec4<u32>, b0", "wg: vec4<u32>, hole: f32, b0"),
         ("@binding(4) var<storage, read> ", "@binding(4) var<storage, read_write> "),
         (
-            "@binding(2) var<storage, read> wt: array<W4>",
-            "@binding(2) var<storage, read> wt: array<vec2<u32>>, @group(0) @binding(6) var<storage, read> more: array<u32>",
+            "@binding(2) var<storage, read> wt: array<W8>",
+            "@binding(2) var<storage, read> wt: array<vec4<u32>>, @group(0) @binding(6) var<storage, read> more: array<u32>",
         ),
     ]);
     for (from, to) in faults {

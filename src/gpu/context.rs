@@ -25,6 +25,9 @@ pub struct GpuOptions {
     pub default_limits: bool,
     /// Do not use `shader-f16` even where it is there: f16 is packed in u32 instead.
     pub packed_f16: bool,
+    /// For tests: use `shader-f16` on a software device too, where packing is faster.
+    #[doc(hidden)]
+    pub native_f16: bool,
     /// For tests: activations start as NaN, and every tensor gets a guard band on both sides, inside the bindings, whose
     /// change makes the run fail.
     pub guard_memory: bool,
@@ -173,7 +176,7 @@ impl Gpu {
         let mut limits = wgpu::Limits::default();
         if !options.default_limits {
             limits = adapter.limits();
-            if !options.packed_f16 {
+            if !options.packed_f16 && (facts.kind != "software" || options.native_f16) {
                 features |= wgpu::Features::SHADER_F16 & offered;
             }
         }
@@ -422,7 +425,7 @@ impl Gpu {
             let storage = super::kernel::storage_of(elem, self.profile.native_f16);
             match kind {
                 Bind::X => variant.x = storage,
-                Bind::W => variant.w = storage,
+                Bind::W | Bind::W8 => variant.w = storage,
                 Bind::Y | Bind::YRead => variant.y = storage,
                 Bind::F32 | Bind::F32Write | Bind::WordWrite | Bind::Counter => {}
             }

@@ -10,6 +10,8 @@ pub enum Bind {
     X,
     /// Read: `array<W4>`, the weights' type.
     W,
+    /// Read: `array<W8>`, the weights' type, two quads at a time.
+    W8,
     /// Read: `array<Y4>`, the output's type (a residual).
     YRead,
     /// Read and write: `array<Y4>`.
@@ -90,7 +92,7 @@ impl Variant {
                 Storage::F16 => include_str!("../../shaders/common/element_f16.wgsl"),
                 Storage::Packed => include_str!("../../shaders/common/element_packed.wgsl"),
             };
-            text.push_str(&source.replace("ELEM4", &format!("{}4", name.to_uppercase())).replace("elem_", &format!("{name}_")));
+            text.push_str(&source.replace("ELEM", &name.to_uppercase()).replace("elem_", &format!("{name}_")));
         }
         text
     }

@@ -8,7 +8,7 @@ pub const LINEAR_LANES: Kernel = Kernel {
     name: "linear_lanes",
     wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/linear_lanes.wgsl")),
     params: &["rows", "k4", "n4", "act"],
-    bindings: &[Bind::X, Bind::W, Bind::F32, Bind::YRead, Bind::Y],
+    bindings: &[Bind::X, Bind::W8, Bind::F32, Bind::YRead, Bind::Y],
 };
 
 /// `linear_tile.wgsl`
@@ -35,11 +35,16 @@ pub struct LinearWeights {
     pub outputs: usize,
 }
 
+/// Output quads that lie side by side in packed weights: at least two, since `linear_lanes` reads pairs.
+fn tile_quads(n4: usize) -> usize {
+    channel_lanes(n4.max(2))
+}
+
 /// Packs torch's `[outputs, inputs]` as `[n4 / LC][k4][4 k][LC]` quads of outputs.
 pub fn pack_linear(weight: &[f32], outputs: usize, inputs: usize) -> Packed {
     assert_eq!(weight.len(), outputs * inputs);
     let (n4, k4) = (outputs.div_ceil(4), inputs.div_ceil(4));
-    let lanes = channel_lanes(n4);
+    let lanes = tile_quads(n4);
     let mut values = Vec::with_capacity(n4.next_multiple_of(lanes) * k4 * 16);
     for tile in 0..n4.div_ceil(lanes) {
         for k in 0..4 * k4 {
@@ -68,12 +73,14 @@ pub fn linear_into(rec: &mut Recorder, x: &Tensor, weights: &LinearWeights, resi
     let residual_kind = ("RESIDUAL", residual.is_some() as u32);
     let (kernel, consts, run, groups) = match rec.profile().family {
         KernelFamily::Lanes => {
-            let (channel_lanes, row_lanes) = lanes(rec, y.quads());
-            let groups = (y.quads() as u32).div_ceil(channel_lanes);
-            (&LINEAR_LANES, vec![("LC", channel_lanes), ("LP", row_lanes), residual_kind], 8 * row_lanes as usize, groups)
+            // Lanes hold a pair of quads each.
+            let pairs = y.quads().div_ceil(2);
+            let (channel_lanes, row_lanes) = lanes(rec, pairs);
+            let consts = vec![("LC", tile_quads(y.quads()) as u32), ("CL", channel_lanes), ("RL", row_lanes), residual_kind];
+            (&LINEAR_LANES, consts, 8 * row_lanes as usize, (pairs as u32).div_ceil(channel_lanes))
         }
         KernelFamily::Tile => {
-            let (channels, pair, groups) = tiles(y.quads());
+            let (channels, pair, groups) = tiles(y.quads().max(2));
             (&LINEAR_TILE, vec![("LC", channels), ("LT", pair), residual_kind], TILE_ROWS, groups)
         }
     };

@@ -37,7 +37,13 @@ pub fn device(name: &'static str) -> Option<&'static Device> {
         _ => panic!("no device {name}"),
     };
     let open = || {
-        let options = GpuOptions { packed_f16: name == PACKED, default_limits: name == BROWSER, guard_memory: true, ..options() };
+        let options = GpuOptions {
+            packed_f16: name == PACKED,
+            native_f16: name == NATIVE,
+            default_limits: name == BROWSER,
+            guard_memory: true,
+            ..options()
+        };
         open(&options).map(|gpu| Device { name, profile: *gpu.profile(), gpu: Mutex::new(gpu) })
     };
     cell.get_or_init(open).as_ref()
