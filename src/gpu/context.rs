@@ -295,6 +295,18 @@ impl Gpu {
         Ok(tensor)
     }
 
+    /// A tensor that outlives recordings, to be written by one ([`Recorder::place`]). Buffers kept from the last run make way for it.
+    ///
+    /// # Errors
+    /// As [`Gpu::resident`].
+    pub async fn reserve(&self, label: &str, height: usize, width: usize, channels: usize, elem: Elem) -> Result<Tensor> {
+        self.trim();
+        let shape = Tensor::outside(height, width, channels, elem);
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let buffer = self.buffer(label, shape.bytes(), usage).await?;
+        Ok(Tensor { source: Source::Resident(Arc::new(buffer)), ..shape })
+    }
+
     /// A counted buffer of at least `bytes`.
     pub(crate) async fn buffer(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<Buffer> {
         let bytes = align(bytes);

@@ -21,6 +21,9 @@ use crate::error::{Error, Result};
 /// What activations and guard bands hold before a run with `guard_memory`: NaN in f32 and f16.
 const GUARD: u8 = 0xff;
 
+/// Uploads go to the driver in portions of this size, so that its staging memory stays small.
+const UPLOAD_PORTION: usize = 32 << 20;
+
 /// Time one submission should take. Two are in flight, so a cancel takes effect within about twice this.
 const TARGET: Duration = Duration::from_millis(40);
 
@@ -29,6 +32,8 @@ const TARGET: Duration = Duration::from_millis(40);
 pub struct Observer {
     cancelled: Arc<AtomicBool>,
     on_progress: Option<Arc<OnProgress>>,
+    /// Where this observer's 0 to 1 lies in that of the whole work: start and length.
+    part: Option<(f64, f64)>,
 }
 
 type OnProgress = dyn Fn(Progress<'_>) + Send + Sync;
@@ -45,7 +50,13 @@ pub struct Progress<'a> {
 impl Observer {
     /// An observer that calls `on_progress` after every submission that the GPU finishes.
     pub fn new(on_progress: impl Fn(Progress<'_>) + Send + Sync + 'static) -> Observer {
-        Observer { cancelled: Arc::default(), on_progress: Some(Arc::new(on_progress)) }
+        Observer { on_progress: Some(Arc::new(on_progress)), ..Observer::default() }
+    }
+
+    /// The same observer for the part `start .. start + length` (of 0 to 1) of what it observes.
+    pub fn part(&self, start: f64, length: f64) -> Observer {
+        let (from, all) = self.part.unwrap_or((0.0, 1.0));
+        Observer { part: Some((from + start * all, length * all)), ..self.clone() }
     }
 
     /// Asks the run to stop; it ends with [`Error::Cancelled`] once what is in flight is done.
@@ -60,7 +71,8 @@ impl Observer {
 
     fn report(&self, progress: Progress<'_>) {
         if let Some(call) = &self.on_progress {
-            call(progress);
+            let (from, all) = self.part.unwrap_or((0.0, 1.0));
+            call(Progress { done: from + progress.done * all, ..progress });
         }
     }
 }
@@ -86,6 +98,8 @@ pub enum Plane {
     Numbers(Vec<f32>),
     /// Raw words.
     Words(Vec<u32>),
+    /// Units as stored on the device.
+    Units(Vec<u8>),
 }
 
 impl Outputs {
@@ -96,7 +110,7 @@ impl Outputs {
     pub fn numbers(&mut self, name: &str) -> Vec<f32> {
         match self.take(name) {
             Plane::Numbers(values) => values,
-            Plane::Words(_) => panic!("output `{name}` holds words"),
+            _ => panic!("output `{name}` holds no numbers"),
         }
     }
 
@@ -107,7 +121,18 @@ impl Outputs {
     pub fn words(&mut self, name: &str) -> Vec<u32> {
         match self.take(name) {
             Plane::Words(values) => values,
-            Plane::Numbers(_) => panic!("output `{name}` holds numbers"),
+            _ => panic!("output `{name}` holds no words"),
+        }
+    }
+
+    /// Takes the units recorded under `name` by [`super::Recorder::output_units`].
+    ///
+    /// # Panics
+    /// If the recording has no such output: an engine bug.
+    pub fn units(&mut self, name: &str) -> Vec<u8> {
+        match self.take(name) {
+            Plane::Units(bytes) => bytes,
+            _ => panic!("output `{name}` holds no units"),
         }
     }
 
@@ -373,19 +398,28 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn buffer_of<'t>(&'t self, tensor: &'t Tensor) -> &'t wgpu::Buffer {
+    /// Where a tensor lives: its buffer, the bytes of the guard band before it, and its first unit behind that.
+    fn home<'t>(&'t self, tensor: &'t Tensor) -> (&'t wgpu::Buffer, u64, u64) {
         match &tensor.source {
-            Source::Resident(buffer) => &buffer.raw,
-            Source::Virtual(id) => {
-                let slot = self.plan.slot_of[*id as usize].expect("every tensor that is used has a slot");
-                &self.buffers[slot].raw
-            }
+            Source::Resident(buffer) => (&buffer.raw, 0, tensor.first),
+            Source::Virtual(id) => match &self.recording.tensors[*id as usize].placed {
+                Some(resident) => {
+                    let (buffer, guard, first) = self.home(resident);
+                    (buffer, guard, first + tensor.first)
+                }
+                None => {
+                    let slot = self.plan.slot_of[*id as usize].expect("every tensor that is used has a slot");
+                    (&self.buffers[slot].raw, self.gpu.guard, tensor.first)
+                }
+            },
+            Source::Outside => panic!("a recording that was only to be planned is run"),
         }
     }
 
-    /// Bytes before the first unit of a tensor's buffer.
+    /// Byte of its buffer at which a tensor starts.
     fn start_of(&self, tensor: &Tensor) -> u64 {
-        if matches!(tensor.source, Source::Virtual(_)) { self.gpu.guard } else { 0 }
+        let (_, guard, first) = self.home(tensor);
+        guard + first * tensor.elem.bytes()
     }
 
     async fn all(&self, timed: bool) -> Result<Outputs> {
@@ -394,8 +428,17 @@ impl Run<'_> {
                 self.gpu.queue.write_buffer(&slot.raw, 0, &vec![GUARD; slot.bytes as usize]);
             }
         }
+        let mut pending = 0;
         for (tensor, bytes) in &self.recording.uploads {
-            self.gpu.queue.write_buffer(self.buffer_of(tensor), self.start_of(tensor), bytes);
+            let start = self.start_of(tensor);
+            for (i, portion) in bytes.chunks(UPLOAD_PORTION).enumerate() {
+                self.gpu.queue.write_buffer(self.home(tensor).0, start + (i * UPLOAD_PORTION) as u64, portion);
+                pending += portion.len();
+                if pending > UPLOAD_PORTION {
+                    pending = 0;
+                    self.gpu.flush().await?;
+                }
+            }
         }
         let mut outputs = Outputs::default();
         if timed {
@@ -411,8 +454,14 @@ impl Run<'_> {
             if self.observer.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            let plane = self.read(tensor).await?;
+            let plane = self.read(tensor, false).await?;
             outputs.planes.push((name.clone(), plane));
+        }
+        for (name, tensor) in &self.recording.raw_outputs {
+            if self.observer.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            outputs.planes.push((name.clone(), self.read(tensor, true).await?));
         }
         Ok(outputs)
     }
@@ -533,7 +582,7 @@ impl Run<'_> {
 
     async fn read_health(&self) -> Result<()> {
         let Some(health) = &self.recording.health else { return Ok(()) };
-        let Plane::Words(counts) = self.read(health).await? else { unreachable!("health is words") };
+        let Plane::Words(counts) = self.read(health, false).await? else { unreachable!("health is words") };
         match self.recording.watched.iter().zip(&counts).find(|&(_, &count)| count > 0) {
             Some((layer, _)) => Err(Error::NonFinite { layer: layer.clone(), hint: "" }),
             None => Ok(()),
@@ -541,14 +590,15 @@ impl Run<'_> {
     }
 
     /// Copies `tensor` to the host, in pieces of the staging buffer's size.
-    async fn read(&self, tensor: &Tensor) -> Result<Plane> {
+    async fn read(&self, tensor: &Tensor, raw: bool) -> Result<Plane> {
         let staging = &self.buffers.last().expect("a recording with outputs has a staging buffer").raw;
-        let source = self.buffer_of(tensor);
-        let start = self.start_of(tensor) + tensor.first * tensor.elem.bytes();
+        let source = self.home(tensor).0;
+        let start = self.start_of(tensor);
         let pixel = tensor.bytes() / tensor.pixels().max(1) as u64;
         let step = if tensor.elem == Elem::Word { STAGING_BYTES } else { STAGING_BYTES / pixel * pixel };
         let mut numbers = Vec::new();
         let mut words = Vec::new();
+        let mut units = Vec::with_capacity(if raw { tensor.bytes() as usize } else { 0 });
         let mut offset = 0;
         while offset < tensor.bytes() {
             let size = step.min(tensor.bytes() - offset);
@@ -557,12 +607,17 @@ impl Run<'_> {
             self.gpu.queue.submit([encoder.finish()]);
             let bytes = self.map(staging, size).await?;
             match tensor.elem {
+                _ if raw => units.extend_from_slice(&bytes),
                 Elem::Word => words.extend(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
                 elem => numbers.extend(convert::from_units(&bytes, tensor.channels, elem)),
             }
             offset += size;
         }
-        Ok(if tensor.elem == Elem::Word { Plane::Words(words) } else { Plane::Numbers(numbers) })
+        Ok(match tensor.elem {
+            _ if raw => Plane::Units(units),
+            Elem::Word => Plane::Words(words),
+            _ => Plane::Numbers(numbers),
+        })
     }
 
     /// The first `size` bytes of a mappable buffer.
@@ -624,15 +679,15 @@ impl<'a> Batch<'a> {
             let tensor = &binding.tensor;
             let unit = tensor.elem.bytes();
             let range = binding.footprint.range(piece.lo, piece.hi, tensor.units());
-            let guard = self.run.start_of(tensor);
-            let offset = (tensor.first + range.start) * unit / alignment * alignment;
-            let end = guard + (tensor.first + range.end.max(range.start + 1)) * unit + guard;
+            let (buffer, guard, first) = self.run.home(tensor);
+            let offset = (first + range.start) * unit / alignment * alignment;
+            let end = guard + (first + range.end.max(range.start + 1)) * unit + guard;
             // Indices inside the kernel count from the first unit of the view; wrapping arithmetic is intended.
-            header[4 + i] = (offset / unit).wrapping_sub(tensor.first + guard / unit) as u32;
+            header[4 + i] = (offset / unit).wrapping_sub(first + guard / unit) as u32;
             entries.push(wgpu::BindGroupEntry {
                 binding: i as u32 + 1,
                 resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                    buffer: self.run.buffer_of(tensor),
+                    buffer,
                     offset,
                     size: std::num::NonZeroU64::new((end - offset).next_multiple_of(4)),
                 }),

@@ -19,7 +19,7 @@ pub(crate) const UNIFORM_SLOTS: usize = 512;
 pub struct Plan {
     /// Bytes of each slot.
     pub slots: Vec<u64>,
-    /// Slot of each virtual tensor; `None` for one that is never used.
+    /// Slot of each virtual tensor; `None` for one that is never used or placed in a resident one.
     pub(crate) slot_of: Vec<Option<usize>>,
     /// Bytes of the buffer through which results are read back.
     pub staging: u64,
@@ -49,14 +49,14 @@ impl Plan {
             }
         }
         let end = recording.nodes.len();
-        for (_, tensor) in &recording.outputs {
+        for (_, tensor) in recording.outputs.iter().chain(&recording.raw_outputs) {
             touch(tensor, end);
         }
         if let Some(health) = &recording.health {
             touch(health, end);
         }
 
-        let mut order: Vec<usize> = (0..count).filter(|&id| life[id].is_some()).collect();
+        let mut order: Vec<usize> = (0..count).filter(|&id| life[id].is_some() && recording.tensors[id].placed.is_none()).collect();
         order.sort_by_key(|&id| (std::cmp::Reverse(recording.tensors[id].bytes), id));
         let mut slots: Vec<u64> = Vec::new();
         let mut busy: Vec<Vec<(usize, usize)>> = Vec::new();
@@ -72,7 +72,8 @@ impl Plan {
             busy[slot].push((start, stop));
             slot_of[id] = Some(slot);
         }
-        let largest = recording.outputs.iter().map(|(_, t)| t.bytes()).chain(recording.health.iter().map(Tensor::bytes)).max();
+        let read = recording.outputs.iter().chain(&recording.raw_outputs).map(|(_, t)| t);
+        let largest = read.chain(&recording.health).map(Tensor::bytes).max();
         let staging = largest.map_or(0, |bytes| align(bytes.min(STAGING_BYTES))).max(guard);
         let uniforms = if recording.nodes.is_empty() { 0 } else { (UNIFORM_SLOTS * PARAMS_STRIDE) as u64 };
         Plan { slots, slot_of, staging, uniforms }

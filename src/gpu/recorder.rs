@@ -129,9 +129,11 @@ pub(crate) struct Node {
     pub scope: String,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct VirtualTensor {
     pub bytes: u64,
+    /// The resident tensor that it is a name for, if it has no memory of its own.
+    pub placed: Option<Tensor>,
 }
 
 /// Collects dispatches. Created by [`super::Gpu::recorder`], or from a bare profile for a dry run.
@@ -150,6 +152,8 @@ pub struct Recording {
     pub(crate) tensors: Vec<VirtualTensor>,
     pub(crate) uploads: Vec<(Tensor, Vec<u8>)>,
     pub(crate) outputs: Vec<(String, Tensor)>,
+    /// Results that are read back without conversion.
+    pub(crate) raw_outputs: Vec<(String, Tensor)>,
     /// One label a health counter; counter `i` is word `i` of `health`.
     pub(crate) watched: Vec<String>,
     pub(crate) health: Option<Tensor>,
@@ -166,6 +170,7 @@ impl Recorder {
             tensors: Vec::new(),
             uploads: Vec::new(),
             outputs: Vec::new(),
+            raw_outputs: Vec::new(),
             watched: Vec::new(),
             health: None,
         };
@@ -186,7 +191,7 @@ impl Recorder {
     pub fn tensor(&mut self, height: usize, width: usize, channels: usize, elem: Elem) -> Tensor {
         let id = self.recording.tensors.len() as u32;
         let tensor = Tensor { source: Source::Virtual(id), first: 0, height, width, channels, elem };
-        self.recording.tensors.push(VirtualTensor { bytes: tensor.bytes() });
+        self.recording.tensors.push(VirtualTensor { bytes: tensor.bytes(), placed: None });
         tensor
     }
 
@@ -196,10 +201,28 @@ impl Recorder {
     /// If the length of `data` is not `height * width * channels`.
     pub fn upload(&mut self, data: &[f32], height: usize, width: usize, channels: usize, elem: Elem) -> Tensor {
         assert_eq!(data.len(), height * width * channels);
+        self.upload_units(super::convert::to_units(data, channels, elem), height, width, channels, elem)
+    }
+
+    /// [`Recorder::upload`] of values that are units of `elem` already, as [`Recorder::output_units`] gives them.
+    ///
+    /// # Panics
+    /// If the length of `units` is not that of the tensor.
+    pub fn upload_units(&mut self, units: Vec<u8>, height: usize, width: usize, channels: usize, elem: Elem) -> Tensor {
         let tensor = self.tensor(height, width, channels, elem);
-        let bytes = super::convert::to_units(data, channels, elem);
-        self.recording.uploads.push((tensor.clone(), bytes));
+        assert_eq!(units.len() as u64, tensor.bytes());
+        self.recording.uploads.push((tensor.clone(), units));
         tensor
+    }
+
+    /// Gives `tensor`, which this recording computes, the memory of `resident`, so that it outlives the recording.
+    ///
+    /// # Panics
+    /// If the tensors differ in size or type, or `tensor` is not one of this recording's: engine bugs.
+    pub fn place(&mut self, tensor: &Tensor, resident: &Tensor) {
+        assert_eq!((tensor.units(), tensor.elem, tensor.first), (resident.units(), resident.elem, 0), "place: another size");
+        let Source::Virtual(id) = tensor.source else { panic!("place: not a tensor of this recording") };
+        self.recording.tensors[id as usize].placed = Some(resident.clone());
     }
 
     /// Appends a kernel call.
@@ -235,6 +258,11 @@ impl Recorder {
     /// Marks `tensor` as a result, to be read back under `name`.
     pub fn output(&mut self, name: impl Into<String>, tensor: &Tensor) {
         self.recording.outputs.push((name.into(), tensor.clone()));
+    }
+
+    /// [`Recorder::output`] in units of its storage type, as [`Recorder::upload_units`] takes them.
+    pub fn output_units(&mut self, name: impl Into<String>, tensor: &Tensor) {
+        self.recording.raw_outputs.push((name.into(), tensor.clone()));
     }
 
     /// Names an intermediate result. Free unless [`Recorder::keep_taps`] was asked for.

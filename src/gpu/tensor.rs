@@ -33,6 +33,8 @@ pub(crate) enum Source {
     Virtual(u32),
     /// A buffer that outlives recordings: weights, kept state.
     Resident(Arc<Buffer>),
+    /// Stands for a resident buffer in a recording that is only planned, never run.
+    Outside,
 }
 
 /// A channels-last plane `[height, width, channels]`, which is also a token matrix `[height * width, channels]`.
@@ -55,6 +57,11 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    /// Stands for a tensor that is resident elsewhere, in a recording that is only planned. Running that recording panics.
+    pub fn outside(height: usize, width: usize, channels: usize, elem: Elem) -> Tensor {
+        Tensor { source: Source::Outside, first: 0, height, width, channels, elem }
+    }
+
     /// Channel quads a pixel.
     pub fn quads(&self) -> usize {
         self.channels.div_ceil(4)

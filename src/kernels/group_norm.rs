@@ -67,8 +67,14 @@ pub struct Norm<'a> {
 /// The result is `[2, 1, c]` f32. The values of `x` are watched: a NaN, an infinity or an f16 overflow among them
 /// makes the run fail with the current scope's name.
 pub fn group_norm(rec: &mut Recorder, x: &Tensor, weights: &GroupNormWeights) -> Tensor {
+    let rows = statistics(rec, x);
+    fold(rec, &rows, x.shape(), weights)
+}
+
+/// Statistics of the block rows of `x` (`[h, w, c]`): `[h / 8, 2, c]` f32, mean and sum of squared deviations. A band of a
+/// plane's rows that starts at a multiple of [`BLOCK_ROWS`] gives that part of the plane's statistics, bit for bit.
+pub fn statistics(rec: &mut Recorder, x: &Tensor) -> Tensor {
     let (h, w, channels) = x.shape();
-    assert!(channels.is_multiple_of(weights.groups) && weights.weight.channels == channels, "group_norm: groups");
     let c4 = x.quads();
     let (block_rows, columns) = (h.div_ceil(BLOCK_ROWS), w.div_ceil(BLOCK_COLUMNS));
     let blocks = rec.tensor(block_rows, columns * 2, c4 * 4, Elem::F32);
@@ -93,13 +99,21 @@ pub fn group_norm(rec: &mut Recorder, x: &Tensor, weights: &GroupNormWeights) ->
         grid: [(block_rows * c4).div_ceil(64) as u32, 1, 1],
         flops: 8 * (block_rows * columns * channels) as u64,
     });
+    rows
+}
+
+/// Scale and shift from the [`statistics`] of a whole plane of this shape (`(h, w, c)`), see [`group_norm`].
+pub fn fold(rec: &mut Recorder, rows: &Tensor, (h, w, channels): (usize, usize, usize), weights: &GroupNormWeights) -> Tensor {
+    assert!(channels.is_multiple_of(weights.groups) && weights.weight.channels == channels, "group_norm: groups");
+    let (c4, block_rows) = (channels.div_ceil(4), h.div_ceil(BLOCK_ROWS));
+    assert_eq!(rows.shape(), (block_rows, 2, c4 * 4), "group_norm: statistics");
     let affine = rec.tensor(2, 1, c4 * 4, Elem::F32);
     let (watch, health) = rec.watch();
     rec.dispatch(Dispatch {
         kernel: &GROUP_NORM_FOLD,
         consts: vec![],
         bindings: vec![
-            Binding::whole(&rows),
+            Binding::whole(rows),
             Binding::whole(&weights.weight),
             Binding::whole(&weights.bias),
             Binding::whole(&affine),

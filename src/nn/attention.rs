@@ -5,6 +5,11 @@ use crate::error::Result;
 use crate::gpu::{Recorder, Tensor};
 use crate::kernels::Act;
 use crate::kernels::attention::attention;
+use crate::kernels::group_norm::norm_apply;
+
+/// Tokens that go through a block of layers at a time, so that its intermediate results stay small. Each token depends on
+/// itself and on the context alone: no bit depends on this number.
+pub const TOKENS_A_CHUNK: usize = 8192;
 
 /// Projections of multi-head attention. Heads whose width is no multiple of 4 are padded with zero channels, in the
 /// weights, so that kernels see whole quads; the result is the same.
@@ -80,10 +85,27 @@ impl MidAttention {
         })
     }
 
-    /// `x + attention(norm(x))` on `[h, w, c]`.
+    /// `x + attention(norm(x))` on `[h, w, c]`; whole in memory are `x`, keys, values and the result.
     pub fn forward(&self, rec: &mut Recorder, x: &Tensor) -> Tensor {
-        let tokens = self.group_norm.forward(rec, x, false, x.elem);
-        let (k, v) = self.heads.keys_and_values(rec, &tokens);
-        self.heads.forward(rec, &tokens, &k, &v, x)
+        let affine = self.group_norm.affine(rec, x);
+        let (h, w, c) = x.shape();
+        let inner = self.heads.to_k.outputs();
+        let (k, v) = (rec.tensor(h, w, inner, x.elem), rec.tensor(h, w, inner, x.elem));
+        let out = rec.tensor(h, w, c, x.elem);
+        let step = (TOKENS_A_CHUNK / w).max(1);
+        let chunks = || (0..h).step_by(step).map(|row| (row, step.min(h - row)));
+        for (row, rows) in chunks() {
+            let tokens = norm_apply(rec, &x.rows(row, rows), &affine, false, x.elem);
+            self.heads.to_k.forward_into(rec, &tokens, None, Act::None, &k.rows(row, rows));
+            self.heads.to_v.forward_into(rec, &tokens, None, Act::None, &v.rows(row, rows));
+        }
+        for (row, rows) in chunks() {
+            let x = x.rows(row, rows);
+            let tokens = norm_apply(rec, &x, &affine, false, x.elem);
+            let q = self.heads.to_q.forward(rec, &tokens, None, Act::None, x.elem);
+            let y = attention(rec, &q, &k, &v, self.heads.heads, self.heads.scale, false, x.elem);
+            self.heads.to_out.forward_into(rec, &y, Some(&x), Act::None, &out.rows(row, rows));
+        }
+        out
     }
 }

@@ -4,7 +4,7 @@ use super::Loader;
 use crate::error::Result;
 use crate::gpu::{Elem, Recorder, Tensor};
 use crate::kernels::Act;
-use crate::kernels::conv2d::{self, ConvWeights, Geometry};
+use crate::kernels::conv2d::{self, Conv3x3Call, ConvWeights, Geometry, Residual, Window};
 use crate::kernels::group_norm::Norm;
 use crate::kernels::linear::{self, LinearWeights};
 
@@ -36,6 +36,24 @@ impl Conv3x3 {
         Ok(Conv3x3(ConvWeights { weight, bias: loader.upload_vector(&bias_name, &bias).await?, cin, cout }))
     }
 
+    /// Output channels.
+    pub fn outputs(&self) -> usize {
+        self.0.cout
+    }
+
+    /// `act(conv(norm(x)) + residual)` of a part of a plane.
+    pub fn window(
+        &self,
+        rec: &mut Recorder,
+        (x, norm): (&Tensor, Option<Norm<'_>>),
+        residual: Option<Residual<'_>>,
+        act: Act,
+        elem: Elem,
+        window: Window,
+    ) -> Tensor {
+        conv2d::conv2d_3x3_window(rec, &Conv3x3Call { x, norm, weights: &self.0, residual, act, elem, window })
+    }
+
     /// `act(conv(x) + residual)`: `[h, w, cin]` to `[h, w, cout]`.
     pub fn forward(&self, rec: &mut Recorder, x: &Tensor, residual: Option<&Tensor>, act: Act, elem: Elem) -> Tensor {
         conv2d::conv2d_3x3(rec, x, None, &self.0, residual, act, elem)
@@ -58,6 +76,16 @@ impl UpsampleConv {
         let values = loader.read(&name, &[cout, cin, 3, 3]).await?;
         let weight = loader.upload_weight(&name, &conv2d::pack_phases(&values, cout, cin).values).await?;
         Ok(UpsampleConv(ConvWeights { weight, bias: bias(loader, path, cout, with_bias).await?, cin, cout }))
+    }
+
+    /// Output channels.
+    pub fn outputs(&self) -> usize {
+        self.0.cout
+    }
+
+    /// A part of the result, `window` in pixels of the small image.
+    pub fn window(&self, rec: &mut Recorder, x: &Tensor, elem: Elem, window: Window) -> Tensor {
+        conv2d::upsample2x_conv2d_3x3_window(rec, x, &self.0, Act::None, elem, window)
     }
 
     /// `[h, w, cin]` to `[2h, 2w, cout]`.
@@ -94,6 +122,21 @@ impl StridedConv {
         Ok(StridedConv { weights: ConvWeights { weight, bias, cin, cout }, geometry })
     }
 
+    /// Output channels.
+    pub fn outputs(&self) -> usize {
+        self.weights.cout
+    }
+
+    /// Stride and padding.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// A part of the result.
+    pub fn window(&self, rec: &mut Recorder, x: &Tensor, elem: Elem, window: Window) -> Tensor {
+        conv2d::conv2d_strided_window(rec, x, &self.weights, self.geometry, Act::None, elem, window)
+    }
+
     /// `[h, w, cin]` to half the size and `cout` channels, see [`Geometry::output`].
     pub fn forward(&self, rec: &mut Recorder, x: &Tensor, elem: Elem) -> Tensor {
         conv2d::conv2d_strided(rec, x, &self.weights, self.geometry, Act::None, elem)
@@ -126,6 +169,11 @@ impl Linear {
         let weight = loader.upload_weight(&format!("{path}.weight"), &packed).await?;
         let bias = loader.upload_vector(&format!("{path}.bias"), bias).await?;
         Ok(Linear(LinearWeights { weight, bias, inputs, outputs }))
+    }
+
+    /// Output features.
+    pub fn outputs(&self) -> usize {
+        self.0.outputs
     }
 
     /// `act(x W^T + b + residual)`: `[.., inputs]` to `[.., outputs]`.

@@ -1,13 +1,14 @@
 //! Layers: weights on the device and a `forward` that records kernels. No layer knows a device or a model.
 
 mod attention;
+pub mod chain;
 mod conv;
 mod loader;
 mod norm;
 mod resnet;
 mod up_decoder;
 
-pub use attention::{Heads, MidAttention};
+pub use attention::{Heads, MidAttention, TOKENS_A_CHUNK};
 pub use conv::{Conv3x3, Linear, StridedConv, UpsampleConv};
 pub use loader::{Loader, Precision};
 pub use norm::{GroupNorm, LayerNorm};

@@ -3,7 +3,7 @@
 use super::Loader;
 use crate::error::Result;
 use crate::gpu::{Elem, Recorder, Tensor};
-use crate::kernels::group_norm::{GroupNormWeights, group_norm, norm_apply};
+use crate::kernels::group_norm::{self, GroupNormWeights, norm_apply};
 use crate::kernels::layer_norm::{LayerNormWeights, layer_norm};
 
 /// `torch.nn.GroupNorm`, with an optional SiLU after it.
@@ -24,7 +24,13 @@ impl GroupNorm {
     /// Scale and shift per channel that normalise `x` (`[h, w, c]`) over the whole plane, for a kernel that applies them as
     /// it reads `x`. A non-finite value in `x` makes the run fail.
     pub fn affine(&self, rec: &mut Recorder, x: &Tensor) -> Tensor {
-        group_norm(rec, x, &self.0)
+        group_norm::group_norm(rec, x, &self.0)
+    }
+
+    /// [`GroupNorm::affine`] of a plane of this shape (`(h, w, c)`) from the statistics of its block rows
+    /// ([`group_norm::statistics`]).
+    pub fn fold(&self, rec: &mut Recorder, rows: &Tensor, shape: (usize, usize, usize)) -> Tensor {
+        group_norm::fold(rec, rows, shape, &self.0)
     }
 
     /// Normalises `x` (`[h, w, c]`) over the whole plane. A non-finite value in `x` makes the run fail.
