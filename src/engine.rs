@@ -1,21 +1,33 @@
 //! What users call: an [`Engine`] on a device, decoders and encoders loaded onto it, pictures out.
 
+mod decoder;
+mod encoder;
+mod work;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use decoder::{LoadedDecoder, Network};
+use encoder::EncoderNetwork;
+
 use crate::error::{Error, Result};
-use crate::gpu::{AdapterFacts, Elem, Gpu, GpuOptions, KernelFamily, MemoryUse, Observer, Outputs, Recorder, Tensor, Timing};
+use crate::gpu::{AdapterFacts, Gpu, GpuOptions, KernelFamily, MemoryUse, Observer};
 use crate::image::Image;
-use crate::kernels::output::image_to_rgba8;
-use crate::latent::{Latent, LatentSpace};
+use crate::latent::Latent;
 use crate::models::autoencoder_kl::{VaeDecoder, VaeEncoder};
-use crate::models::infgen::{InfgenDecoder, TOKENS_A_CHUNK};
+use crate::models::infgen::InfgenDecoder;
 use crate::models::taesd::Taesd;
 use crate::nn::{Loader, Precision};
 use crate::weights::builtin::Builtin;
 use crate::weights::recognise::{self, Recognised};
 use crate::weights::taesd_keys::{self, Half};
 use crate::weights::{self, vae_keys};
+
+pub use decoder::{Decoder, DecoderFacts, Decoding, check_region, rgb8};
+pub use encoder::{Encoder, EncoderFacts};
+pub use work::{LayerCost, WorkPlan};
+
+pub use crate::bounded::{Form, Rows, Sink};
 
 /// Largest side of a picture in pixels.
 pub const MAX_SIDE: usize = 16384;
@@ -39,6 +51,8 @@ pub struct EngineOptions {
     pub dtype: Dtype,
     /// Ceiling on GPU memory in bytes, weights included.
     pub memory: Option<u64>,
+    /// Ceiling in bytes on the host memory that planes take which have no room on the device; none: half of the machine's.
+    pub host_memory: Option<u64>,
     /// Ask the device for no more than WebGPU's default limits, and no `shader-f16`.
     pub default_limits: bool,
     /// For tests: kernels of this family whatever the device.
@@ -107,7 +121,7 @@ pub struct Rect {
 /// What a decode needs, known before it runs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Estimate {
-    /// Peak GPU memory in bytes, weights and everything else on this device included: the smallest ceiling that will do.
+    /// Peak GPU memory in bytes under the ceiling in force, weights and everything else on this device included.
     pub peak_bytes: u64,
     /// Floating point operations.
     pub flops: u64,
@@ -130,6 +144,7 @@ pub struct Estimate {
 pub struct Engine {
     gpu: Arc<Gpu>,
     dtype: Dtype,
+    host_memory: u64,
     current: Mutex<Option<Decoder>>,
 }
 
@@ -137,6 +152,18 @@ pub struct Engine {
 #[cfg(not(target_arch = "wasm32"))]
 fn block<T>(future: impl Future<Output = T>) -> T {
     pollster::block_on(future)
+}
+
+/// Half of this machine's memory, in bytes.
+fn host_memory() -> u64 {
+    #[cfg(not(target_arch = "wasm32"))]
+    let total =
+        sysinfo::System::new_with_specifics(sysinfo::RefreshKind::nothing().with_memory(sysinfo::MemoryRefreshKind::nothing().with_ram()))
+            .total_memory();
+    // A page has 4 GiB of address space, most of it not ours.
+    #[cfg(target_arch = "wasm32")]
+    let total = 512 << 20;
+    total / 2
 }
 
 impl Engine {
@@ -162,7 +189,8 @@ impl Engine {
             ..GpuOptions::default()
         })
         .await?;
-        Ok(Engine { gpu: Arc::new(gpu), dtype: options.dtype, current: Mutex::new(None) })
+        let host_memory = options.host_memory.unwrap_or_else(host_memory);
+        Ok(Engine { gpu: Arc::new(gpu), dtype: options.dtype, host_memory, current: Mutex::new(None) })
     }
 
     /// The adapter in use.
@@ -262,7 +290,8 @@ impl Engine {
         };
         self.gpu.flush().await?;
         let weights_bytes = self.gpu.memory().current - before;
-        Ok(LoadedDecoder { gpu: self.gpu.clone(), dtype: self.dtype, network, facts: DecoderFacts { weights_bytes, ..facts } })
+        let facts = DecoderFacts { weights_bytes, ..facts };
+        Ok(LoadedDecoder { gpu: self.gpu.clone(), dtype: self.dtype, network, facts, host_memory: self.host_memory })
     }
 
     /// Loads an encoder: of an AutoencoderKL, of TAESD, or the one that ships.
@@ -311,7 +340,7 @@ impl Engine {
             other => return Err(other.refuse(&weights, "an encoder")),
         };
         self.gpu.flush().await?;
-        Ok(Encoder { gpu: self.gpu.clone(), dtype: self.dtype, network, facts })
+        Ok(Encoder { gpu: self.gpu.clone(), dtype: self.dtype, network, facts, host_memory: self.host_memory })
     }
 
     fn precision(&self, wide_activations: bool) -> Precision {
@@ -346,396 +375,6 @@ impl Engine {
     }
 }
 
-/// What is known about a loaded decoder.
-#[derive(Debug, Clone, PartialEq)]
-pub struct DecoderFacts {
-    /// `InfGen decoder`, `AutoencoderKL decoder` or `TAESD decoder`.
-    pub model: &'static str,
-    /// Channels of the latents it takes.
-    pub latent_channels: usize,
-    /// Pixels a latent value side, at the latent's native size.
-    pub scale: usize,
-    /// The latent space it belongs to, where that is known.
-    pub latent_space: Option<LatentSpace>,
-    /// Whether it decodes to any size, or to `scale` times the latent only.
-    pub any_size: bool,
-    /// Latents are divided by this.
-    pub scaling_factor: f64,
-    /// Added to latents after the division.
-    pub shift_factor: f64,
-    /// Largest step of the extrapolation that it was trained for, output side over `scale` x latent side.
-    pub max_step_scale: f64,
-    /// GPU memory of its weights, in bytes.
-    pub weights_bytes: u64,
-}
-
-#[derive(Debug)]
-enum Network {
-    Infgen(Box<InfgenDecoder>),
-    Vae(Box<VaeDecoder>),
-    Taesd(Taesd),
-}
-
-#[derive(Debug)]
-struct LoadedDecoder {
-    gpu: Arc<Gpu>,
-    dtype: Dtype,
-    network: Network,
-    facts: DecoderFacts,
-}
-
-/// A decoder on the device. Cloning shares it.
-#[derive(Debug, Clone)]
-pub struct Decoder(Arc<LoadedDecoder>);
-
-/// Which form the result of a decode takes on the GPU.
-#[derive(Clone, Copy, PartialEq)]
-enum Form {
-    Float,
-    Rgba8,
-}
-
-impl Decoder {
-    /// What it is.
-    pub fn facts(&self) -> &DecoderFacts {
-        &self.0.facts
-    }
-
-    /// What decoding a latent of `latent`'s size to `width x height` will need.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] for sizes or latents that it cannot decode.
-    pub fn estimate(&self, latent: &Latent, width: usize, height: usize) -> Result<Estimate> {
-        let rec = self.record(latent, width, height, Form::Rgba8, false)?.finish();
-        Ok(Estimate { peak_bytes: self.0.gpu.peak_bytes(&rec), flops: rec.flops() })
-    }
-
-    /// Decodes one latent to a picture of exactly `width x height` pixels.
-    ///
-    /// # Errors
-    /// As [`Decoder::decode_async`].
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn decode(&self, latent: &Latent, width: usize, height: usize) -> Result<Image> {
-        block(self.decode_async(latent, width, height, &Observer::default()))
-    }
-
-    /// Decodes one latent to a picture of exactly `width x height` pixels; `observer` is told of progress and can cancel.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] for a size of 0 or beyond [`MAX_SIDE`], another size than `scale` times the latent where the
-    /// decoder knows no other, a batch, or a latent of other channels or another space; [`Error::MemoryCeiling`] and
-    /// [`Error::BufferTooLarge`] before anything runs; [`Error::NonFinite`], [`Error::Cancelled`],
-    /// [`Error::OutOfMemory`] and [`Error::DeviceLost`] while it runs.
-    pub async fn decode_async(&self, latent: &Latent, width: usize, height: usize, observer: &Observer) -> Result<Image> {
-        let rec = self.record(latent, width, height, Form::Float, false)?;
-        let mut outputs = self.run(rec, observer).await?;
-        let data = outputs.numbers(IMAGE);
-        let full_width = width.next_multiple_of(self.0.facts.scale);
-        Image::new(width, height, crop(&data, full_width, Rect { x: 0, y: 0, w: width, h: height }))
-    }
-
-    /// The same picture in 8 bits, converted on the GPU: `[height, width, 3]` RGB,
-    /// `round(255 * clamp(x / 2 + 1/2, 0, 1))`.
-    ///
-    /// # Errors
-    /// As [`Decoder::decode_async`].
-    pub async fn decode_rgb8_async(&self, latent: &Latent, width: usize, height: usize, observer: &Observer) -> Result<Vec<u8>> {
-        let rec = self.record(latent, width, height, Form::Rgba8, false)?;
-        let words = self.run(rec, observer).await?.words(IMAGE);
-        Ok(words.iter().flat_map(|word| [*word as u8, (word >> 8) as u8, (word >> 16) as u8]).collect())
-    }
-
-    /// Blocking form of [`Decoder::decode_rgb8_async`].
-    ///
-    /// # Errors
-    /// As [`Decoder::decode_async`].
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn decode_rgb8(&self, latent: &Latent, width: usize, height: usize, observer: &Observer) -> Result<Vec<u8>> {
-        block(self.decode_rgb8_async(latent, width, height, observer))
-    }
-
-    /// GPU time of every kernel of one decode; empty where the device has no timestamps.
-    ///
-    /// # Errors
-    /// As [`Decoder::decode_async`].
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn profile(&self, latent: &Latent, width: usize, height: usize) -> Result<Vec<Timing>> {
-        let rec = self.record(latent, width, height, Form::Rgba8, false)?;
-        Ok(block(self.0.gpu.run_timed(rec.finish(), &Observer::default()))?.timings)
-    }
-
-    /// Every named intermediate result of a decode besides the picture itself (`image`), channels-last in f32, for
-    /// comparison with other implementations layer by layer.
-    ///
-    /// # Errors
-    /// As [`Decoder::decode_async`].
-    #[cfg(not(target_arch = "wasm32"))]
-    #[doc(hidden)]
-    pub fn taps(&self, latent: &Latent, width: usize, height: usize) -> Result<Outputs> {
-        let rec = self.record(latent, width, height, Form::Float, true)?;
-        block(self.run(rec, &Observer::default()))
-    }
-
-    /// [`Decoder::decode`] with an InfGen's mask tokens in chunks of another size, which must change nothing.
-    ///
-    /// # Errors
-    /// As [`Decoder::decode_async`].
-    #[cfg(not(target_arch = "wasm32"))]
-    #[doc(hidden)]
-    pub fn decode_in_chunks(&self, latent: &Latent, width: usize, height: usize, tokens_a_chunk: usize) -> Result<Vec<f32>> {
-        let rec = self.record_chunked(latent, width, height, Form::Float, false, tokens_a_chunk)?;
-        Ok(block(self.run(rec, &Observer::default()))?.numbers(IMAGE))
-    }
-
-    /// Prepares the decode of one latent to `width x height`, any rectangle of which [`Decoding::region`] then gives.
-    ///
-    /// # Errors
-    /// As [`Decoder::decode_async`].
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn prepare(&self, latent: &Latent, width: usize, height: usize) -> Result<Decoding> {
-        block(self.prepare_async(latent, width, height, &Observer::default()))
-    }
-
-    /// [`Decoder::prepare`], without blocking.
-    ///
-    /// # Errors
-    /// As [`Decoder::decode_async`].
-    pub async fn prepare_async(&self, latent: &Latent, width: usize, height: usize, observer: &Observer) -> Result<Decoding> {
-        Ok(Decoding { image: self.decode_async(latent, width, height, observer).await? })
-    }
-
-    async fn run(&self, rec: Recorder, observer: &Observer) -> Result<Outputs> {
-        self.0.gpu.run(rec.finish(), observer).await.map_err(|error| hint(error, self.0.dtype))
-    }
-
-    fn record(&self, latent: &Latent, width: usize, height: usize, form: Form, taps: bool) -> Result<Recorder> {
-        self.record_chunked(latent, width, height, form, taps, TOKENS_A_CHUNK)
-    }
-
-    fn record_chunked(
-        &self,
-        latent: &Latent,
-        width: usize,
-        height: usize,
-        form: Form,
-        taps: bool,
-        tokens_a_chunk: usize,
-    ) -> Result<Recorder> {
-        let loaded = &*self.0;
-        let facts = &loaded.facts;
-        self.check(latent, width, height)?;
-        let values = latent.image(0).expect("a latent holds at least one image");
-        let channels = latent.channels();
-        let scale = |v: f32| (v as f64 / facts.scaling_factor + facts.shift_factor) as f32;
-        let mut rec = loaded.gpu.recorder();
-        rec.keep_taps(taps);
-        let mut z = channels_last(values, channels);
-        match &loaded.network {
-            Network::Taesd(_) => z.iter_mut().for_each(|v| *v = (*v / 3.0).tanh() * 3.0),
-            _ => z.iter_mut().for_each(|v| *v = scale(*v)),
-        }
-        let z = rec.upload(&z, latent.height(), latent.width(), channels, Elem::F32);
-        let image: Tensor = match &loaded.network {
-            Network::Infgen(network) => network.forward(&mut rec, &z, width, height, tokens_a_chunk),
-            Network::Vae(network) => network.forward(&mut rec, &z),
-            Network::Taesd(network) => network.forward(&mut rec, &z),
-        };
-        match form {
-            Form::Rgba8 => {
-                let words = image_to_rgba8(&mut rec, &image, width, height, (0, 0));
-                rec.output(IMAGE, &words);
-            }
-            Form::Float => rec.output(IMAGE, &image.rows(0, height)),
-        }
-        Ok(rec)
-    }
-
-    fn check(&self, latent: &Latent, width: usize, height: usize) -> Result<()> {
-        let facts = self.facts();
-        let invalid = |what, detail| Err(Error::Invalid { what, detail });
-        if latent.batch() != 1 {
-            let detail = format!("holds {} latents; decode them one by one (`Latent::select`)", latent.batch());
-            return invalid("latent", detail);
-        }
-        if latent.channels() != facts.latent_channels {
-            let detail = format!("has {} channels, this {} takes {}", latent.channels(), facts.model, facts.latent_channels);
-            return invalid("latent", detail);
-        }
-        if let (Some(of_latent), Some(of_decoder)) = (&latent.space, facts.latent_space)
-            && of_latent != of_decoder.name()
-        {
-            let detail = format!("belongs to the space `{of_latent}`, this {} decodes `{}`", facts.model, of_decoder.name());
-            return invalid("latent", detail);
-        }
-        if width == 0 || height == 0 || width > MAX_SIDE || height > MAX_SIDE {
-            return invalid("size", format!("{width}x{height}: each side must lie between 1 and {MAX_SIDE}"));
-        }
-        let native = (latent.width() * facts.scale, latent.height() * facts.scale);
-        if !facts.any_size && (width, height) != native {
-            let detail = format!(
-                "{width}x{height}: this {} only decodes this latent to {}x{}; an InfGen decoder takes any size",
-                facts.model, native.0, native.1
-            );
-            return invalid("size", detail);
-        }
-        Ok(())
-    }
-}
-
-/// Name of the picture among the outputs of a decode.
-const IMAGE: &str = "image";
-
-/// A decode from which rectangles are taken.
-///
-/// As of now the whole picture is computed when it is prepared and kept on the host; a region is a copy out of it.
-#[derive(Debug)]
-pub struct Decoding {
-    image: Image,
-}
-
-impl Decoding {
-    /// The rectangle `rect`: the same bytes as that crop of the whole decode.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] for an empty rectangle or one that leaves the picture.
-    pub fn region(&self, rect: Rect) -> Result<Image> {
-        let (width, height) = (self.image.width(), self.image.height());
-        check_region(rect, width, height)?;
-        Image::new(rect.w, rect.h, crop(self.image.data(), width, rect))
-    }
-}
-
-/// [`Error::Invalid`] unless `rect` lies in a picture of `width x height` and is not empty.
-pub fn check_region(rect: Rect, width: usize, height: usize) -> Result<()> {
-    let inside = |start: usize, length: usize, all: usize| length > 0 && start.checked_add(length).is_some_and(|end| end <= all);
-    if inside(rect.x, rect.w, width) && inside(rect.y, rect.h, height) {
-        return Ok(());
-    }
-    let Rect { x, y, w, h } = rect;
-    Err(Error::Invalid { what: "region", detail: format!("{x},{y},{w}x{h} does not lie inside the {width}x{height} picture") })
-}
-
-#[derive(Debug)]
-enum EncoderNetwork {
-    Vae { network: Box<VaeEncoder>, scaling: f64, shift: f64 },
-    Taesd(Taesd),
-}
-
-/// What is known about a loaded encoder.
-#[derive(Debug, Clone, PartialEq)]
-pub struct EncoderFacts {
-    /// `AutoencoderKL encoder` or `TAESD encoder`.
-    pub model: &'static str,
-    /// Channels of the latents it gives.
-    pub latent_channels: usize,
-    /// Pixels a latent value side; sides of pictures must be multiples of it.
-    pub scale: usize,
-    /// The latent space, where that is known.
-    pub latent_space: Option<LatentSpace>,
-}
-
-/// An encoder on the device.
-#[derive(Debug)]
-pub struct Encoder {
-    gpu: Arc<Gpu>,
-    dtype: Dtype,
-    network: EncoderNetwork,
-    facts: EncoderFacts,
-}
-
-/// Bounds of the log variance of a VAE's posterior (diffusers `DiagonalGaussianDistribution`).
-const LOG_VARIANCE: std::ops::RangeInclusive<f32> = -30.0..=20.0;
-
-impl Encoder {
-    /// What it is.
-    pub fn facts(&self) -> &EncoderFacts {
-        &self.facts
-    }
-
-    /// The scaled latent of a picture: the mean of the posterior, or with `noise` (one standard normal value for each
-    /// value of the latent, `[channels, h, w]`) a draw from it.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] for sides that are no multiples of `scale` or beyond [`MAX_SIDE`], a draw from an encoder
-    /// that has no variance, or noise of another length; otherwise as [`Decoder::decode_async`].
-    pub async fn encode_async(&self, image: &Image, noise: Option<&[f32]>, observer: &Observer) -> Result<Latent> {
-        let (w, h, scale, channels) = (image.width(), image.height(), self.facts.scale, self.facts.latent_channels);
-        let invalid = |what, detail| Err(Error::Invalid { what, detail });
-        if !w.is_multiple_of(scale) || !h.is_multiple_of(scale) || w > MAX_SIDE || h > MAX_SIDE {
-            let detail = format!("{w}x{h}: sides must be multiples of {scale}, at most {MAX_SIDE}; resize the picture first");
-            return invalid("image", detail);
-        }
-        let (lw, lh) = (w / scale, h / scale);
-        let outputs = |rec: Recorder| async { self.gpu.run(rec.finish(), observer).await.map_err(|e| hint(e, self.dtype)) };
-        let mut rec = self.gpu.recorder();
-        let data = match &self.network {
-            EncoderNetwork::Taesd(network) => {
-                if noise.is_some() {
-                    return invalid("sample", format!("a {} gives no variance to draw from", self.facts.model));
-                }
-                let picture: Vec<f32> = image.data().iter().map(|v| v * 0.5 + 0.5).collect();
-                let x = rec.upload(&picture, h, w, 3, Elem::F32);
-                let latent = network.forward(&mut rec, &x);
-                rec.output("latent", &latent);
-                outputs(rec).await?.numbers("latent")
-            }
-            EncoderNetwork::Vae { network, scaling, shift } => {
-                if let Some(noise) = noise.filter(|noise| noise.len() != channels * lw * lh) {
-                    return invalid("noise", format!("{} values for a latent of {channels}x{lh}x{lw}", noise.len()));
-                }
-                let x = rec.upload(image.data(), h, w, 3, Elem::F32);
-                let moments = network.forward(&mut rec, &x);
-                rec.output("moments", &moments);
-                let moments = outputs(rec).await?.numbers("moments");
-                let value = |pixel: usize, c: usize| {
-                    let at = pixel * 2 * channels + c;
-                    let draw = noise.map_or(0.0, |noise| {
-                        let log_variance = moments[at + channels].clamp(*LOG_VARIANCE.start(), *LOG_VARIANCE.end());
-                        (log_variance / 2.0).exp() * noise[c * lw * lh + pixel]
-                    });
-                    ((moments[at] + draw) as f64 - shift) as f32 * *scaling as f32
-                };
-                (0..lw * lh).flat_map(|pixel| (0..channels).map(move |c| (pixel, c))).map(|(pixel, c)| value(pixel, c)).collect()
-            }
-        };
-        let mut latent = Latent::new([1, channels, lh, lw], channels_first(&data, channels))?;
-        latent.space = self.facts.latent_space.map(|space| space.name().to_owned());
-        Ok(latent)
-    }
-
-    /// Blocking form of [`Encoder::encode_async`].
-    ///
-    /// # Errors
-    /// As [`Encoder::encode_async`].
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn encode(&self, image: &Image, noise: Option<&[f32]>, observer: &Observer) -> Result<Latent> {
-        block(self.encode_async(image, noise, observer))
-    }
-
-    /// Every named intermediate result of an encode, for comparison layer by layer.
-    ///
-    /// # Errors
-    /// As [`Encoder::encode_async`].
-    #[cfg(not(target_arch = "wasm32"))]
-    #[doc(hidden)]
-    pub fn taps(&self, image: &Image) -> Result<Outputs> {
-        let mut rec = self.gpu.recorder();
-        rec.keep_taps(true);
-        let unit: Vec<f32> = image.data().iter().map(|v| v * 0.5 + 0.5).collect();
-        let (data, name) = match &self.network {
-            EncoderNetwork::Vae { .. } => (image.data(), "moments"),
-            EncoderNetwork::Taesd(_) => (&unit[..], "latent"),
-        };
-        let x = rec.upload(data, image.height(), image.width(), 3, Elem::F32);
-        let y = match &self.network {
-            EncoderNetwork::Vae { network, .. } => network.forward(&mut rec, &x),
-            EncoderNetwork::Taesd(network) => network.forward(&mut rec, &x),
-        };
-        rec.output(name, &y);
-        block(self.gpu.run(rec.finish(), &Observer::default()))
-    }
-}
-
 /// `[channels, h, w]` to `[h, w, channels]`.
 fn channels_last(values: &[f32], channels: usize) -> Vec<f32> {
     let pixels = values.len() / channels;
@@ -746,12 +385,6 @@ fn channels_last(values: &[f32], channels: usize) -> Vec<f32> {
 fn channels_first(values: &[f32], channels: usize) -> Vec<f32> {
     let pixels = values.len() / channels;
     (0..values.len()).map(|i| values[i % pixels * channels + i / pixels]).collect()
-}
-
-/// The rectangle `rect` of an RGB picture `width` pixels wide.
-fn crop(rgb: &[f32], width: usize, rect: Rect) -> Vec<f32> {
-    let rows = (rect.y..rect.y + rect.h).map(|row| (row * width + rect.x) * 3);
-    rows.flat_map(|start| &rgb[start..start + rect.w * 3]).copied().collect()
 }
 
 /// Tells what to try where f16 was too narrow.
@@ -782,7 +415,5 @@ mod tests {
         for bad in [rect(0, 0, 0, 5), rect(1, 0, 10, 5), rect(0, 5, 1, 1), rect(usize::MAX, 0, 2, 1)] {
             assert!(matches!(check_region(bad, 10, 5), Err(Error::Invalid { .. })), "{bad:?}");
         }
-        let picture: Vec<f32> = (0..4 * 3 * 3).map(|i| i as f32).collect();
-        assert_eq!(crop(&picture, 4, rect(1, 2, 2, 1)), [27.0, 28.0, 29.0, 30.0, 31.0, 32.0]);
     }
 }

@@ -134,6 +134,12 @@ pub enum Error {
         /// The ceiling in force, in bytes.
         ceiling: u64,
     },
+    /// Under the ceiling of GPU memory planes would have to be kept on the host, and they are too large for that.
+    #[error("under this ceiling of GPU memory planes must be kept in host memory, and {ceiling} bytes ({}) of it are not enough; raise --memory or --host-memory", human_bytes(*ceiling))]
+    HostMemory {
+        /// Bytes of host memory that could be used.
+        ceiling: u64,
+    },
     /// One buffer or one binding would be larger than the device allows. Nothing was dispatched.
     #[error("{op}: needs a single buffer of {bytes} bytes ({}), the device allows {limit}; ask for a smaller size", human_bytes(*bytes))]
     BufferTooLarge {

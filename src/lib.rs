@@ -15,9 +15,10 @@
 //! # }
 //! ```
 //!
-//! ARCHITECTURE.md, beside the sources, follows one decode through the rooms: [`engine`] uses [`models`] and [`weights`],
+//! ARCHITECTURE.md, beside the sources, follows one decode through the rooms: [`engine`] uses [`bounded`], [`models`] and [`weights`],
 //! models use [`nn`], layers use [`kernels`], kernels use [`gpu`]. Nothing points upward.
 
+pub mod bounded;
 pub mod engine;
 pub mod error;
 pub mod gpu;

@@ -45,7 +45,8 @@ fn relative_l2(got: impl Iterator<Item = f32>, want: &[f32]) -> f64 {
 fn our_name(case: &Case, run: &Run, tap: &str) -> String {
     match (&case.model[..], run.op.as_str()) {
         ("taesd_decoder" | "taesd", "decode") if tap != "image" => format!("decoder.layers.{}", tap.parse::<usize>().unwrap() - 1),
-        ("taesd_encoder" | "taesd", "encode") if tap != "latent" => format!("encoder.layers.{tap}"),
+        (_, "encode") if ["latent", "moments"].contains(&tap) => "image".into(),
+        ("taesd_encoder" | "taesd", "encode") => format!("encoder.layers.{tap}"),
         _ => tap.to_owned(),
     }
 }

@@ -95,7 +95,7 @@ pub struct Gpu {
     facts: AdapterFacts,
     profile: DeviceProfile,
     pub(crate) timestamps: bool,
-    ceiling: Option<u64>,
+    ceiling: Mutex<Option<u64>>,
     /// Bytes of the guard bands around each activation tensor; 0 outside tests.
     pub(crate) guard: u64,
     ledger: Arc<Ledger>,
@@ -222,7 +222,7 @@ impl Gpu {
             pace: Mutex::new(Pace::new(&facts.kind)),
             facts,
             profile,
-            ceiling: options.memory_ceiling,
+            ceiling: Mutex::new(options.memory_ceiling),
             guard: if options.guard_memory { GUARD_BYTES } else { 0 },
             ledger: Arc::default(),
             pipelines: Mutex::default(),
@@ -260,9 +260,14 @@ impl Gpu {
         memory.peak = memory.current;
     }
 
-    /// The ceiling given at opening, in bytes.
+    /// The ceiling in force, in bytes.
     pub fn memory_ceiling(&self) -> Option<u64> {
-        self.ceiling
+        *lock(&self.ceiling)
+    }
+
+    /// Sets the ceiling for what is planned and allocated from now on.
+    pub fn set_memory_ceiling(&self, bytes: Option<u64>) {
+        *lock(&self.ceiling) = bytes;
     }
 
     /// Destroys the device as a driver reset would: every later call fails with [`Error::DeviceLost`]. For tests.
@@ -313,7 +318,7 @@ impl Gpu {
         if bytes > self.profile.max_buffer {
             return Err(Error::BufferTooLarge { op: label.to_owned(), bytes, limit: self.profile.max_buffer });
         }
-        if let Some(ceiling) = self.ceiling {
+        if let Some(ceiling) = self.memory_ceiling() {
             let needed = self.memory().current + bytes;
             if needed > ceiling {
                 return Err(Error::MemoryCeiling { needed, ceiling });
@@ -347,6 +352,11 @@ impl Gpu {
             }
         }
         Ok(taken.into_iter().flatten().collect())
+    }
+
+    /// Bytes that a new run cannot have: all live buffers but idle ones.
+    pub fn held_bytes(&self) -> u64 {
+        self.memory().current - self.idle_bytes()
     }
 
     /// Bytes of idle buffers, which a new run may take or free.

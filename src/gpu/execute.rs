@@ -310,6 +310,23 @@ impl Gpu {
         self.memory().current - self.idle_bytes() + Plan::new(recording, self.guard).bytes()
     }
 
+    /// What the buffers of `recording` take while it runs, besides resident ones.
+    pub fn plan_bytes(&self, recording: &Recording) -> u64 {
+        Plan::new(recording, self.guard).bytes()
+    }
+
+    /// Whether the device can have every buffer and binding that `recording` needs.
+    ///
+    /// # Errors
+    /// [`Error::BufferTooLarge`].
+    pub fn check_bindings(&self, recording: &Recording) -> Result<()> {
+        let plan = Plan::new(recording, self.guard);
+        if let Some(&bytes) = plan.slots.iter().find(|&&bytes| bytes > self.profile().max_buffer) {
+            return Err(Error::BufferTooLarge { op: "activations".into(), bytes, limit: self.profile().max_buffer });
+        }
+        recording.nodes.iter().try_for_each(|node| cut(&node.dispatch, &self.limits(1.0)).map(|_| ()))
+    }
+
     /// Runs `recording` and reads its outputs back.
     ///
     /// # Errors
@@ -329,17 +346,11 @@ impl Gpu {
     async fn run_with(&self, recording: Recording, observer: &Observer, timed: bool) -> Result<Outputs> {
         self.check("starting")?;
         let plan = Plan::new(&recording, self.guard);
-        if let Some(&bytes) = plan.slots.iter().find(|&&bytes| bytes > self.profile().max_buffer) {
-            return Err(Error::BufferTooLarge { op: "activations".into(), bytes, limit: self.profile().max_buffer });
-        }
         let needed = self.memory().current - self.idle_bytes() + plan.bytes();
         if let Some(ceiling) = self.memory_ceiling().filter(|&ceiling| needed > ceiling) {
             return Err(Error::MemoryCeiling { needed, ceiling });
         }
-        // Refuses bindings that no cut makes fit, before the first dispatch.
-        for node in &recording.nodes {
-            cut(&node.dispatch, &self.limits(1.0))?;
-        }
+        self.check_bindings(&recording)?;
         if observer.is_cancelled() {
             return Err(Error::Cancelled);
         }
@@ -430,6 +441,7 @@ impl Run<'_> {
         }
         let mut pending = 0;
         for (tensor, bytes) in &self.recording.uploads {
+            assert_eq!(bytes.len() as u64, tensor.bytes(), "a recording that was only to be planned is run");
             let start = self.start_of(tensor);
             for (i, portion) in bytes.chunks(UPLOAD_PORTION).enumerate() {
                 self.gpu.queue.write_buffer(self.home(tensor).0, start + (i * UPLOAD_PORTION) as u64, portion);

@@ -17,6 +17,6 @@ pub use context::{Gpu, GpuOptions, MemoryUse};
 pub use convert::to_units;
 pub use execute::{Observer, Outputs, Plane, Progress, Timing};
 pub use kernel::{Bind, HEADER_BYTES, Kernel, Storage, Variant};
-pub use plan::Plan;
+pub use plan::{Plan, align};
 pub use recorder::{Binding, DeviceProfile, Dispatch, Footprint, KernelFamily, Recorder, Recording};
 pub use tensor::{Elem, Tensor};

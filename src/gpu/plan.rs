@@ -86,6 +86,6 @@ impl Plan {
 }
 
 /// Buffer sizes are multiples of 256, and never 0.
-pub(crate) fn align(bytes: u64) -> u64 {
+pub fn align(bytes: u64) -> u64 {
     bytes.max(1).next_multiple_of(256)
 }

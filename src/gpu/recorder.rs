@@ -215,6 +215,13 @@ impl Recorder {
         tensor
     }
 
+    /// Stands for [`Recorder::upload_units`] in a recording that is only planned. Running that recording panics.
+    pub fn upload_later(&mut self, height: usize, width: usize, channels: usize, elem: Elem) -> Tensor {
+        let tensor = self.tensor(height, width, channels, elem);
+        self.recording.uploads.push((tensor.clone(), Vec::new()));
+        tensor
+    }
+
     /// Gives `tensor`, which this recording computes, the memory of `resident`, so that it outlives the recording.
     ///
     /// # Panics
@@ -306,6 +313,27 @@ impl Recording {
     /// Number of kernel calls, before any is cut.
     pub fn dispatches(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// Bytes that go up before it and come down after it.
+    pub fn host_bytes(&self) -> u64 {
+        let tensors = self.uploads.iter().map(|(t, _)| t).chain(self.outputs.iter().chain(&self.raw_outputs).map(|(_, t)| t));
+        tensors.map(Tensor::bytes).sum()
+    }
+
+    /// By layer, in order: name, kernel calls, operations, bytes that they move at least.
+    pub fn layers(&self) -> Vec<(String, usize, u64, u64)> {
+        let mut layers: Vec<(String, usize, u64, u64)> = Vec::new();
+        for node in &self.nodes {
+            if layers.last().is_none_or(|last| last.0 != node.scope) {
+                layers.push((node.scope.clone(), 0, 0, 0));
+            }
+            let last = layers.last_mut().expect("just pushed");
+            last.1 += 1;
+            last.2 += node.dispatch.flops;
+            last.3 += node.dispatch.bytes();
+        }
+        layers
     }
 
     /// Predicted work in all, see [`Dispatch::work`].

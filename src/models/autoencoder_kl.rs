@@ -5,11 +5,11 @@
 
 use super::vae_config::VaeConfig;
 use crate::error::Result;
-use crate::gpu::{Elem, Recorder, Tensor};
+use crate::gpu::Elem;
 use crate::kernels::Act;
-use crate::kernels::output::count_nonfinite;
+use crate::nn::chain::{Chain, Op, PlaneShape, Unit};
 use crate::nn::{
-    Conv3x3, GroupNorm, GroupNormConfig, Linear, Loader, MidBlock, Precision, ResnetBlock, StridedConv, UpDecoder, UpDecoderShape,
+    Conv3x3, GroupNorm, GroupNormConfig, Linear, Loader, MidBlock, Precision, ResnetBlock, StridedConv, UpDecoder, UpDecoderShape, append,
 };
 
 /// Epsilon of every group normalisation of the VAE.
@@ -22,6 +22,7 @@ pub struct VaeDecoder {
     post_quant_conv: Option<Linear>,
     conv_in: Conv3x3,
     decoder: UpDecoder,
+    latent_channels: usize,
 }
 
 impl VaeDecoder {
@@ -43,21 +44,22 @@ impl VaeDecoder {
             },
             conv_in: Conv3x3::load(loader, "decoder.conv_in", latent, top).await?,
             decoder: UpDecoder::load(loader, &shape, GroupNormConfig { groups: config.norm_num_groups, eps: NORM_EPS }).await?,
+            latent_channels: latent,
         })
     }
 
-    /// `z` `[h, w, latent_channels]`, not scaled, to `[s h, s w, 3]` in f32, -1 to 1 without clamping.
-    pub fn forward(&self, rec: &mut Recorder, z: &Tensor) -> Tensor {
+    /// From `z` `[height, width, latent_channels]` f32, not scaled, to `[s h, s w, 3]` in f32, -1 to 1 without clamping; and the
+    /// index of the plane behind the mid block.
+    pub fn chain(&self, (height, width): (usize, usize)) -> (Chain<'_>, usize) {
         let elem = self.precision.activations;
-        let x = rec.scoped("decoder.conv_in", |rec| {
-            let z = match &self.post_quant_conv {
-                Some(conv) => conv.forward(rec, z, None, Act::None, Elem::F32),
-                None => z.clone(),
-            };
-            self.conv_in.forward(rec, &z, None, Act::None, elem)
-        });
-        rec.tap("decoder.conv_in", &x);
-        self.decoder.forward(rec, &x)
+        let mut units = Vec::new();
+        if let Some(conv) = &self.post_quant_conv {
+            append(&mut units, [Unit::new("decoder.conv_in", Op::Pointwise(conv), Elem::F32)], None);
+        }
+        let path = "decoder.conv_in";
+        append(&mut units, [Unit::new(path, Op::Conv { conv: &self.conv_in, norm: None, act: Act::None }, elem)], Some(path.into()));
+        let features = self.decoder.units(&mut units, elem);
+        (Chain::new(PlaneShape { height, width, channels: self.latent_channels, elem: Elem::F32 }, units), features)
     }
 }
 
@@ -71,6 +73,7 @@ pub struct VaeEncoder {
     conv_norm_out: GroupNorm,
     conv_out: Conv3x3,
     quant_conv: Option<Linear>,
+    in_channels: usize,
 }
 
 impl VaeEncoder {
@@ -109,36 +112,39 @@ impl VaeEncoder {
                 true => Some(Linear::load_conv1x1(loader, "quant_conv", moments, moments).await?),
                 false => None,
             },
+            in_channels: config.in_channels,
         })
     }
 
-    /// `x` `[h, w, 3]`, -1 to 1, to `[h / s, w / s, 2 latent_channels]` in f32: mean, then log variance, not clamped.
-    pub fn forward(&self, rec: &mut Recorder, x: &Tensor) -> Tensor {
+    /// From `x` `[height, width, in_channels]` f32, -1 to 1, to `[h / s, w / s, 2 latent_channels]` in f32: mean, then log
+    /// variance, not clamped.
+    pub fn chain(&self, (height, width): (usize, usize)) -> Chain<'_> {
         let elem = self.precision.activations;
-        let mut h = rec.scoped("encoder.conv_in", |rec| self.conv_in.forward(rec, x, None, Act::None, elem));
-        rec.tap("encoder.conv_in", &h);
+        let conv = |conv, norm| Op::Conv { conv, norm, act: Act::None };
+        let mut units = Vec::new();
+        let path = "encoder.conv_in";
+        append(&mut units, [Unit::new(path, conv(&self.conv_in, None), elem)], Some(path.into()));
         for (i, (resnets, downsampler)) in self.down_blocks.iter().enumerate() {
             let path = format!("encoder.down_blocks.{i}");
-            rec.scoped(&path, |rec| {
-                for (r, resnet) in resnets.iter().enumerate() {
-                    h = rec.scoped(format!("resnets.{r}"), |rec| resnet.forward(rec, &h));
-                }
-                if let Some(downsampler) = downsampler {
-                    h = rec.scoped("downsamplers.0", |rec| downsampler.forward(rec, &h, elem));
-                }
-            });
-            rec.tap(&path, &h);
+            for (r, resnet) in resnets.iter().enumerate() {
+                let first = units.len();
+                append(&mut units, resnet.units(&format!("{path}.resnets.{r}"), first, elem), None);
+            }
+            if let Some(downsampler) = downsampler {
+                append(&mut units, [Unit::new(format!("{path}.downsamplers.0"), Op::Strided(downsampler), elem)], None);
+            }
+            append(&mut units, [], Some(path));
         }
-        let h = self.mid_block.forward(rec, &h, "encoder.mid_block");
-        let affine = rec.scoped("encoder.conv_norm_out", |rec| self.conv_norm_out.affine(rec, &h));
-        rec.scoped("encoder.conv_out", |rec| {
-            let h = self.conv_out.forward_norm_silu(rec, &h, &affine, None, Elem::F32);
-            let moments = match &self.quant_conv {
-                Some(conv) => conv.forward(rec, &h, None, Act::None, Elem::F32),
-                None => h,
-            };
-            count_nonfinite(rec, &moments);
-            moments
-        })
+        self.mid_block.units(&mut units, "encoder.mid_block", elem);
+        units.push(Unit::new(
+            "encoder.conv_out",
+            conv(&self.conv_out, Some((&self.conv_norm_out, "encoder.conv_norm_out".into()))),
+            Elem::F32,
+        ));
+        if let Some(conv) = &self.quant_conv {
+            units.push(Unit::new("encoder.conv_out", Op::Pointwise(conv), Elem::F32));
+        }
+        units.last_mut().expect("not empty").watched = true;
+        Chain::new(PlaneShape { height, width, channels: self.in_channels, elem: Elem::F32 }, units)
     }
 }

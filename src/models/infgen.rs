@@ -3,6 +3,8 @@
 //! Paper: InfGen, ICCV 2025, arXiv:2509.10441 (supplementary, Table 1). The authors have published no code; what the
 //! paper leaves open is settled in this crate's format (`InfgenConfig`) and in `training/infgen_model.py`, its PyTorch twin.
 
+use std::ops::Range;
+
 use super::infgen_config::{Activation, InfgenConfig, LatentSkip, Stem};
 use crate::error::Result;
 use crate::gpu::{Elem, Recorder, Tensor};
@@ -10,11 +12,8 @@ use crate::kernels::Act;
 use crate::kernels::inpe::{GridRows, inpe_features};
 use crate::kernels::output::count_nonfinite;
 use crate::kernels::resample::resample_bilinear;
+use crate::nn::chain::{Chain, PlaneShape};
 use crate::nn::{Conv3x3, GroupNormConfig, Heads, LayerNorm, Linear, Loader, Precision, UpDecoder, UpDecoderShape};
-
-/// Mask tokens that go through the blocks together: what bounds their memory, and still fills a GPU. Any other number
-/// gives the same bits.
-pub const TOKENS_A_CHUNK: usize = 8192;
 
 impl From<Activation> for Act {
     fn from(activation: Activation) -> Act {
@@ -23,6 +22,28 @@ impl From<Activation> for Act {
             Activation::GeluTanh => Act::GeluTanh,
             Activation::Silu => Act::Silu,
         }
+    }
+}
+
+/// What all mask tokens of one latent share.
+#[derive(Debug, Clone)]
+pub struct InfgenContext {
+    /// Features of the latent, `[h, w, hidden_size]`.
+    pub stem: Tensor,
+    /// Keys and values of each block, `[h, w, hidden_size]`.
+    pub keys_and_values: Vec<(Tensor, Tensor)>,
+}
+
+impl InfgenContext {
+    /// Its tensors, in a fixed order.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        std::iter::once(&self.stem).chain(self.keys_and_values.iter().flat_map(|(k, v)| [k, v]))
+    }
+
+    /// The same with every tensor replaced, in the order of [`InfgenContext::tensors`].
+    pub fn map(&self, mut f: impl FnMut(&Tensor) -> Tensor) -> InfgenContext {
+        let stem = f(&self.stem);
+        InfgenContext { stem, keys_and_values: self.keys_and_values.iter().map(|(k, v)| (f(k), f(v))).collect() }
     }
 }
 
@@ -162,12 +183,25 @@ impl InfgenDecoder {
         &self.config
     }
 
-    /// Records the decode of one latent.
+    /// The grid of mask tokens for a picture of `width x height`: rows, columns.
+    pub fn grid(&self, width: usize, height: usize) -> (usize, usize) {
+        (height.div_ceil(self.config.patch), width.div_ceil(self.config.patch))
+    }
+
+    /// Everything behind the tokens of a grid, and the index of the plane behind the mid block.
     ///
-    /// `z` is `[h, w, latent_channels]` in VAE units (already divided by the scaling factor). The result is
-    /// `[patch ceil(height / patch), patch ceil(width / patch), 3]` in f32, -1 to 1 without clamping; the picture is its
-    /// top-left `width x height`. Mask tokens go through the blocks `tokens_a_chunk` at a time ([`TOKENS_A_CHUNK`]).
-    pub fn forward(&self, rec: &mut Recorder, z: &Tensor, width: usize, height: usize, tokens_a_chunk: usize) -> Tensor {
+    /// The last plane is `[patch rows, patch columns, 3]` in f32, -1 to 1 without clamping; the picture is its top-left part.
+    pub fn chain(&self, (height, width): (usize, usize)) -> (Chain<'_>, usize) {
+        let elem = self.precision.activations;
+        let mut units = Vec::new();
+        let features = self.decoder.units(&mut units, elem);
+        (Chain::new(PlaneShape { height, width, channels: self.config.hidden_size, elem }, units), features)
+    }
+
+    /// Records what all mask tokens of one latent share.
+    ///
+    /// `z` is `[h, w, latent_channels]` in VAE units (already divided by the scaling factor).
+    pub fn context(&self, rec: &mut Recorder, z: &Tensor) -> InfgenContext {
         let elem = self.precision.activations;
         let x = rec.scoped("decoder.conv_in", |rec| {
             let x = match &self.post_quant_conv {
@@ -177,35 +211,36 @@ impl InfgenDecoder {
             self.conv_in.forward(rec, &x, None, Act::None, elem)
         });
         rec.tap("decoder.conv_in", &x);
-        let grid = (height.div_ceil(self.config.patch), width.div_ceil(self.config.patch));
-        let tokens = self.tokens(rec, &x, grid, tokens_a_chunk);
-        self.decoder.forward(rec, &tokens)
+        let at = GridRows { grid: (x.height, x.width), row0: 0, rows: x.height };
+        let latent = rec.scoped("inpe.latent", |rec| self.inpe_latent.forward(rec, &self.config, at, Some(&x), elem));
+        let keys_and_values = self.blocks.iter().map(|block| {
+            let context = block.norm_kv.forward(rec, &latent, elem);
+            block.attn.keys_and_values(rec, &context)
+        });
+        InfgenContext { keys_and_values: keys_and_values.collect(), stem: x }
     }
 
-    /// Mask tokens after the last block, `[rows, columns, hidden_size]`. Every token depends on its position and the
-    /// latent alone, so the chunks give the same bits as one pass over all.
-    fn tokens(&self, rec: &mut Recorder, x: &Tensor, grid: (usize, usize), tokens_a_chunk: usize) -> Tensor {
+    /// Records some rows of the mask tokens after the last block, `[rows, columns, hidden_size]`, `tokens_a_chunk` at a time.
+    /// Every token depends on its position and the latent alone, so neither changes a bit.
+    pub fn tokens(
+        &self,
+        rec: &mut Recorder,
+        context: &InfgenContext,
+        grid: (usize, usize),
+        rows: Range<usize>,
+        tokens_a_chunk: usize,
+    ) -> Tensor {
         let elem = self.precision.activations;
         let config = &self.config;
-        let latent_grid = GridRows { grid: (x.height, x.width), row0: 0, rows: x.height };
-        let latent = rec.scoped("inpe.latent", |rec| self.inpe_latent.forward(rec, config, latent_grid, Some(x), elem));
-        let keys_and_values: Vec<_> = self
-            .blocks
-            .iter()
-            .map(|block| {
-                let context = block.norm_kv.forward(rec, &latent, elem);
-                block.attn.keys_and_values(rec, &context)
-            })
-            .collect();
-        let out = rec.tensor(grid.0, grid.1, config.hidden_size, elem);
+        let out = rec.tensor(rows.len(), grid.1, config.hidden_size, elem);
         let rows_a_chunk = (tokens_a_chunk / grid.1).max(1);
-        for row0 in (0..grid.0).step_by(rows_a_chunk) {
-            let at = GridRows { grid, row0, rows: rows_a_chunk.min(grid.0 - row0) };
-            let skip = (config.latent_skip == LatentSkip::Bilinear).then(|| resample_bilinear(rec, x, at, elem));
+        for row0 in rows.clone().step_by(rows_a_chunk) {
+            let at = GridRows { grid, row0, rows: rows_a_chunk.min(rows.end - row0) };
+            let skip = (config.latent_skip == LatentSkip::Bilinear).then(|| resample_bilinear(rec, &context.stem, at, elem));
             let mut mask = rec.scoped("inpe.mask", |rec| self.inpe_mask.forward(rec, config, at, skip.as_ref(), elem));
             rec.tap("mask_tokens", &mask);
-            for (i, (block, context)) in self.blocks.iter().zip(&keys_and_values).enumerate() {
-                let last = (i + 1 == self.blocks.len()).then(|| out.rows(at.row0, at.rows));
+            for (i, (block, context)) in self.blocks.iter().zip(&context.keys_and_values).enumerate() {
+                let last = (i + 1 == self.blocks.len()).then(|| out.rows(at.row0 - rows.start, at.rows));
                 mask = rec.scoped(format!("blocks.{i}"), |rec| {
                     let mask = block.forward(rec, &mask, context, config.mlp_act.into(), last.as_ref());
                     count_nonfinite(rec, &mask);

@@ -4,10 +4,10 @@
 
 use super::taesd_config::{TaesdConfig, TaesdLayer, TaesdLayerKind};
 use crate::error::Result;
-use crate::gpu::{Elem, Recorder, Tensor};
+use crate::gpu::Elem;
 use crate::kernels::Act;
-use crate::kernels::output::count_nonfinite;
-use crate::nn::{Conv3x3, Loader, Precision, StridedConv, UpsampleConv};
+use crate::nn::chain::{Chain, Op, PlaneShape, Skip, Unit};
+use crate::nn::{Conv3x3, Loader, Precision, StridedConv, UpsampleConv, append};
 use crate::weights::taesd_keys::Half;
 
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub struct Taesd {
     half: Half,
     precision: Precision,
     layers: Vec<(String, Layer)>,
+    /// Of the input.
+    channels: usize,
 }
 
 impl Taesd {
@@ -56,36 +58,37 @@ impl Taesd {
             };
             layers.push((path, loaded));
         }
-        Ok(Taesd { half, precision: loader.precision(), layers })
+        let channels = config.layers(half).first().map_or(0, |layer| layer.channels.0);
+        Ok(Taesd { half, precision: loader.precision(), layers, channels })
     }
 
-    /// Encoder: a picture `[h, w, 3]`, 0 to 1, to its scaled latent. Decoder: `tanh(z / 3) * 3` of a scaled latent
-    /// `[h, w, latent_channels]` to a picture, -1 to 1 without clamping. Both in f32.
-    pub fn forward(&self, rec: &mut Recorder, x: &Tensor) -> Tensor {
+    /// Encoder: from a picture `[height, width, 3]`, 0 to 1, to its scaled latent. Decoder: from `tanh(z / 3) * 3` of a scaled
+    /// latent `[height, width, latent_channels]` to a picture, -1 to 1 without clamping. Both in f32.
+    pub fn chain(&self, (height, width): (usize, usize)) -> Chain<'_> {
         let elem = self.precision.activations;
-        let mut h = x.clone();
+        let conv = |conv, act| Op::Conv { conv, norm: None, act };
+        // No normalisation meets the values on the way, so each layer that can overflow f16 is watched.
+        let unit = |path: &str, op, elem| Unit { watched: true, ..Unit::new(path, op, elem) };
+        let mut units: Vec<Unit<'_>> = Vec::new();
         for (path, layer) in &self.layers {
-            rec.scoped(path, |rec| {
-                h = match layer {
-                    Layer::ConvIn(conv) => {
-                        let act = if self.half == Half::Decoder { Act::Relu } else { Act::None };
-                        conv.forward(rec, &h, None, act, elem)
-                    }
-                    Layer::Block(convs) => {
-                        let [first, second, third] = &**convs;
-                        let inner = first.forward(rec, &h, None, Act::Relu, elem);
-                        let inner = second.forward(rec, &inner, None, Act::Relu, elem);
-                        third.forward(rec, &inner, Some(&h), Act::Relu, elem)
-                    }
-                    Layer::Down(conv) => conv.forward(rec, &h, elem),
-                    Layer::Up(conv) => conv.forward(rec, &h, elem),
-                    Layer::ConvOut(conv) => conv.forward(rec, &h, None, Act::None, Elem::F32),
-                };
-                // No normalisation meets the values on the way, so each layer that can overflow f16 is watched.
-                count_nonfinite(rec, &h);
-            });
-            rec.tap(path, &h);
+            match layer {
+                Layer::ConvIn(first) => {
+                    let act = if self.half == Half::Decoder { Act::Relu } else { Act::None };
+                    units.push(unit(path, conv(first, act), elem));
+                }
+                Layer::Block(convs) => {
+                    let skip = Some(Skip { plane: units.len(), shortcut: None });
+                    let [first, second, third] = &**convs;
+                    units.push(Unit::new(path, conv(first, Act::Relu), elem));
+                    units.push(Unit::new(path, conv(second, Act::Relu), elem));
+                    units.push(Unit { skip, ..unit(path, conv(third, Act::Relu), elem) });
+                }
+                Layer::Down(down) => units.push(unit(path, Op::Strided(down), elem)),
+                Layer::Up(up) => units.push(unit(path, Op::Upsample(up), elem)),
+                Layer::ConvOut(last) => units.push(unit(path, conv(last, Act::None), Elem::F32)),
+            }
+            append(&mut units, [], Some(path.clone()));
         }
-        h
+        Chain::new(PlaneShape { height, width, channels: self.channels, elem: Elem::F32 }, units)
     }
 }

@@ -17,8 +17,8 @@ use crate::kernels::output::count_nonfinite;
 /// What a unit does to the plane before it.
 #[derive(Debug)]
 pub enum Op<'a> {
-    /// 3x3 convolution, of `silu(norm(x))` if there is a norm.
-    Conv { conv: &'a Conv3x3, norm: Option<(&'a GroupNorm, &'static str)>, act: Act },
+    /// 3x3 convolution, of `silu(norm(x))` if there is a norm (with its path).
+    Conv { conv: &'a Conv3x3, norm: Option<(&'a GroupNorm, String)>, act: Act },
     /// Nearest-2x upsampling and a 3x3 convolution.
     Upsample(&'a UpsampleConv),
     /// 3x3 convolution of stride 2.
@@ -62,9 +62,9 @@ impl<'a> Unit<'a> {
     }
 
     /// The norm before it.
-    pub fn norm(&self) -> Option<(&'a GroupNorm, &'static str)> {
-        match self.op {
-            Op::Conv { norm, .. } => norm,
+    pub fn norm(&self) -> Option<(&'a GroupNorm, &str)> {
+        match &self.op {
+            Op::Conv { norm: Some((norm, path)), .. } => Some((norm, path)),
             _ => None,
         }
     }
@@ -265,9 +265,7 @@ impl<'a> Chain<'a> {
         let mut parts = vec![Part::whole(x.clone())];
         for (index, unit) in self.units.iter().enumerate() {
             let input = parts[index].clone();
-            let affine = rec.scoped(&unit.path, |rec| {
-                unit.norm().map(|(norm, name)| rec.scoped(name, |rec| norm.affine(rec, &input.tensor)))
-            });
+            let affine = unit.norm().map(|(norm, path)| rec.scoped(path, |rec| norm.affine(rec, &input.tensor)));
             let skip = unit.skip.map(|skip| parts[skip.plane].clone());
             let part = unit.part(rec, &input, affine.as_ref(), skip.as_ref(), &self.planes[index + 1].area());
             if let Some(tap) = &unit.tap {

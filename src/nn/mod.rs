@@ -13,4 +13,4 @@ pub use conv::{Conv3x3, Linear, StridedConv, UpsampleConv};
 pub use loader::{Loader, Precision};
 pub use norm::{GroupNorm, LayerNorm};
 pub use resnet::ResnetBlock;
-pub use up_decoder::{GroupNormConfig, MidBlock, UpDecoder, UpDecoderShape};
+pub use up_decoder::{GroupNormConfig, MidBlock, UpDecoder, UpDecoderShape, append};

@@ -1,8 +1,9 @@
 //! The residual block of the VAE's encoder and decoder, without time embedding.
 
+use super::chain::{Op, Skip, Unit};
 use super::{Conv3x3, GroupNorm, Linear, Loader};
 use crate::error::Result;
-use crate::gpu::{Recorder, Tensor};
+use crate::gpu::{Elem, Recorder, Tensor};
 use crate::kernels::Act;
 
 /// `conv2(silu(norm2(conv1(silu(norm1(x)))))) + shortcut(x)`
@@ -30,6 +31,14 @@ impl ResnetBlock {
                 false => Some(Linear::load_conv1x1(loader, &format!("{path}.conv_shortcut"), cin, cout).await?),
             },
         })
+    }
+
+    /// Its two layers, the first of which makes plane `first + 1` from plane `first`.
+    pub fn units(&self, path: &str, first: usize, elem: Elem) -> [Unit<'_>; 2] {
+        let conv = |conv, norm, name| Op::Conv { conv, norm: Some((norm, format!("{path}.{name}"))), act: Act::None };
+        let inner = Unit::new(path, conv(&self.conv1, &self.norm1, "norm1"), elem);
+        let skip = Some(Skip { plane: first, shortcut: self.conv_shortcut.as_ref() });
+        [inner, Unit { skip, ..Unit::new(path, conv(&self.conv2, &self.norm2, "norm2"), elem) }]
     }
 
     /// `[h, w, cin]` to `[h, w, cout]`.

@@ -1,8 +1,10 @@
 //! What the VAE's decoder and InfGen have in common: mid block, up blocks, output convolution.
 
+use super::chain::{Op, Unit};
 use super::{Conv3x3, GroupNorm, Loader, MidAttention, ResnetBlock, UpsampleConv};
 use crate::error::Result;
-use crate::gpu::{Elem, Recorder, Tensor};
+use crate::gpu::Elem;
+use crate::kernels::Act;
 
 /// Groups and epsilon that all group normalisations of a network share.
 #[derive(Debug, Clone, Copy)]
@@ -38,19 +40,23 @@ impl MidBlock {
         })
     }
 
-    /// `[h, w, c]` to the same shape. Taps: `{path}.resnets.0`, `{path}.attentions.0`, `{path}.resnets.1`.
-    pub fn forward(&self, rec: &mut Recorder, x: &Tensor, path: &str) -> Tensor {
-        rec.scoped(path, |rec| {
-            let mut h = rec.scoped("resnets.0", |rec| self.resnets[0].forward(rec, x));
-            rec.tap(&format!("{path}.resnets.0"), &h);
-            if let Some(attention) = &self.attention {
-                h = rec.scoped("attentions.0", |rec| attention.forward(rec, &h));
-                rec.tap(&format!("{path}.attentions.0"), &h);
-            }
-            let h = rec.scoped("resnets.1", |rec| self.resnets[1].forward(rec, &h));
-            rec.tap(&format!("{path}.resnets.1"), &h);
-            h
-        })
+    /// Appends its layers. Taps: `{path}.resnets.0`, `{path}.attentions.0`, `{path}.resnets.1`.
+    pub fn units<'a>(&'a self, units: &mut Vec<Unit<'a>>, path: &str, elem: Elem) {
+        let named = |name: &str| format!("{path}.{name}");
+        append(units, self.resnets[0].units(&named("resnets.0"), units.len(), elem), Some(named("resnets.0")));
+        if let Some(attention) = &self.attention {
+            let path = named("attentions.0");
+            append(units, [Unit::new(&path, Op::Attention(attention), elem)], Some(path));
+        }
+        append(units, self.resnets[1].units(&named("resnets.1"), units.len(), elem), Some(named("resnets.1")));
+    }
+}
+
+/// Appends layers, the last of which can be tapped as `tap`.
+pub fn append<'a>(units: &mut Vec<Unit<'a>>, more: impl IntoIterator<Item = Unit<'a>>, tap: Option<String>) {
+    units.extend(more);
+    if let Some(last) = units.last_mut() {
+        last.tap = tap;
     }
 }
 
@@ -112,27 +118,24 @@ impl UpDecoder {
         })
     }
 
-    /// Features `[h, w, top]` to pixels `[s h, s w, 3]` in f32, s being 2 to the number of levels that upsample.
-    pub fn forward(&self, rec: &mut Recorder, x: &Tensor) -> Tensor {
-        let elem = x.elem;
-        let mut h = self.mid_block.forward(rec, x, "decoder.mid_block");
+    /// Appends its layers: from features `[h, w, top]` to pixels `[s h, s w, 3]` in f32, s being 2 to the number of levels that
+    /// upsample. Returns the index of the plane behind the mid block.
+    pub fn units<'a>(&'a self, units: &mut Vec<Unit<'a>>, elem: Elem) -> usize {
+        self.mid_block.units(units, "decoder.mid_block", elem);
+        let features = units.len();
         for (u, block) in self.up_blocks.iter().enumerate() {
             let path = format!("decoder.up_blocks.{u}");
-            rec.scoped(&path, |rec| {
-                for (r, resnet) in block.resnets.iter().enumerate() {
-                    h = rec.scoped(format!("resnets.{r}"), |rec| resnet.forward(rec, &h));
-                }
-                if let Some(upsampler) = &block.upsampler {
-                    h = rec.scoped("upsamplers.0", |rec| upsampler.forward(rec, &h, elem));
-                }
-            });
-            rec.tap(&path, &h);
+            for (r, resnet) in block.resnets.iter().enumerate() {
+                append(units, resnet.units(&format!("{path}.resnets.{r}"), units.len(), elem), None);
+            }
+            if let Some(upsampler) = &block.upsampler {
+                append(units, [Unit::new(format!("{path}.upsamplers.0"), Op::Upsample(upsampler), elem)], None);
+            }
+            append(units, [], Some(path));
         }
-        let affine = rec.scoped("decoder.conv_norm_out", |rec| self.conv_norm_out.affine(rec, &h));
-        rec.scoped("decoder.conv_out", |rec| {
-            let image = self.conv_out.forward_norm_silu(rec, &h, &affine, None, Elem::F32);
-            crate::kernels::output::count_nonfinite(rec, &image);
-            image
-        })
+        let norm = Some((&self.conv_norm_out, "decoder.conv_norm_out".into()));
+        let op = Op::Conv { conv: &self.conv_out, norm, act: Act::None };
+        units.push(Unit { watched: true, ..Unit::new("decoder.conv_out", op, Elem::F32) });
+        features
     }
 }

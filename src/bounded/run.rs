@@ -1,0 +1,182 @@
+//! Carrying a schedule out.
+
+use std::ops::Range;
+
+use super::schedule::{Budget, Schedule, Sweep};
+use super::{BAND, Form, Have, HostPlane, Job, Purpose, Store, Stored, bindable};
+use crate::error::{Error, Result};
+use crate::gpu::{Elem, Observer, Recording, Tensor};
+use crate::kernels::group_norm::BLOCK_ROWS;
+use crate::nn::chain::{Area, PlaneShape};
+
+/// Some rows of a result.
+#[derive(Debug)]
+pub enum Rows {
+    /// `[rows, width, channels]`
+    Float(Vec<f32>),
+    /// `[rows, width]`, packed RGBA.
+    Rgba8(Vec<u32>),
+}
+
+/// All statistics and one kept plane: what any rectangle of the last plane follows from.
+#[derive(Debug)]
+pub struct Prepared {
+    stored: Vec<Option<Stored>>,
+    affines: Vec<Option<Tensor>>,
+}
+
+impl Prepared {
+    /// Bytes that it holds on the device and on the host.
+    pub fn bytes(&self) -> (u64, u64) {
+        let device = |plane: &Option<Stored>| match plane {
+            Some(Stored::Device(tensor)) => tensor.bytes(),
+            _ => 0,
+        };
+        let host = |plane: &Option<Stored>| match plane {
+            Some(Stored::Host(plane)) => plane.units.len() as u64,
+            _ => 0,
+        };
+        let affines: u64 = self.affines.iter().flatten().map(Tensor::bytes).sum();
+        (affines + self.stored.iter().map(device).sum::<u64>(), self.stored.iter().map(host).sum())
+    }
+}
+
+/// Takes the picture's rows from the top, in order.
+pub type Sink<'a> = dyn FnMut(Range<usize>, Rows) -> Result<()> + Send + 'a;
+
+impl Job<'_> {
+    /// Runs `schedule`; the picture's rows, if it gives them, go to `sink` in order.
+    ///
+    /// # Errors
+    /// As [`crate::gpu::Gpu::run`], and what `sink` returns.
+    pub async fn run(&self, schedule: &Schedule, observer: &Observer, sink: &mut Sink<'_>) -> Result<Prepared> {
+        let planes = self.chain.planes.len();
+        let mut prepared = Prepared { stored: (0..planes).map(|_| None).collect(), affines: vec![None; planes] };
+        let all: f64 = schedule.seconds.max(1e-9);
+        let mut done = 0.0;
+        for sweep in &schedule.sweeps {
+            let part = observer.part(done / all, sweep.seconds / all);
+            self.sweep(sweep, &mut prepared, &part, sink).await?;
+            done += sweep.seconds;
+            for &plane in &sweep.drops {
+                prepared.stored[plane] = None;
+            }
+        }
+        // The buffers of the last band; regions have other sizes.
+        self.gpu.trim();
+        Ok(prepared)
+    }
+
+    async fn sweep(&self, sweep: &Sweep, prepared: &mut Prepared, observer: &Observer, sink: &mut Sink<'_>) -> Result<()> {
+        let shape = self.chain.planes[sweep.target];
+        let PlaneShape { height, width, channels, elem } = shape;
+        self.gpu.trim();
+        let mut host = HostPlane { shape, units: Vec::new() };
+        let mut device = None;
+        match sweep.store {
+            Store::Device => device = Some(self.gpu.reserve(&sweep.layer, height, width, channels, elem).await?),
+            Store::Host => {
+                let bytes = shape.bytes();
+                let refused = |_| Error::HostMemory { ceiling: bytes };
+                host.units.try_reserve_exact(bytes as usize).map_err(refused)?;
+            }
+            Store::Recompute | Store::Source => {}
+        }
+        let mut statistics = None;
+        if self.wants_statistics(sweep.target) {
+            let block_rows = height.div_ceil(BLOCK_ROWS);
+            statistics = Some(self.gpu.reserve("statistics", block_rows, 2, channels.next_multiple_of(4), Elem::F32).await?);
+        }
+        let rows_in_all = if sweep.target == self.chain.last() { self.height } else { height };
+        for band in 0..sweep.bands {
+            let rows = band * sweep.band_rows..((band + 1) * sweep.band_rows).min(rows_in_all);
+            let have = Have { job: self, stored: &prepared.stored, affines: Some(&prepared.affines) };
+            let observer = observer.part(band as f64 / sweep.bands as f64, 1.0 / sweep.bands as f64);
+            if sweep.target == self.chain.last() {
+                let area = Area { rows: rows.clone(), columns: 0..self.width };
+                let picture = self.picture(&have, &area).finish();
+                sink(rows, self.rows(picture, &observer).await?)?;
+                continue;
+            }
+            let purpose = Purpose { statistics: statistics.as_ref(), device: device.as_ref(), host: sweep.store == Store::Host };
+            let recording = self.band(&have, sweep.target, rows, &purpose).finish();
+            let mut outputs = self.gpu.run(recording, &observer).await?;
+            if purpose.host {
+                host.units.extend(outputs.units(BAND));
+            }
+        }
+        prepared.stored[sweep.target] = match device {
+            Some(tensor) => Some(Stored::Device(tensor)),
+            None if sweep.store == Store::Host => Some(Stored::Host(host)),
+            None => None,
+        };
+        if let Some(rows) = statistics {
+            self.gpu.trim();
+            let affine = self.gpu.reserve("scale and shift", 2, 1, channels.next_multiple_of(4), Elem::F32).await?;
+            let (norm, path) = self.chain.units[sweep.target].norm().expect("statistics are for a norm");
+            let mut rec = self.gpu.recorder();
+            let folded = rec.scoped(path, |rec| norm.fold(rec, &rows, (height, width, channels)));
+            rec.place(&folded, &affine);
+            self.gpu.run(rec.finish(), &Observer::default()).await?;
+            prepared.affines[sweep.target] = Some(affine);
+        }
+        Ok(())
+    }
+
+    async fn rows(&self, recording: Recording, observer: &Observer) -> Result<Rows> {
+        let mut outputs = self.gpu.run(recording, observer).await?;
+        Ok(match self.form {
+            Form::Rgba8 => Rows::Rgba8(outputs.words(BAND)),
+            Form::Float => Rows::Float(outputs.numbers(BAND)),
+        })
+    }
+
+    /// `area` of the picture from what was prepared, in as few pieces as `budget` allows; piece by piece to `sink`.
+    ///
+    /// # Errors
+    /// As [`crate::gpu::Gpu::run`]; [`Error::MemoryCeiling`] if even a single pixel takes too much.
+    pub async fn region(
+        &self,
+        prepared: &Prepared,
+        area: &Area,
+        budget: &Budget,
+        observer: &Observer,
+        sink: &mut (dyn FnMut(&Area, Rows) -> Result<()> + Send),
+    ) -> Result<()> {
+        let have = Have { job: self, stored: &prepared.stored, affines: Some(&prepared.affines) };
+        let mut pieces = vec![area.clone()];
+        let mut open = Vec::new();
+        while let Some(piece) = pieces.pop() {
+            let bytes = bindable(self.gpu, self.picture(&have, &piece));
+            let needed = match &bytes {
+                Ok(bytes) => budget.held + bytes,
+                Err(_) => u64::MAX,
+            };
+            let (rows, columns) = (piece.rows.len(), piece.columns.len());
+            if bytes.is_ok() && budget.device.is_none_or(|ceiling| needed <= ceiling) {
+                open.push(piece);
+            } else if rows == 1 && columns == 1 {
+                bytes?;
+                return Err(Error::MemoryCeiling { needed, ceiling: budget.device.unwrap_or(0) });
+            } else if rows >= columns {
+                let middle = piece.rows.start + rows / 2;
+                pieces.push(Area { rows: middle..piece.rows.end, ..piece.clone() });
+                pieces.push(Area { rows: piece.rows.start..middle, ..piece });
+            } else {
+                let middle = piece.columns.start + columns / 2;
+                pieces.push(Area { columns: middle..piece.columns.end, ..piece.clone() });
+                pieces.push(Area { columns: piece.columns.start..middle, ..piece });
+            }
+        }
+        let all = (area.rows.len() * area.columns.len()) as f64;
+        let mut done = 0.0;
+        for piece in open {
+            let share = (piece.rows.len() * piece.columns.len()) as f64 / all;
+            let recording = self.picture(&have, &piece).finish();
+            let rows = self.rows(recording, &observer.part(done, share)).await?;
+            sink(&piece, rows)?;
+            done += share;
+        }
+        Ok(())
+    }
+}

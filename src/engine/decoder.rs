@@ -1,0 +1,455 @@
+//! Latents to pictures.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::work::{Front, IMAGE, Work, WorkPlan};
+use super::{Dtype, Estimate, MAX_SIDE, Rect, block, channels_last, hint};
+use crate::bounded::{Form, Prepared, Rows, Sink};
+use crate::error::{Error, Result};
+use crate::gpu::{Gpu, Observer, Outputs, Timing};
+use crate::image::Image;
+use crate::latent::{Latent, LatentSpace};
+use crate::models::autoencoder_kl::VaeDecoder;
+use crate::models::infgen::InfgenDecoder;
+use crate::models::taesd::Taesd;
+use crate::nn::TOKENS_A_CHUNK;
+use crate::nn::chain::{Area, Chain};
+
+/// What is known about a loaded decoder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecoderFacts {
+    /// `InfGen decoder`, `AutoencoderKL decoder` or `TAESD decoder`.
+    pub model: &'static str,
+    /// Channels of the latents it takes.
+    pub latent_channels: usize,
+    /// Pixels a latent value side, at the latent's native size.
+    pub scale: usize,
+    /// The latent space it belongs to, where that is known.
+    pub latent_space: Option<LatentSpace>,
+    /// Whether it decodes to any size, or to `scale` times the latent only.
+    pub any_size: bool,
+    /// Latents are divided by this.
+    pub scaling_factor: f64,
+    /// Added to latents after the division.
+    pub shift_factor: f64,
+    /// Largest step of the extrapolation that it was trained for, output side over `scale` x latent side.
+    pub max_step_scale: f64,
+    /// GPU memory of its weights, in bytes.
+    pub weights_bytes: u64,
+}
+
+#[derive(Debug)]
+pub(super) enum Network {
+    Infgen(Box<InfgenDecoder>),
+    Vae(Box<VaeDecoder>),
+    Taesd(Taesd),
+}
+
+#[derive(Debug)]
+pub(super) struct LoadedDecoder {
+    pub gpu: Arc<Gpu>,
+    pub dtype: Dtype,
+    pub network: Network,
+    pub facts: DecoderFacts,
+    /// Bytes of host memory for planes.
+    pub host_memory: u64,
+}
+
+/// A decoder on the device. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct Decoder(pub(super) Arc<LoadedDecoder>);
+
+impl Decoder {
+    /// What it is.
+    pub fn facts(&self) -> &DecoderFacts {
+        &self.0.facts
+    }
+
+    /// How a latent of `latent`'s size will be decoded to `width x height` in this form, and what it needs.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for sizes or latents that it cannot decode; [`Error::MemoryCeiling`] with the smallest ceiling that
+    /// would do, [`Error::BufferTooLarge`], [`Error::HostMemory`].
+    pub fn plan(&self, latent: &Latent, width: usize, height: usize, form: Form) -> Result<WorkPlan> {
+        let input = self.input(latent, width, height)?;
+        self.with_work(&input, form, TOKENS_A_CHUNK, |work| work.plan())
+    }
+
+    /// The sum of [`Decoder::plan`] for a picture in 8 bits, which takes slightly more than one in f32.
+    ///
+    /// # Errors
+    /// As [`Decoder::plan`].
+    pub fn estimate(&self, latent: &Latent, width: usize, height: usize) -> Result<Estimate> {
+        let plan = self.plan(latent, width, height, Form::Rgba8)?;
+        Ok(Estimate { peak_bytes: plan.peak_bytes, flops: plan.flops })
+    }
+
+    /// Decodes one latent to a picture of exactly `width x height` pixels.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn decode(&self, latent: &Latent, width: usize, height: usize) -> Result<Image> {
+        block(self.decode_async(latent, width, height, &Observer::default()))
+    }
+
+    /// Decodes one latent to a picture of exactly `width x height` pixels; `observer` is told of progress and can cancel.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a size of 0 or beyond [`MAX_SIDE`], another size than `scale` times the latent where the
+    /// decoder knows no other, a batch, or a latent of other channels or another space; [`Error::MemoryCeiling`] and
+    /// [`Error::BufferTooLarge`] before anything runs; [`Error::NonFinite`], [`Error::Cancelled`],
+    /// [`Error::OutOfMemory`] and [`Error::DeviceLost`] while it runs.
+    pub async fn decode_async(&self, latent: &Latent, width: usize, height: usize, observer: &Observer) -> Result<Image> {
+        let mut all = Vec::new();
+        let mut sink = |_: Range<usize>, rows: Rows| {
+            if let Rows::Float(values) = rows {
+                append(&mut all, values);
+            }
+            Ok(())
+        };
+        self.decode_rows_async(latent, width, height, Form::Float, observer, &mut sink).await?;
+        Image::new(width, height, all)
+    }
+
+    /// The same picture in 8 bits, converted on the GPU: `[height, width, 3]` RGB,
+    /// `round(255 * clamp(x / 2 + 1/2, 0, 1))`.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode_async`].
+    pub async fn decode_rgb8_async(&self, latent: &Latent, width: usize, height: usize, observer: &Observer) -> Result<Vec<u8>> {
+        let mut all = Vec::with_capacity(3 * width * height);
+        let mut sink = |_: Range<usize>, rows: Rows| {
+            if let Rows::Rgba8(words) = rows {
+                all.extend(rgb8(&words));
+            }
+            Ok(())
+        };
+        self.decode_rows_async(latent, width, height, Form::Rgba8, observer, &mut sink).await?;
+        Ok(all)
+    }
+
+    /// The same picture in bands of whole rows, from the top: `sink` is called with each as soon as it is there, so that a picture
+    /// need never be whole in host memory. An error that `sink` returns ends the decode.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode_async`], and what `sink` returns.
+    pub async fn decode_rows_async(
+        &self,
+        latent: &Latent,
+        width: usize,
+        height: usize,
+        form: Form,
+        observer: &Observer,
+        sink: &mut Sink<'_>,
+    ) -> Result<()> {
+        let input = self.input(latent, width, height)?;
+        let (chain, _) = self.chain(&input);
+        self.work(&input, &chain, &|rows| input.rows(rows), form, TOKENS_A_CHUNK)
+            .run(observer, sink)
+            .await
+            .map_err(|e| hint(e, self.0.dtype))
+    }
+
+    /// Blocking form of [`Decoder::decode_rows_async`].
+    ///
+    /// # Errors
+    /// As [`Decoder::decode_rows_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn decode_rows(
+        &self,
+        latent: &Latent,
+        width: usize,
+        height: usize,
+        form: Form,
+        observer: &Observer,
+        sink: &mut Sink<'_>,
+    ) -> Result<()> {
+        block(self.decode_rows_async(latent, width, height, form, observer, sink))
+    }
+
+    /// Blocking form of [`Decoder::decode_rgb8_async`].
+    ///
+    /// # Errors
+    /// As [`Decoder::decode_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn decode_rgb8(&self, latent: &Latent, width: usize, height: usize, observer: &Observer) -> Result<Vec<u8>> {
+        block(self.decode_rgb8_async(latent, width, height, observer))
+    }
+
+    /// GPU time of every kernel of one decode; empty where the device has no timestamps.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn profile(&self, latent: &Latent, width: usize, height: usize) -> Result<Vec<Timing>> {
+        let input = self.input(latent, width, height)?;
+        let rec = self.with_work(&input, Form::Rgba8, TOKENS_A_CHUNK, |work| work.whole(false, false));
+        Ok(block(self.0.gpu.run_timed(rec.finish(), &Observer::default()))?.timings)
+    }
+
+    /// Every named intermediate result of a decode besides the picture itself (`image`), channels-last in f32, for
+    /// comparison with other implementations layer by layer.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    #[doc(hidden)]
+    pub fn taps(&self, latent: &Latent, width: usize, height: usize) -> Result<Outputs> {
+        let input = self.input(latent, width, height)?;
+        let rec = self.with_work(&input, Form::Float, TOKENS_A_CHUNK, |work| work.whole(false, true));
+        block(self.0.gpu.run(rec.finish(), &Observer::default())).map_err(|error| hint(error, self.0.dtype))
+    }
+
+    /// [`Decoder::decode`] with an InfGen's mask tokens in chunks of another size, which must change nothing.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    #[doc(hidden)]
+    pub fn decode_in_chunks(&self, latent: &Latent, width: usize, height: usize, tokens_a_chunk: usize) -> Result<Vec<f32>> {
+        let input = self.input(latent, width, height)?;
+        let rec = self.with_work(&input, Form::Float, tokens_a_chunk, |work| work.whole(false, false));
+        let mut outputs = block(self.0.gpu.run(rec.finish(), &Observer::default())).map_err(|error| hint(error, self.0.dtype))?;
+        Ok(outputs.numbers(IMAGE))
+    }
+
+    /// Prepares the decode of one latent to `width x height`, any rectangle of which [`Decoding::region`] then gives.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn prepare(&self, latent: &Latent, width: usize, height: usize) -> Result<Decoding> {
+        block(self.prepare_async(latent, width, height, &Observer::default()))
+    }
+
+    /// [`Decoder::prepare`], without blocking.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode_async`].
+    pub async fn prepare_async(&self, latent: &Latent, width: usize, height: usize, observer: &Observer) -> Result<Decoding> {
+        let input = self.input(latent, width, height)?;
+        let (chain, keep) = self.chain(&input);
+        let rows = |rows| input.rows(rows);
+        let work = self.work(&input, &chain, &rows, Form::Float, TOKENS_A_CHUNK);
+        let prepared = work.prepare(keep, observer).await.map_err(|error| hint(error, self.0.dtype))?;
+        Ok(Decoding { decoder: self.clone(), input, prepared })
+    }
+
+    /// The latent as its network takes it.
+    fn input(&self, latent: &Latent, width: usize, height: usize) -> Result<Input> {
+        self.check(latent, width, height)?;
+        let facts = &self.0.facts;
+        let values = latent.image(0).expect("a latent holds at least one image");
+        let scale = |v: f32| (v as f64 / facts.scaling_factor + facts.shift_factor) as f32;
+        let mut z = channels_last(values, latent.channels());
+        match &self.0.network {
+            Network::Taesd(_) => z.iter_mut().for_each(|v| *v = (*v / 3.0).tanh() * 3.0),
+            _ => z.iter_mut().for_each(|v| *v = scale(*v)),
+        }
+        Ok(Input { z, latent: (latent.height(), latent.width()), width, height })
+    }
+
+    /// The network behind its first plane, and which plane regions start from.
+    fn chain(&self, input: &Input) -> (Chain<'_>, usize) {
+        match &self.0.network {
+            Network::Infgen(network) => network.chain(network.grid(input.width, input.height)),
+            Network::Vae(network) => network.chain(input.latent),
+            Network::Taesd(network) => (network.chain(input.latent), 0),
+        }
+    }
+
+    fn work<'a>(
+        &'a self,
+        input: &'a Input,
+        chain: &'a Chain<'a>,
+        rows: &'a (dyn Fn(Range<usize>) -> Vec<f32> + Sync),
+        form: Form,
+        tokens_a_chunk: usize,
+    ) -> Work<'a> {
+        let front = match &self.0.network {
+            Network::Infgen(network) => Front::Infgen { network, z: &input.z, latent: input.latent, tokens_a_chunk },
+            Network::Vae(_) | Network::Taesd(_) => Front::Host(rows),
+        };
+        let (width, height) = (input.width, input.height);
+        Work { gpu: &self.0.gpu, chain, front, form, width, height, host_memory: self.0.host_memory }
+    }
+
+    fn with_work<T>(&self, input: &Input, form: Form, tokens_a_chunk: usize, body: impl FnOnce(&Work<'_>) -> T) -> T {
+        let (chain, _) = self.chain(input);
+        body(&self.work(input, &chain, &|rows| input.rows(rows), form, tokens_a_chunk))
+    }
+
+    fn check(&self, latent: &Latent, width: usize, height: usize) -> Result<()> {
+        let facts = self.facts();
+        let invalid = |what, detail| Err(Error::Invalid { what, detail });
+        if latent.batch() != 1 {
+            let detail = format!("holds {} latents; decode them one by one (`Latent::select`)", latent.batch());
+            return invalid("latent", detail);
+        }
+        if latent.channels() != facts.latent_channels {
+            let detail = format!("has {} channels, this {} takes {}", latent.channels(), facts.model, facts.latent_channels);
+            return invalid("latent", detail);
+        }
+        if let (Some(of_latent), Some(of_decoder)) = (&latent.space, facts.latent_space)
+            && of_latent != of_decoder.name()
+        {
+            let detail = format!("belongs to the space `{of_latent}`, this {} decodes `{}`", facts.model, of_decoder.name());
+            return invalid("latent", detail);
+        }
+        if width == 0 || height == 0 || width > MAX_SIDE || height > MAX_SIDE {
+            return invalid("size", format!("{width}x{height}: each side must lie between 1 and {MAX_SIDE}"));
+        }
+        let native = (latent.width() * facts.scale, latent.height() * facts.scale);
+        if !facts.any_size && (width, height) != native {
+            let detail = format!(
+                "{width}x{height}: this {} only decodes this latent to {}x{}; an InfGen decoder takes any size",
+                facts.model, native.0, native.1
+            );
+            return invalid("size", detail);
+        }
+        Ok(())
+    }
+}
+
+/// A latent as its network takes it, and the size of the picture.
+#[derive(Debug)]
+struct Input {
+    /// `[h, w, channels]`
+    z: Vec<f32>,
+    /// Height and width.
+    latent: (usize, usize),
+    width: usize,
+    height: usize,
+}
+
+impl Input {
+    fn rows(&self, rows: Range<usize>) -> Vec<f32> {
+        let row = self.z.len() / self.latent.0;
+        self.z[rows.start * row..rows.end * row].to_vec()
+    }
+}
+
+/// A decode from which rectangles are taken, see [`Decoder::prepare`].
+///
+/// It keeps the features behind the mid block (on the device, or on the host where the ceiling on GPU memory asks for that)
+/// and every normalisation's scale and shift; a rectangle then costs itself and its halo. Dropping it frees both.
+#[derive(Debug)]
+pub struct Decoding {
+    decoder: Decoder,
+    input: Input,
+    prepared: Prepared,
+}
+
+impl Decoding {
+    /// Width and height of the whole picture.
+    pub fn size(&self) -> (usize, usize) {
+        (self.input.width, self.input.height)
+    }
+
+    /// Bytes that it keeps on the device and on the host.
+    pub fn memory_bytes(&self) -> (u64, u64) {
+        let (device, host) = self.prepared.bytes();
+        (device, host + 4 * self.input.z.len() as u64)
+    }
+
+    /// The rectangle `rect`: the same bits as that crop of the whole decode.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for an empty rectangle or one that leaves the picture; otherwise as [`Decoder::decode_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn region(&self, rect: Rect) -> Result<Image> {
+        block(self.region_async(rect, &Observer::default()))
+    }
+
+    /// [`Decoding::region`], without blocking.
+    ///
+    /// # Errors
+    /// As [`Decoding::region`].
+    pub async fn region_async(&self, rect: Rect, observer: &Observer) -> Result<Image> {
+        let mut all = vec![0.0; 3 * rect.w.saturating_mul(rect.h).min(MAX_SIDE * MAX_SIDE)];
+        let mut place = |area: &Area, rows: Rows| {
+            if let Rows::Float(values) = rows {
+                paste(&mut all, &values, rect, area, 3);
+            }
+            Ok(())
+        };
+        self.pieces(rect, Form::Float, observer, &mut place).await?;
+        Image::new(rect.w, rect.h, all)
+    }
+
+    /// The rectangle `rect` in 8 bits, `[h, w, 3]` RGB: the same bytes as that crop of [`Decoder::decode_rgb8_async`].
+    ///
+    /// # Errors
+    /// As [`Decoding::region`].
+    pub async fn region_rgb8_async(&self, rect: Rect, observer: &Observer) -> Result<Vec<u8>> {
+        let mut all = vec![0; 3 * rect.w.saturating_mul(rect.h).min(MAX_SIDE * MAX_SIDE)];
+        let mut place = |area: &Area, rows: Rows| {
+            if let Rows::Rgba8(words) = rows {
+                paste(&mut all, &rgb8(&words).collect::<Vec<_>>(), rect, area, 3);
+            }
+            Ok(())
+        };
+        self.pieces(rect, Form::Rgba8, observer, &mut place).await?;
+        Ok(all)
+    }
+
+    /// Blocking form of [`Decoding::region_rgb8_async`].
+    ///
+    /// # Errors
+    /// As [`Decoding::region`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn region_rgb8(&self, rect: Rect, observer: &Observer) -> Result<Vec<u8>> {
+        block(self.region_rgb8_async(rect, observer))
+    }
+
+    /// As many pieces as the ceiling on memory asks for.
+    async fn pieces(
+        &self,
+        rect: Rect,
+        form: Form,
+        observer: &Observer,
+        place: &mut (dyn FnMut(&Area, Rows) -> Result<()> + Send),
+    ) -> Result<()> {
+        check_region(rect, self.input.width, self.input.height)?;
+        let area = Area { rows: rect.y..rect.y + rect.h, columns: rect.x..rect.x + rect.w };
+        let (chain, _) = self.decoder.chain(&self.input);
+        let rows = |rows| self.input.rows(rows);
+        let work = self.decoder.work(&self.input, &chain, &rows, form, TOKENS_A_CHUNK);
+        work.region(&self.prepared, &area, observer, place).await.map_err(|error| hint(error, self.decoder.0.dtype))
+    }
+}
+
+/// Red, green and blue of packed pixels.
+pub fn rgb8(words: &[u32]) -> impl Iterator<Item = u8> {
+    words.iter().flat_map(|word| [*word as u8, (word >> 8) as u8, (word >> 16) as u8])
+}
+
+/// Moves `values` behind `all`, without a copy if `all` is empty.
+fn append(all: &mut Vec<f32>, values: Vec<f32>) {
+    if all.is_empty() {
+        *all = values;
+    } else {
+        all.extend(values);
+    }
+}
+
+/// Copies `piece`, which is `area` of the picture, into `all`, which is `rect` of it.
+fn paste<T: Copy>(all: &mut [T], piece: &[T], rect: Rect, area: &Area, channels: usize) {
+    let columns = area.columns.len() * channels;
+    for (row, values) in area.rows.clone().zip(piece.chunks_exact(columns)) {
+        let start = ((row - rect.y) * rect.w + area.columns.start - rect.x) * channels;
+        all[start..start + columns].copy_from_slice(values);
+    }
+}
+
+/// [`Error::Invalid`] unless `rect` lies in a picture of `width x height` and is not empty.
+pub fn check_region(rect: Rect, width: usize, height: usize) -> Result<()> {
+    let inside = |start: usize, length: usize, all: usize| length > 0 && start.checked_add(length).is_some_and(|end| end <= all);
+    if inside(rect.x, rect.w, width) && inside(rect.y, rect.h, height) {
+        return Ok(());
+    }
+    let Rect { x, y, w, h } = rect;
+    Err(Error::Invalid { what: "region", detail: format!("{x},{y},{w}x{h} does not lie inside the {width}x{height} picture") })
+}

@@ -1,0 +1,177 @@
+//! Pictures to latents.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::work::{Front, Work, WorkPlan};
+use super::{Dtype, MAX_SIDE, block, channels_first, hint};
+use crate::bounded::{Form, Rows};
+use crate::error::{Error, Result};
+use crate::gpu::{Gpu, Observer, Outputs};
+use crate::image::Image;
+use crate::latent::{Latent, LatentSpace};
+use crate::models::autoencoder_kl::VaeEncoder;
+use crate::models::taesd::Taesd;
+use crate::nn::chain::Chain;
+
+#[derive(Debug)]
+pub(super) enum EncoderNetwork {
+    Vae { network: Box<VaeEncoder>, scaling: f64, shift: f64 },
+    Taesd(Taesd),
+}
+
+/// What is known about a loaded encoder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EncoderFacts {
+    /// `AutoencoderKL encoder` or `TAESD encoder`.
+    pub model: &'static str,
+    /// Channels of the latents it gives.
+    pub latent_channels: usize,
+    /// Pixels a latent value side; sides of pictures must be multiples of it.
+    pub scale: usize,
+    /// The latent space, where that is known.
+    pub latent_space: Option<LatentSpace>,
+}
+
+/// An encoder on the device.
+#[derive(Debug)]
+pub struct Encoder {
+    pub(super) gpu: Arc<Gpu>,
+    pub(super) dtype: Dtype,
+    pub(super) network: EncoderNetwork,
+    pub(super) facts: EncoderFacts,
+    /// Bytes of host memory for planes.
+    pub(super) host_memory: u64,
+}
+
+/// Bounds of the log variance of a VAE's posterior (diffusers `DiagonalGaussianDistribution`).
+const LOG_VARIANCE: std::ops::RangeInclusive<f32> = -30.0..=20.0;
+
+impl Encoder {
+    /// What it is.
+    pub fn facts(&self) -> &EncoderFacts {
+        &self.facts
+    }
+
+    /// The scaled latent of a picture: the mean of the posterior, or with `noise` (one standard normal value for each
+    /// value of the latent, `[channels, h, w]`) a draw from it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for sides that are no multiples of `scale` or beyond [`MAX_SIDE`], a draw from an encoder
+    /// that has no variance, or noise of another length; otherwise as [`Decoder::decode_async`].
+    pub async fn encode_async(&self, image: &Image, noise: Option<&[f32]>, observer: &Observer) -> Result<Latent> {
+        let (w, h, scale, channels) = (image.width(), image.height(), self.facts.scale, self.facts.latent_channels);
+        let invalid = |what, detail| Err(Error::Invalid { what, detail });
+        self.check(w, h)?;
+        let (lw, lh) = (w / scale, h / scale);
+        let data = match &self.network {
+            EncoderNetwork::Taesd(_) => {
+                if noise.is_some() {
+                    return invalid("sample", format!("a {} gives no variance to draw from", self.facts.model));
+                }
+                self.outputs(image, observer).await?
+            }
+            EncoderNetwork::Vae { scaling, shift, .. } => {
+                if let Some(noise) = noise.filter(|noise| noise.len() != channels * lw * lh) {
+                    return invalid("noise", format!("{} values for a latent of {channels}x{lh}x{lw}", noise.len()));
+                }
+                let moments = self.outputs(image, observer).await?;
+                let value = |pixel: usize, c: usize| {
+                    let at = pixel * 2 * channels + c;
+                    let draw = noise.map_or(0.0, |noise| {
+                        let log_variance = moments[at + channels].clamp(*LOG_VARIANCE.start(), *LOG_VARIANCE.end());
+                        (log_variance / 2.0).exp() * noise[c * lw * lh + pixel]
+                    });
+                    ((moments[at] + draw) as f64 - shift) as f32 * *scaling as f32
+                };
+                (0..lw * lh).flat_map(|pixel| (0..channels).map(move |c| (pixel, c))).map(|(pixel, c)| value(pixel, c)).collect()
+            }
+        };
+        let mut latent = Latent::new([1, channels, lh, lw], channels_first(&data, channels))?;
+        latent.space = self.facts.latent_space.map(|space| space.name().to_owned());
+        Ok(latent)
+    }
+
+    /// Blocking form of [`Encoder::encode_async`].
+    ///
+    /// # Errors
+    /// As [`Encoder::encode_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn encode(&self, image: &Image, noise: Option<&[f32]>, observer: &Observer) -> Result<Latent> {
+        block(self.encode_async(image, noise, observer))
+    }
+
+    /// How a picture of this size will be encoded, and what it needs.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for sides that are no multiples of `scale`; [`Error::MemoryCeiling`], [`Error::BufferTooLarge`] and
+    /// [`Error::HostMemory`].
+    pub fn plan(&self, width: usize, height: usize) -> Result<WorkPlan> {
+        self.check(width, height)?;
+        self.work(&self.chain(width, height), &|_| Vec::new()).plan()
+    }
+
+    /// The network's results for a picture, `[h / scale, w / scale, ..]`.
+    async fn outputs(&self, image: &Image, observer: &Observer) -> Result<Vec<f32>> {
+        let mut all = Vec::new();
+        let mut sink = |_: Range<usize>, rows: Rows| {
+            if let Rows::Float(values) = rows {
+                all.extend(values);
+            }
+            Ok(())
+        };
+        let chain = self.chain(image.width(), image.height());
+        self.work(&chain, &|rows| self.input(image, rows)).run(observer, &mut sink).await.map_err(|e| hint(e, self.dtype))?;
+        Ok(all)
+    }
+
+    /// Some rows of a picture in the range that the network takes.
+    fn input(&self, image: &Image, rows: Range<usize>) -> Vec<f32> {
+        let values = &image.data()[rows.start * image.width() * 3..rows.end * image.width() * 3];
+        match self.network {
+            EncoderNetwork::Taesd(_) => values.iter().map(|v| v * 0.5 + 0.5).collect(),
+            EncoderNetwork::Vae { .. } => values.to_vec(),
+        }
+    }
+
+    fn chain(&self, width: usize, height: usize) -> Chain<'_> {
+        match &self.network {
+            EncoderNetwork::Vae { network, .. } => network.chain((height, width)),
+            EncoderNetwork::Taesd(network) => network.chain((height, width)),
+        }
+    }
+
+    fn work<'a>(&'a self, chain: &'a Chain<'a>, rows: &'a (dyn Fn(Range<usize>) -> Vec<f32> + Sync)) -> Work<'a> {
+        let last = chain.planes[chain.last()];
+        Work {
+            gpu: &self.gpu,
+            chain,
+            front: Front::Host(rows),
+            form: Form::Float,
+            width: last.width,
+            height: last.height,
+            host_memory: self.host_memory,
+        }
+    }
+
+    fn check(&self, width: usize, height: usize) -> Result<()> {
+        let scale = self.facts.scale;
+        if !width.is_multiple_of(scale) || !height.is_multiple_of(scale) || width.max(height) > MAX_SIDE || width.min(height) == 0 {
+            let detail = format!("{width}x{height}: sides must be multiples of {scale}, at most {MAX_SIDE}; resize the picture first");
+            return Err(Error::Invalid { what: "image", detail });
+        }
+        Ok(())
+    }
+
+    /// Every named intermediate result of an encode, for comparison layer by layer.
+    ///
+    /// # Errors
+    /// As [`Encoder::encode_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    #[doc(hidden)]
+    pub fn taps(&self, image: &Image) -> Result<Outputs> {
+        let chain = self.chain(image.width(), image.height());
+        let rows = |rows| self.input(image, rows);
+        block(self.gpu.run(self.work(&chain, &rows).whole(false, true).finish(), &Observer::default()))
+    }
+}

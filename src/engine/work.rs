@@ -1,0 +1,267 @@
+//! One network applied to one input: in one recording where that fits, by a schedule where it does not.
+
+use std::ops::Range;
+
+use crate::bounded::{Budget, Form, Job, Prepared, Rows, Schedule, Sink, Source};
+use crate::error::{Error, Result};
+use crate::gpu::{Elem, Gpu, Observer, Recorder, Recording, Tensor, align};
+use crate::kernels::output::image_to_rgba8;
+use crate::models::infgen::{InfgenContext, InfgenDecoder};
+use crate::nn::chain::{Area, Chain};
+
+/// What makes plane 0 of a chain.
+pub(super) enum Front<'a> {
+    /// `[rows, width, channels]` values on the host.
+    Host(&'a (dyn Fn(Range<usize>) -> Vec<f32> + Sync)),
+    /// The mask tokens of an InfGen decoder, from a latent `[h, w, channels]` in VAE units.
+    Infgen { network: &'a InfgenDecoder, z: &'a [f32], latent: (usize, usize), tokens_a_chunk: usize },
+}
+
+/// See the module.
+pub(super) struct Work<'a> {
+    pub gpu: &'a Gpu,
+    pub chain: &'a Chain<'a>,
+    pub front: Front<'a>,
+    pub form: Form,
+    /// Size of the result, the top-left part of the last plane.
+    pub width: usize,
+    pub height: usize,
+    /// Bytes of host memory that planes may take.
+    pub host_memory: u64,
+}
+
+/// How a network will be run, decided before anything is.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct WorkPlan {
+    /// Largest GPU memory at any time in bytes, weights and everything else on this device included.
+    pub peak_bytes: u64,
+    /// Floating point operations.
+    pub flops: u64,
+    /// Layers in their order, if all planes are whole in memory.
+    pub layers: Vec<LayerCost>,
+    /// Sweeps, if not.
+    pub schedule: Option<Schedule>,
+}
+
+/// What a layer costs.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct LayerCost {
+    /// Its path in the checkpoint.
+    pub layer: String,
+    /// Kernel calls.
+    pub passes: usize,
+    /// Floating point operations.
+    pub flops: u64,
+    /// Bytes that its kernels read and write at least.
+    pub bytes: u64,
+}
+
+impl std::fmt::Display for WorkPlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        use crate::error::human_bytes;
+        if let Some(schedule) = &self.schedule {
+            return schedule.fmt(f);
+        }
+        let total: usize = self.layers.iter().map(|layer| layer.passes).sum();
+        writeln!(f, "in one piece: peak {}, {:.1} GFLOP, {total} passes", human_bytes(self.peak_bytes), self.flops as f64 * 1e-9)?;
+        let name = self.layers.iter().map(|layer| layer.layer.len()).max().unwrap_or(0);
+        for LayerCost { layer, passes, flops, bytes } in &self.layers {
+            writeln!(f, "{layer:<name$}  {passes:>3} passes  {:>9.2} GFLOP  {:>9} moved", *flops as f64 * 1e-9, human_bytes(*bytes))?;
+        }
+        Ok(())
+    }
+}
+
+/// Name of the result among the outputs of a whole recording.
+pub(super) const IMAGE: &str = "image";
+
+impl Work<'_> {
+    /// The whole network in one recording. `planned`: without the input's values, to be looked at only.
+    pub fn whole(&self, planned: bool, taps: bool) -> Recorder {
+        let mut rec = self.gpu.recorder();
+        rec.keep_taps(taps);
+        let plane = self.chain.planes[0];
+        let x = match &self.front {
+            Front::Host(_) if planned => rec.upload_later(plane.height, plane.width, plane.channels, plane.elem),
+            Front::Host(values) => rec.upload(&values(0..plane.height), plane.height, plane.width, plane.channels, plane.elem),
+            Front::Infgen { network, tokens_a_chunk, .. } => {
+                let context = self.context(&mut rec).expect("an InfGen decoder has a context");
+                network.tokens(&mut rec, &context, (plane.height, plane.width), 0..plane.height, *tokens_a_chunk)
+            }
+        };
+        let image = self.chain.forward(&mut rec, &x);
+        match self.form {
+            Form::Rgba8 => {
+                let words = image_to_rgba8(&mut rec, &image, self.width, self.height, (0, 0));
+                rec.output(IMAGE, &words);
+            }
+            Form::Float => rec.output(IMAGE, &image.rows(0, self.height)),
+        }
+        rec
+    }
+
+    fn context(&self, rec: &mut Recorder) -> Option<InfgenContext> {
+        let Front::Infgen { network, z, latent: (height, width), .. } = &self.front else { return None };
+        let z = rec.upload(z, *height, *width, z.len() / (height * width), Elem::F32);
+        Some(network.context(rec, &z))
+    }
+
+    fn job<'a>(&'a self, source: Source<'a>) -> Job<'a> {
+        Job { gpu: self.gpu, chain: self.chain, source, form: self.form, width: self.width, height: self.height }
+    }
+
+    /// Calls `body` with the job, plane 0 coming from `context` where there is one.
+    fn with_job<T>(&self, context: Option<&InfgenContext>, body: impl FnOnce(&Job<'_>) -> T) -> T {
+        match &self.front {
+            Front::Host(values) => body(&self.job(Source::Host(values))),
+            Front::Infgen { network, tokens_a_chunk, .. } => {
+                let grid = (self.chain.planes[0].height, self.chain.planes[0].width);
+                let context = context.expect("an InfGen decoder has a context");
+                let tokens = |rec: &mut Recorder, rows: Range<usize>| network.tokens(rec, context, grid, rows, *tokens_a_chunk);
+                body(&self.job(Source::Device(&tokens)))
+            }
+        }
+    }
+
+    fn budget(&self) -> Budget {
+        Budget { device: self.gpu.memory_ceiling(), held: self.gpu.held_bytes(), host: self.host_memory }
+    }
+
+    /// Whether one recording does, and what it needs.
+    fn fits_whole(&self, recording: &Recording) -> bool {
+        let peak = self.gpu.peak_bytes(recording);
+        self.gpu.memory_ceiling().is_none_or(|ceiling| peak <= ceiling) && self.gpu.check_bindings(recording).is_ok()
+    }
+
+    /// A schedule, for a whole result or with plane `keep` kept for regions.
+    pub fn schedule(&self, keep: Option<usize>) -> Result<Schedule> {
+        // The context is recorded to see what it takes; its tensors stand for those that will be resident.
+        let mut rec = self.gpu.recorder();
+        let context = self.context(&mut rec);
+        let outside = context.as_ref().map(|context| {
+            context.map(|tensor| {
+                let resident = Tensor::outside(tensor.height, tensor.width, tensor.channels, tensor.elem);
+                rec.place(tensor, &resident);
+                resident
+            })
+        });
+        let mut budget = self.budget();
+        let before = budget.held;
+        budget.held += outside.iter().flat_map(InfgenContext::tensors).map(|tensor| align(tensor.bytes())).sum::<u64>();
+        let first = budget.held + if outside.is_some() { self.gpu.plan_bytes(&rec.finish()) } else { 0 };
+        let refused = |needed| Error::MemoryCeiling { needed, ceiling: budget.device.unwrap_or(needed) };
+        let result = self.with_job(outside.as_ref(), |job| job.schedule(&budget, keep));
+        match result {
+            Ok(_) if budget.device.is_some_and(|ceiling| first > ceiling) => Err(refused(first)),
+            Ok(schedule) => Ok(Schedule { peak_bytes: schedule.peak_bytes.max(first).max(before), ..schedule }),
+            Err(Error::MemoryCeiling { needed, .. }) => Err(refused(needed.max(first))),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// How it will be run.
+    ///
+    /// # Errors
+    /// [`Error::MemoryCeiling`] with the smallest ceiling that would do, [`Error::BufferTooLarge`], [`Error::HostMemory`].
+    pub fn plan(&self) -> Result<WorkPlan> {
+        let recording = self.whole(true, false).finish();
+        if self.fits_whole(&recording) {
+            let layers = recording.layers().into_iter().map(|(layer, passes, flops, bytes)| LayerCost { layer, passes, flops, bytes });
+            let (peak_bytes, flops) = (self.gpu.peak_bytes(&recording), recording.flops());
+            return Ok(WorkPlan { peak_bytes, flops, layers: layers.collect(), schedule: None });
+        }
+        let schedule = self.schedule(None)?;
+        Ok(WorkPlan { peak_bytes: schedule.peak_bytes, flops: schedule.flops, layers: vec![], schedule: Some(schedule) })
+    }
+
+    /// Computes what tokens share and keeps it on the device.
+    async fn keep_context(&self, observer: &Observer) -> Result<Option<InfgenContext>> {
+        let mut rec = self.gpu.recorder();
+        let Some(context) = self.context(&mut rec) else { return Ok(None) };
+        let mut resident = Vec::new();
+        for tensor in context.tensors() {
+            let kept = self.gpu.reserve("latent context", tensor.height, tensor.width, tensor.channels, tensor.elem).await?;
+            rec.place(tensor, &kept);
+            resident.push(kept);
+        }
+        self.gpu.run(rec.finish(), observer).await?;
+        let mut resident = resident.into_iter();
+        Ok(Some(context.map(|_| resident.next().expect("one for each"))))
+    }
+
+    /// Runs the network; the result's rows go to `sink` from the top.
+    pub async fn run(&self, observer: &Observer, sink: &mut Sink<'_>) -> Result<()> {
+        let planned = self.whole(true, false).finish();
+        if self.fits_whole(&planned) {
+            let mut outputs = self.gpu.run(self.whole(false, false).finish(), observer).await?;
+            let rows = match self.form {
+                Form::Rgba8 => Rows::Rgba8(outputs.words(IMAGE)),
+                Form::Float => {
+                    let last = self.chain.planes[self.chain.last()];
+                    Rows::Float(left_columns(outputs.numbers(IMAGE), last.width * last.channels, self.width * last.channels))
+                }
+            };
+            return sink(0..self.height, rows);
+        }
+        let schedule = self.schedule(None)?;
+        // A share of the work for the context, which no plan counts.
+        let context = self.keep_context(&observer.part(0.0, 0.01)).await?;
+        let observer = observer.part(0.01, 0.99);
+        self.carry_out(&schedule, context.as_ref(), &observer, sink).await.map(|_| ())
+    }
+
+    async fn carry_out(
+        &self,
+        schedule: &Schedule,
+        context: Option<&InfgenContext>,
+        observer: &Observer,
+        sink: &mut Sink<'_>,
+    ) -> Result<Prepared> {
+        match &self.front {
+            Front::Host(values) => self.job(Source::Host(values)).run(schedule, observer, sink).await,
+            Front::Infgen { network, tokens_a_chunk, .. } => {
+                let grid = (self.chain.planes[0].height, self.chain.planes[0].width);
+                let context = context.expect("an InfGen decoder has a context");
+                let tokens = |rec: &mut Recorder, rows: Range<usize>| network.tokens(rec, context, grid, rows, *tokens_a_chunk);
+                self.job(Source::Device(&tokens)).run(schedule, observer, sink).await
+            }
+        }
+    }
+
+    /// Computes everything that regions share: all statistics and plane `keep`.
+    pub async fn prepare(&self, keep: usize, observer: &Observer) -> Result<Prepared> {
+        let schedule = self.schedule(Some(keep))?;
+        let context = self.keep_context(&observer.part(0.0, 0.01)).await?;
+        self.carry_out(&schedule, context.as_ref(), &observer.part(0.01, 0.99), &mut |_, _| Ok(())).await
+    }
+
+    /// `area` of the result, in pieces.
+    pub async fn region(
+        &self,
+        prepared: &Prepared,
+        area: &Area,
+        observer: &Observer,
+        sink: &mut (dyn FnMut(&Area, Rows) -> Result<()> + Send),
+    ) -> Result<()> {
+        let budget = self.budget();
+        match &self.front {
+            Front::Host(values) => self.job(Source::Host(values)).region(prepared, area, &budget, observer, sink).await,
+            Front::Infgen { .. } => {
+                let never = |_: &mut Recorder, _: Range<usize>| unreachable!("regions start from a kept plane");
+                self.job(Source::Device(&never)).region(prepared, area, &budget, observer, sink).await
+            }
+        }
+    }
+}
+
+/// The first `columns` of each row of `width` values.
+fn left_columns(mut values: Vec<f32>, width: usize, columns: usize) -> Vec<f32> {
+    if columns < width {
+        let rows = values.len() / width;
+        for row in 0..rows {
+            values.copy_within(row * width..row * width + columns, row * columns);
+        }
+        values.truncate(rows * columns);
+    }
+    values
+}
