@@ -128,6 +128,11 @@ impl Linear {
         Ok(Linear(LinearWeights { weight, bias, inputs, outputs }))
     }
 
+    /// Output features.
+    pub fn outputs(&self) -> usize {
+        self.0.outputs
+    }
+
     /// `act(x W^T + b + residual)`: `[.., inputs]` to `[.., outputs]`.
     pub fn forward(&self, rec: &mut Recorder, x: &Tensor, residual: Option<&Tensor>, act: Act, elem: Elem) -> Tensor {
         linear::linear(rec, x, &self.0, residual, act, elem)

@@ -7,7 +7,7 @@ mod norm;
 mod resnet;
 mod up_decoder;
 
-pub use attention::{Heads, MidAttention};
+pub use attention::{Heads, HeadsShape, MidAttention};
 pub use conv::{Conv3x3, Linear, StridedConv, UpsampleConv};
 pub use loader::{Loader, Precision};
 pub use norm::{GroupNorm, LayerNorm};
