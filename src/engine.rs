@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
-use crate::gpu::{AdapterFacts, Elem, Gpu, GpuOptions, KernelFamily, MemoryUse, Observer, Outputs, Recorder, Tensor, Timing};
+use crate::gpu::{AdapterFacts, Elem, Gpu, GpuOptions, KernelFamily, MemoryUse, Observer, Outputs, Picture, Recorder, Tensor, Timing};
 use crate::image::Image;
-use crate::kernels::output::image_to_rgba8;
+use crate::kernels::output::{image_to_picture, image_to_rgba8};
 use crate::latent::{Latent, LatentSpace};
 use crate::models::autoencoder_kl::{VaeDecoder, VaeEncoder};
 use crate::models::infgen::{InfgenDecoder, TOKENS_A_CHUNK};
@@ -162,7 +162,13 @@ impl Engine {
             ..GpuOptions::default()
         })
         .await?;
-        Ok(Engine { gpu: Arc::new(gpu), dtype: options.dtype, current: Mutex::new(None) })
+        Ok(Engine::on(gpu, options.dtype))
+    }
+
+    /// An engine on a device that is open already, for instance on one that a window presents with
+    /// ([`Gpu::for_surface`]).
+    pub fn on(gpu: Gpu, dtype: Dtype) -> Engine {
+        Engine { gpu: Arc::new(gpu), dtype, current: Mutex::new(None) }
     }
 
     /// The adapter in use.
@@ -393,6 +399,7 @@ pub struct Decoder(Arc<LoadedDecoder>);
 enum Form {
     Float,
     Rgba8,
+    Picture,
 }
 
 impl Decoder {
@@ -443,6 +450,15 @@ impl Decoder {
         let rec = self.record(latent, width, height, Form::Rgba8, false)?;
         let words = self.run(rec, observer).await?.words(IMAGE);
         Ok(words.iter().flat_map(|word| [*word as u8, (word >> 8) as u8, (word >> 16) as u8]).collect())
+    }
+
+    /// The same picture in 8 bits as a texture, which never leaves the GPU: for showing.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode_async`]; [`Error::Invalid`] also for a size beyond the device's largest texture.
+    pub async fn decode_picture_async(&self, latent: &Latent, width: usize, height: usize, observer: &Observer) -> Result<Picture> {
+        let rec = self.record(latent, width, height, Form::Picture, false)?;
+        Ok(self.run(rec, observer).await?.picture.expect("a recording in this form makes a picture"))
     }
 
     /// Blocking form of [`Decoder::decode_rgb8_async`].
@@ -545,6 +561,7 @@ impl Decoder {
                 let words = image_to_rgba8(&mut rec, &image, width, height, (0, 0));
                 rec.output(IMAGE, &words);
             }
+            Form::Picture => image_to_picture(&mut rec, &image, width, height, (0, 0)),
             Form::Float => rec.output(IMAGE, &image.rows(0, height)),
         }
         Ok(rec)

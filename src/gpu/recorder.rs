@@ -4,6 +4,7 @@
 //! before the first dispatch ([`super::plan`]), and it can be summed or printed with no device present.
 
 use super::kernel::{Bind, Kernel};
+use super::share;
 use super::tensor::{Elem, Source, Tensor};
 
 /// Which of a function's kernels is recorded, where there are several.
@@ -150,6 +151,8 @@ pub struct Recording {
     pub(crate) tensors: Vec<VirtualTensor>,
     pub(crate) uploads: Vec<(Tensor, Vec<u8>)>,
     pub(crate) outputs: Vec<(String, Tensor)>,
+    /// Words that become a texture, and its width.
+    pub(crate) picture: Option<(Tensor, usize)>,
     /// One label a health counter; counter `i` is word `i` of `health`.
     pub(crate) watched: Vec<String>,
     pub(crate) health: Option<Tensor>,
@@ -166,6 +169,7 @@ impl Recorder {
             tensors: Vec::new(),
             uploads: Vec::new(),
             outputs: Vec::new(),
+            picture: None,
             watched: Vec::new(),
             health: None,
         };
@@ -237,6 +241,16 @@ impl Recorder {
         self.recording.outputs.push((name.into(), tensor.clone()));
     }
 
+    /// Makes the first `width` words of each row of `words` the texture that the run gives back as
+    /// [`Outputs::picture`](super::Outputs::picture), without a readback. One a recording.
+    ///
+    /// # Panics
+    /// If rows are not padded to 64 words (256 bytes): an engine bug.
+    pub fn picture(&mut self, words: &Tensor, width: usize) {
+        assert!(words.elem == Elem::Word && words.width == share::pitch(width) && words.first == 0, "picture: rows");
+        self.recording.picture = Some((words.clone(), width));
+    }
+
     /// Names an intermediate result. Free unless [`Recorder::keep_taps`] was asked for.
     pub fn tap(&mut self, name: &str, tensor: &Tensor) {
         if self.keep_taps {
@@ -273,6 +287,11 @@ impl Recording {
     /// Floating point operations in all.
     pub fn flops(&self) -> u64 {
         self.nodes.iter().map(|node| node.dispatch.flops).sum()
+    }
+
+    /// Bytes of the texture that the run gives back, 0 without one.
+    pub(crate) fn picture_bytes(&self) -> u64 {
+        self.picture.as_ref().map_or(0, |(words, width)| share::picture_bytes(*width, words.height))
     }
 
     /// Number of kernel calls, before any is cut.
