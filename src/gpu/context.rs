@@ -461,7 +461,7 @@ impl Gpu {
         for (kind, elem) in kernel.bindings.iter().zip(elems) {
             let storage = super::kernel::storage_of(elem, self.profile.native_f16);
             match kind {
-                Bind::X => variant.x = storage,
+                Bind::X | Bind::X8 => variant.x = storage,
                 Bind::W | Bind::W8 => variant.w = storage,
                 Bind::Y | Bind::YRead => variant.y = storage,
                 Bind::F32 | Bind::F32Write | Bind::WordWrite | Bind::Counter => {}

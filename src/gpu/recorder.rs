@@ -218,7 +218,7 @@ impl Recorder {
             let fits = match kind {
                 Bind::F32 | Bind::F32Write => bound.tensor.elem == Elem::F32,
                 Bind::WordWrite | Bind::Counter => bound.tensor.elem == Elem::Word,
-                Bind::X | Bind::W | Bind::W8 | Bind::Y | Bind::YRead => bound.tensor.elem != Elem::Word,
+                Bind::X | Bind::X8 | Bind::W | Bind::W8 | Bind::Y | Bind::YRead => bound.tensor.elem != Elem::Word,
             };
             assert!(fits, "{}: a {:?} binding got {:?}", kernel.name, kind, bound.tensor.elem);
         }
