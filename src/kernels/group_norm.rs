@@ -23,8 +23,8 @@ pub const GROUP_NORM_ROWS: Kernel = Kernel {
 pub const GROUP_NORM_FOLD: Kernel = Kernel {
     name: "group_norm_fold",
     wgsl: include_str!("../../shaders/group_norm_fold.wgsl"),
-    params: &["h", "w", "c4", "channels", "groups", "eps", "watch"],
-    bindings: &[Bind::F32, Bind::F32, Bind::F32, Bind::F32Write, Bind::Counter],
+    params: &["h", "w", "c4", "channels", "groups", "eps", "watch", "first", "first4"],
+    bindings: &[Bind::F32, Bind::F32, Bind::F32, Bind::F32, Bind::F32Write, Bind::Counter],
 };
 
 /// `norm_apply.wgsl`
@@ -67,8 +67,57 @@ pub struct Norm<'a> {
 /// The result is `[2, 1, c]` f32. The values of `x` are watched: a NaN, an infinity or an f16 overflow among them
 /// makes the run fail with the current scope's name.
 pub fn group_norm(rec: &mut Recorder, x: &Tensor, weights: &GroupNormWeights) -> Tensor {
-    let (h, w, channels) = x.shape();
+    group_norm_joined(rec, &[x], weights).remove(0)
+}
+
+/// [`group_norm`] of one or two tensors as if they were one whose channels follow each other: scale and shift of each.
+pub fn group_norm_joined(rec: &mut Recorder, xs: &[&Tensor], weights: &GroupNormWeights) -> Vec<Tensor> {
+    let (first, last) = (xs[0], xs[xs.len() - 1]);
+    assert!(xs.len() <= 2 && (first.height, first.width) == (last.height, last.width), "group_norm: tensors");
+    let (h, w) = (first.height, first.width);
+    let channels: usize = xs.iter().map(|x| x.channels).sum();
     assert!(channels.is_multiple_of(weights.groups) && weights.weight.channels == channels, "group_norm: groups");
+    let rows: Vec<Tensor> = xs.iter().map(|x| row_statistics(rec, x)).collect();
+    let c4: usize = xs.iter().map(|x| x.quads()).sum();
+    let affine = rec.tensor(2, 1, c4 * 4, Elem::F32);
+    let (watch, health) = rec.watch();
+    rec.dispatch(Dispatch {
+        kernel: &GROUP_NORM_FOLD,
+        consts: vec![],
+        bindings: vec![
+            Binding::whole(&rows[0]),
+            Binding::whole(&rows[rows.len() - 1]),
+            Binding::whole(&weights.weight),
+            Binding::whole(&weights.bias),
+            Binding::whole(&affine),
+            Binding::whole(&health),
+        ],
+        params: vec![
+            h as u32,
+            w as u32,
+            c4 as u32,
+            channels as u32,
+            weights.groups as u32,
+            weights.eps.to_bits(),
+            watch,
+            first.channels as u32,
+            first.quads() as u32,
+        ],
+        grid: [1, 1, 1],
+        flops: 8 * (h.div_ceil(BLOCK_ROWS) * channels) as u64,
+    });
+    let mut start = 0;
+    let mut part = |x: &&Tensor| {
+        let own = 2 * x.quads() as u64;
+        start += own;
+        affine.view(start - own, 2, 1, 4 * x.quads())
+    };
+    xs.iter().map(&mut part).collect()
+}
+
+/// Mean and M2 of every channel in every row of blocks: `[block rows, 2, c]`.
+fn row_statistics(rec: &mut Recorder, x: &Tensor) -> Tensor {
+    let (h, w, channels) = x.shape();
     let c4 = x.quads();
     let (block_rows, columns) = (h.div_ceil(BLOCK_ROWS), w.div_ceil(BLOCK_COLUMNS));
     let blocks = rec.tensor(block_rows, columns * 2, c4 * 4, Elem::F32);
@@ -93,23 +142,7 @@ pub fn group_norm(rec: &mut Recorder, x: &Tensor, weights: &GroupNormWeights) ->
         grid: [(block_rows * c4).div_ceil(64) as u32, 1, 1],
         flops: 8 * (block_rows * columns * channels) as u64,
     });
-    let affine = rec.tensor(2, 1, c4 * 4, Elem::F32);
-    let (watch, health) = rec.watch();
-    rec.dispatch(Dispatch {
-        kernel: &GROUP_NORM_FOLD,
-        consts: vec![],
-        bindings: vec![
-            Binding::whole(&rows),
-            Binding::whole(&weights.weight),
-            Binding::whole(&weights.bias),
-            Binding::whole(&affine),
-            Binding::whole(&health),
-        ],
-        params: vec![h as u32, w as u32, c4 as u32, channels as u32, weights.groups as u32, weights.eps.to_bits(), watch],
-        grid: [1, 1, 1],
-        flops: 8 * (block_rows * channels) as u64,
-    });
-    affine
+    rows
 }
 
 /// `x * scale + shift`, then SiLU if `silu`: a new tensor of the same shape.

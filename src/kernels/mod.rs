@@ -46,6 +46,7 @@ pub const ALL: &[&Kernel] = &[
     &peak::PEAK_COPY,
     &peak::PEAK_FMA,
     &resample::RESAMPLE_BILINEAR,
+    &resample::RESAMPLE_NEAREST,
 ];
 
 /// Activation of an epilogue; the discriminant is what the shaders switch on.

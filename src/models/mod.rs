@@ -7,5 +7,6 @@ pub mod infgen;
 pub mod infgen_config;
 pub mod taesd;
 pub mod taesd_config;
+pub mod unet;
 pub mod unet_config;
 pub mod vae_config;
