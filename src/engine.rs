@@ -190,7 +190,13 @@ impl Engine {
         })
         .await?;
         let host_memory = options.host_memory.unwrap_or_else(host_memory);
-        Ok(Engine { gpu: Arc::new(gpu), dtype: options.dtype, host_memory, current: Mutex::new(None) })
+        Ok(Engine { host_memory, ..Engine::on(gpu, options.dtype) })
+    }
+
+    /// An engine on a device that is open already, for instance on one that a window presents with
+    /// ([`Gpu::for_surface`]).
+    pub fn on(gpu: Gpu, dtype: Dtype) -> Engine {
+        Engine { gpu: Arc::new(gpu), dtype, host_memory: host_memory(), current: Mutex::new(None) }
     }
 
     /// The adapter in use.

@@ -30,6 +30,8 @@ pub mod nn;
 pub mod noise;
 #[doc(hidden)]
 pub mod reference;
+pub mod schedulers;
+pub mod tokenizer;
 pub mod weights;
 
 pub use engine::{Decoder, Decoding, Dtype, Encoder, Engine, EngineOptions, Estimate, Rect, Weights};

@@ -323,3 +323,64 @@ fn a_tensor_past_the_buffer_limit_is_refused() {
         assert_eq!(gpu.memory(), before);
     });
 }
+
+/// `Recorder::picture`: the texture holds the very bytes that `image_to_rgba8` reads back, at widths that need padding
+/// and at ones that do not, and its memory is in the plan and in the ledger.
+#[test]
+fn a_picture_stays_on_the_gpu_with_the_same_bytes_and_is_counted() {
+    let test = "a_picture_stays_on_the_gpu_with_the_same_bytes_and_is_counted";
+    let Some(gpu) = open(&options()) else { return skipped(test) };
+    for (width, height) in [(1, 1), (64, 3), (97, 70), (130, 5)] {
+        let image = fill("image", 130 * 70 * 3, 1.2, 0.0, 0);
+        let mut rec = gpu.recorder();
+        let x = rec.upload(&image, 70, 130, 3, Elem::F32);
+        let words = output::image_to_rgba8(&mut rec, &x, width, height, (0, 0));
+        rec.output("words", &words);
+        let want: Vec<u8> = devices::run(&gpu, rec.finish()).unwrap().words("words").iter().flat_map(|w| w.to_le_bytes()).collect();
+
+        gpu.trim();
+        let before = gpu.memory().current;
+        gpu.reset_peak();
+        let mut rec = gpu.recorder();
+        let x = rec.upload(&image, 70, 130, 3, Elem::F32);
+        output::image_to_picture(&mut rec, &x, width, height, (0, 0));
+        let recording = rec.finish();
+        let planned = gpu.peak_bytes(&recording);
+        let picture = devices::run(&gpu, recording).unwrap().picture.unwrap();
+        assert_eq!(gpu.memory().peak, planned);
+        assert_eq!((picture.width(), picture.height(), picture.bytes()), (width, height, 4 * (width * height) as u64));
+        let got = pollster::block_on(gpu.read_texture(picture.texture(), [0, 0, width as u32, height as u32])).unwrap();
+        assert!(got == want, "{width}x{height}");
+        let last = [width as u32 - 1, height as u32 - 1, 1, 1];
+        assert_eq!(pollster::block_on(gpu.read_texture(picture.texture(), last)).unwrap(), want[want.len() - 4..]);
+        let outside = pollster::block_on(gpu.read_texture(picture.texture(), [1, 0, width as u32, 1]));
+        assert!(matches!(outside, Err(Error::Invalid { .. })));
+        gpu.trim();
+        assert_eq!(gpu.memory().current, before + picture.bytes());
+        drop(picture);
+        assert_eq!(gpu.memory().current, before);
+    }
+    assert!(matches!(pollster::block_on(gpu.picture(0, 5)), Err(Error::Invalid { .. })));
+    assert!(matches!(pollster::block_on(gpu.picture(1 << 30, 5)), Err(Error::Invalid { .. })));
+}
+
+/// Shorter submissions cut the work into more of them and change no bit.
+#[test]
+fn submission_time_decides_how_work_is_cut_and_nothing_else() {
+    with_device("submission_time_decides_how_work_is_cut_and_nothing_else", options(), |gpu, model| {
+        let run = |time: Duration| {
+            gpu.set_submission_time(time);
+            let calls = Arc::new(AtomicUsize::new(0));
+            let count = calls.clone();
+            let observer = Observer::new(move |_| {
+                count.fetch_add(1, Ordering::Relaxed);
+            });
+            let values = pollster::block_on(gpu.run(model.record(&gpu, 100, 3), &observer)).unwrap().numbers("y");
+            (values.iter().map(|v| v.to_bits()).collect::<Vec<_>>(), calls.load(Ordering::Relaxed))
+        };
+        let (long, few) = run(Duration::from_secs(1000));
+        let (short, many) = run(Duration::from_millis(1));
+        assert!(long == short);
+        assert!(few == 1 && many > few, "{few} and {many} submissions");
+    });
+}

@@ -55,7 +55,7 @@ fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
 /// Storage kinds of X, W and Y that occur together: a device has one kind of f16, and any of the three may be f32.
 fn storages(kernel: &Kernel) -> Vec<[Storage; 3]> {
     let uses = |kinds: &[Bind]| kernel.bindings.iter().any(|b| kinds.contains(b));
-    let used = [uses(&[Bind::X]), uses(&[Bind::W, Bind::W8]), uses(&[Bind::Y, Bind::YRead])];
+    let used = [uses(&[Bind::X, Bind::X8]), uses(&[Bind::W, Bind::W8]), uses(&[Bind::Y, Bind::YRead])];
     let mut all = vec![];
     for half in [Storage::F16, Storage::Packed] {
         for bits in 0..8 {
@@ -114,6 +114,7 @@ fn check_interface(kernel: &Kernel, variant: &Variant, module: &Module) -> Resul
         let right = match kind {
             Bind::X => fits(variant.x),
             Bind::W => fits(variant.w),
+            Bind::X8 => stride == if variant.x == Storage::F32 { 32 } else { 16 },
             Bind::W8 => stride == if variant.w == Storage::F32 { 32 } else { 16 },
             Bind::Y | Bind::YRead => fits(variant.y),
             Bind::F32 | Bind::F32Write => {

@@ -17,7 +17,7 @@ pub use schedule::{Budget, Schedule, Sweep};
 use crate::error::Result;
 use crate::gpu::{Gpu, Recorder, Tensor};
 use crate::kernels::group_norm::{BLOCK_ROWS, statistics};
-use crate::kernels::output::image_to_rgba8;
+use crate::kernels::output::{image_to_picture, image_to_rgba8};
 use crate::nn::chain::{Area, Chain, Part, PlaneShape, Planes};
 
 /// Where plane 0 comes from.
@@ -49,6 +49,8 @@ pub enum Form {
     Float,
     /// Packed RGBA words of 8 bits a channel.
     Rgba8,
+    /// A texture of 8 bits a channel, which never leaves the GPU.
+    Picture,
 }
 
 /// One chain on one device.
@@ -181,6 +183,7 @@ impl Job<'_> {
                 let words = image_to_rgba8(&mut rec, &part.tensor, area.columns.len(), area.rows.len(), (top, left));
                 rec.output(BAND, &words);
             }
+            Form::Picture => image_to_picture(&mut rec, &part.tensor, area.columns.len(), area.rows.len(), (top, left)),
             Form::Float => {
                 assert!(
                     part.left == area.columns.start && part.tensor.width == area.columns.len(),

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::schedule::{Budget, Schedule, Sweep};
 use super::{BAND, Form, Have, HostPlane, Job, Purpose, Store, Stored, bindable};
 use crate::error::{Error, Result};
-use crate::gpu::{Elem, Observer, Recording, Tensor};
+use crate::gpu::{Elem, Observer, Picture, Recording, Tensor};
 use crate::kernels::group_norm::BLOCK_ROWS;
 use crate::nn::chain::{Area, PlaneShape};
 
@@ -16,6 +16,8 @@ pub enum Rows {
     Float(Vec<f32>),
     /// `[rows, width]`, packed RGBA.
     Rgba8(Vec<u32>),
+    /// A texture.
+    Picture(Picture),
 }
 
 /// All statistics and one kept plane: what any rectangle of the last plane follows from.
@@ -127,6 +129,7 @@ impl Job<'_> {
         let mut outputs = self.gpu.run(recording, observer).await?;
         Ok(match self.form {
             Form::Rgba8 => Rows::Rgba8(outputs.words(BAND)),
+            Form::Picture => Rows::Picture(outputs.picture.expect("a recording in this form makes a picture")),
             Form::Float => Rows::Float(outputs.numbers(BAND)),
         })
     }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use super::{Form, Have, Job, Purpose, Source, Store, Stored, bindable};
+use super::{Have, Job, Purpose, Source, Store, Stored, bindable};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Plan, Tensor, align};
 use crate::kernels::group_norm::BLOCK_ROWS;
@@ -478,15 +478,5 @@ impl std::fmt::Display for Schedule {
             writeln!(f, "{}", cells.join("  ").trim_end())?;
         }
         Ok(())
-    }
-}
-
-impl Form {
-    /// Bytes of a pixel as it comes to the host.
-    pub fn pixel_bytes(self) -> usize {
-        match self {
-            Form::Float => 12,
-            Form::Rgba8 => 4,
-        }
     }
 }

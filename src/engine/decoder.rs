@@ -7,7 +7,7 @@ use super::work::{Front, IMAGE, Work, WorkPlan};
 use super::{Dtype, Estimate, MAX_SIDE, Rect, block, channels_last, hint};
 use crate::bounded::{Form, Prepared, Rows, Sink};
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Observer, Outputs, Timing};
+use crate::gpu::{Gpu, Observer, Outputs, Picture, Timing};
 use crate::image::Image;
 use crate::latent::{Latent, LatentSpace};
 use crate::models::autoencoder_kl::VaeDecoder;
@@ -128,6 +128,18 @@ impl Decoder {
         };
         self.decode_rows_async(latent, width, height, Form::Rgba8, observer, &mut sink).await?;
         Ok(all)
+    }
+
+    /// The same picture in 8 bits as a texture, which never leaves the GPU: for showing.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode_async`]; [`Error::Invalid`] also for a size beyond the device's largest texture, and
+    /// [`Error::MemoryCeiling`] where the decode does not fit in one piece: use [`Decoding::region_picture_async`] then.
+    pub async fn decode_picture_async(&self, latent: &Latent, width: usize, height: usize, observer: &Observer) -> Result<Picture> {
+        let input = self.input(latent, width, height)?;
+        let rec = self.with_work(&input, Form::Picture, TOKENS_A_CHUNK, |work| work.whole(false, false));
+        let outputs = self.0.gpu.run(rec.finish(), observer).await.map_err(|error| hint(error, self.0.dtype))?;
+        Ok(outputs.picture.expect("a recording in this form makes a picture"))
     }
 
     /// The same picture in bands of whole rows, from the top: `sink` is called with each as soon as it is there, so that a picture
@@ -402,6 +414,24 @@ impl Decoding {
     #[cfg(not(target_arch = "wasm32"))]
     pub fn region_rgb8(&self, rect: Rect, observer: &Observer) -> Result<Vec<u8>> {
         block(self.region_rgb8_async(rect, observer))
+    }
+
+    /// The rectangle `rect` in 8 bits as textures, each with the rectangle of the picture that it shows: one, unless the ceiling
+    /// on memory asks for more.
+    ///
+    /// # Errors
+    /// As [`Decoding::region`]; [`Error::Invalid`] also for a size beyond the device's largest texture.
+    pub async fn region_picture_async(&self, rect: Rect, observer: &Observer) -> Result<Vec<(Rect, Picture)>> {
+        let mut all = Vec::new();
+        let mut place = |area: &Area, rows: Rows| {
+            if let Rows::Picture(picture) = rows {
+                let Area { rows, columns } = area;
+                all.push((Rect { x: columns.start, y: rows.start, w: columns.len(), h: rows.len() }, picture));
+            }
+            Ok(())
+        };
+        self.pieces(rect, Form::Picture, observer, &mut place).await?;
+        Ok(all)
     }
 
     /// As many pieces as the ceiling on memory asks for.

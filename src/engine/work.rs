@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::bounded::{Budget, Form, Job, Prepared, Rows, Schedule, Sink, Source};
 use crate::error::{Error, Result};
 use crate::gpu::{Elem, Gpu, Observer, Recorder, Recording, Tensor, align};
-use crate::kernels::output::image_to_rgba8;
+use crate::kernels::output::{image_to_picture, image_to_rgba8};
 use crate::models::infgen::{InfgenContext, InfgenDecoder};
 use crate::nn::chain::{Area, Chain};
 
@@ -95,6 +95,7 @@ impl Work<'_> {
                 let words = image_to_rgba8(&mut rec, &image, self.width, self.height, (0, 0));
                 rec.output(IMAGE, &words);
             }
+            Form::Picture => image_to_picture(&mut rec, &image, self.width, self.height, (0, 0)),
             Form::Float => rec.output(IMAGE, &image.rows(0, self.height)),
         }
         rec
@@ -196,6 +197,7 @@ impl Work<'_> {
             let mut outputs = self.gpu.run(self.whole(false, false).finish(), observer).await?;
             let rows = match self.form {
                 Form::Rgba8 => Rows::Rgba8(outputs.words(IMAGE)),
+                Form::Picture => Rows::Picture(outputs.picture.expect("a recording in this form makes a picture")),
                 Form::Float => {
                     let last = self.chain.planes[self.chain.last()];
                     Rows::Float(left_columns(outputs.numbers(IMAGE), last.width * last.channels, self.width * last.channels))

@@ -66,11 +66,15 @@ pub(crate) fn facts(index: usize, adapter: &wgpu::Adapter) -> AdapterFacts {
     }
 }
 
-/// All adapters, best first: discrete, integrated, virtual, other, software; stable within a kind.
-pub(crate) async fn enumerate() -> Vec<wgpu::Adapter> {
+/// The backends that this crate runs on.
+pub(crate) fn instance() -> wgpu::Instance {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     descriptor.backends = wgpu::Backends::PRIMARY;
-    let instance = wgpu::Instance::new(descriptor);
+    wgpu::Instance::new(descriptor)
+}
+
+/// All adapters, best first: discrete, integrated, virtual, other, software; stable within a kind.
+async fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
     #[cfg(not(target_arch = "wasm32"))]
     let mut adapters = instance.enumerate_adapters(wgpu::Backends::PRIMARY).await;
     #[cfg(target_arch = "wasm32")]
@@ -87,17 +91,32 @@ pub(crate) async fn enumerate() -> Vec<wgpu::Adapter> {
 
 /// Facts about every adapter, in the order that `--device N` counts.
 pub async fn adapters() -> Vec<AdapterFacts> {
-    enumerate().await.iter().enumerate().map(|(index, adapter)| facts(index, adapter)).collect()
+    enumerate(&instance()).await.iter().enumerate().map(|(index, adapter)| facts(index, adapter)).collect()
 }
 
-/// The adapter for `wanted`: nothing (the best), an index, or a part of a name (case does not matter).
+/// The adapter for `wanted`: nothing (the best), an index, or a part of a name (case does not matter). With a `surface`,
+/// the best one is the best that can present on it.
 ///
 /// # Errors
 /// [`Error::NoAdapter`] with what there is instead.
-pub(crate) async fn choose(wanted: Option<&str>) -> Result<(AdapterFacts, wgpu::Adapter)> {
-    let adapters = enumerate().await;
+pub(crate) async fn choose(
+    instance: &wgpu::Instance,
+    wanted: Option<&str>,
+    surface: Option<&wgpu::Surface<'_>>,
+) -> Result<(AdapterFacts, wgpu::Adapter)> {
+    let adapters = enumerate(instance).await;
     let all: Vec<AdapterFacts> = adapters.iter().enumerate().map(|(i, a)| facts(i, a)).collect();
-    let index = pick(&all, wanted)?;
+    let presents = |index: usize| surface.is_none_or(|surface| adapters[index].is_surface_supported(surface));
+    let index = match (pick(&all, wanted)?, wanted) {
+        (index, _) if presents(index) => index,
+        (index, Some(_)) => {
+            let detail = format!("{} cannot draw into a window on this display", all[index].name);
+            return Err(Error::NoAdapter { detail });
+        }
+        (_, None) => (0..all.len())
+            .find(|&index| presents(index))
+            .ok_or_else(|| Error::NoAdapter { detail: "no adapter can draw into a window on this display".into() })?,
+    };
     let adapter = adapters.into_iter().nth(index).expect("pick returns an index into the list");
     Ok((all[index].clone(), adapter))
 }

@@ -1,18 +1,24 @@
 //! The device: created once, shared by everything that runs on it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
 
 use super::adapter::{self, AdapterFacts};
 use super::execute::Pace;
 use super::kernel::{Bind, Kernel, Storage, Variant};
 use super::plan::align;
 use super::recorder::{DeviceProfile, KernelFamily, Recorder};
+use super::share::Handles;
 use super::tensor::{Elem, Source, Tensor};
 use crate::error::{Error, Result};
 
 /// Guard band in bytes, a multiple of every binding alignment.
 const GUARD_BYTES: u64 = 256;
+
+/// Default of [`Gpu::submission_time`].
+const SUBMISSION: Duration = Duration::from_millis(40);
 
 /// How to open a device.
 #[derive(Debug, Clone, Default)]
@@ -49,13 +55,13 @@ pub struct MemoryUse {
 pub(crate) struct Ledger(Mutex<MemoryUse>);
 
 impl Ledger {
-    fn add(&self, bytes: u64) {
+    pub(crate) fn add(&self, bytes: u64) {
         let mut memory = lock(&self.0);
         memory.current += bytes;
         memory.peak = memory.peak.max(memory.current);
     }
 
-    fn remove(&self, bytes: u64) {
+    pub(crate) fn remove(&self, bytes: u64) {
         lock(&self.0).current -= bytes;
     }
 }
@@ -92,6 +98,7 @@ pub(crate) struct Pipeline {
 pub struct Gpu {
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
+    pub(crate) handles: Handles,
     facts: AdapterFacts,
     profile: DeviceProfile,
     pub(crate) timestamps: bool,
@@ -103,6 +110,7 @@ pub struct Gpu {
     /// Buffers of the last run, kept for the next.
     idle: Mutex<Vec<Arc<Buffer>>>,
     pub(crate) pace: Mutex<Pace>,
+    submission_nanos: AtomicU64,
     /// First error that no scope caught, and the reason of a device loss.
     failure: Arc<Mutex<Option<String>>>,
     lost: Arc<OnceLock<String>>,
@@ -170,7 +178,19 @@ impl Gpu {
     /// # Errors
     /// [`Error::NoAdapter`] when there is none, when `options.device` names none, or when the driver refuses.
     pub async fn new(options: &GpuOptions) -> Result<Gpu> {
-        let (facts, adapter) = adapter::choose(options.device.as_deref()).await?;
+        Gpu::open(options, adapter::instance(), None).await
+    }
+
+    /// Opens a device that can present on `surface`, a surface of `instance`.
+    ///
+    /// # Errors
+    /// As [`Gpu::new`]; adapters that cannot present on it do not count.
+    pub async fn for_surface(options: &GpuOptions, instance: wgpu::Instance, surface: &wgpu::Surface<'_>) -> Result<Gpu> {
+        Gpu::open(options, instance, Some(surface)).await
+    }
+
+    async fn open(options: &GpuOptions, instance: wgpu::Instance, surface: Option<&wgpu::Surface<'_>>) -> Result<Gpu> {
+        let (facts, adapter) = adapter::choose(&instance, options.device.as_deref(), surface).await?;
         let offered = adapter.features();
         let mut features = wgpu::Features::TIMESTAMP_QUERY & offered;
         let mut limits = wgpu::Limits::default();
@@ -216,10 +236,12 @@ impl Gpu {
         };
         Ok(Gpu {
             poller: Poller::start(&device),
+            handles: Handles { instance, adapter, device: device.clone(), queue: queue.clone() },
             device,
             queue,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             pace: Mutex::new(Pace::new(&facts.kind)),
+            submission_nanos: AtomicU64::new(SUBMISSION.as_nanos() as u64),
             facts,
             profile,
             ceiling: Mutex::new(options.memory_ceiling),
@@ -258,6 +280,21 @@ impl Gpu {
     pub fn reset_peak(&self) {
         let mut memory = lock(&self.ledger.0);
         memory.peak = memory.current;
+    }
+
+    /// Time that one submission should take, 40 ms unless set. Two are in flight, so a cancel takes effect, and a frame
+    /// that shares the queue is drawn, within about twice this.
+    pub fn submission_time(&self) -> Duration {
+        Duration::from_nanos(self.submission_nanos.load(Ordering::Relaxed))
+    }
+
+    /// Sets [`Gpu::submission_time`], at least 1 ms. It only decides where work is cut, never the result.
+    pub fn set_submission_time(&self, time: Duration) {
+        self.submission_nanos.store(time.max(Duration::from_millis(1)).as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn ledger(&self) -> Arc<Ledger> {
+        self.ledger.clone()
     }
 
     /// The ceiling in force, in bytes.
@@ -446,7 +483,7 @@ impl Gpu {
         for (kind, elem) in kernel.bindings.iter().zip(elems) {
             let storage = super::kernel::storage_of(elem, self.profile.native_f16);
             match kind {
-                Bind::X => variant.x = storage,
+                Bind::X | Bind::X8 => variant.x = storage,
                 Bind::W | Bind::W8 => variant.w = storage,
                 Bind::Y | Bind::YRead => variant.y = storage,
                 Bind::F32 | Bind::F32Write | Bind::WordWrite | Bind::Counter => {}

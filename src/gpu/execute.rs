@@ -6,7 +6,6 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use web_time::Instant;
 
@@ -15,6 +14,7 @@ use super::convert;
 use super::kernel::{HEADER_BYTES, PARAMS_STRIDE};
 use super::plan::{Plan, STAGING_BYTES, UNIFORM_SLOTS};
 use super::recorder::{Dispatch, Recording};
+use super::share::Picture;
 use super::tensor::{Elem, Source, Tensor};
 use crate::error::{Error, Result};
 
@@ -23,9 +23,6 @@ const GUARD: u8 = 0xff;
 
 /// Uploads go to the driver in portions of this size, so that its staging memory stays small.
 const UPLOAD_PORTION: usize = 32 << 20;
-
-/// Time one submission should take. Two are in flight, so a cancel takes effect within about twice this.
-const TARGET: Duration = Duration::from_millis(40);
 
 /// Told how far the work is, and asked whether to go on. Share one between threads to cancel from elsewhere.
 #[derive(Clone, Default)]
@@ -89,6 +86,8 @@ pub struct Outputs {
     planes: Vec<(String, Plane)>,
     /// Seconds and operations per kernel, if timing was asked for.
     pub timings: Vec<Timing>,
+    /// What [`super::Recorder::picture`] marked: a texture, never read back.
+    pub picture: Option<Picture>,
 }
 
 /// One result on the host.
@@ -307,12 +306,12 @@ impl Gpu {
     /// Bytes that running `recording` will need at its peak, resident buffers of this device included:
     /// exactly what [`Gpu::memory`] will show, and the smallest ceiling with which it runs.
     pub fn peak_bytes(&self, recording: &Recording) -> u64 {
-        self.memory().current - self.idle_bytes() + Plan::new(recording, self.guard).bytes()
+        self.memory().current - self.idle_bytes() + Plan::new(recording, self.guard).bytes() + recording.picture_bytes()
     }
 
     /// What the buffers of `recording` take while it runs, besides resident ones.
     pub fn plan_bytes(&self, recording: &Recording) -> u64 {
-        Plan::new(recording, self.guard).bytes()
+        Plan::new(recording, self.guard).bytes() + recording.picture_bytes()
     }
 
     /// Whether the device can have every buffer and binding that `recording` needs.
@@ -346,7 +345,7 @@ impl Gpu {
     async fn run_with(&self, recording: Recording, observer: &Observer, timed: bool) -> Result<Outputs> {
         self.check("starting")?;
         let plan = Plan::new(&recording, self.guard);
-        let needed = self.memory().current - self.idle_bytes() + plan.bytes();
+        let needed = self.memory().current - self.idle_bytes() + plan.bytes() + recording.picture_bytes();
         if let Some(ceiling) = self.memory_ceiling().filter(|&ceiling| needed > ceiling) {
             return Err(Error::MemoryCeiling { needed, ceiling });
         }
@@ -385,6 +384,27 @@ impl Gpu {
         self.poke();
         done.await;
         self.check("uploading")
+    }
+
+    /// The first `size` bytes of a mappable buffer.
+    pub(crate) async fn map(&self, buffer: &wgpu::Buffer, size: u64) -> Result<Vec<u8>> {
+        let done = Done::default();
+        let failed = Arc::new(AtomicBool::new(false));
+        let (signal, failure) = (done.clone(), failed.clone());
+        buffer.slice(..size).map_async(wgpu::MapMode::Read, move |result| {
+            failure.store(result.is_err(), Ordering::Relaxed);
+            signal.set();
+        });
+        self.poke();
+        done.await;
+        self.check("reading results back")?;
+        let range = buffer.slice(..size).get_mapped_range();
+        let bytes = match range {
+            Ok(view) if !failed.load(Ordering::Relaxed) => view.to_vec(),
+            _ => return Err(Error::Gpu { during: "reading results back".into(), detail: "the buffer could not be mapped".into() }),
+        };
+        buffer.unmap();
+        Ok(bytes)
     }
 
     fn limits(&self, max_share: f64) -> Limits {
@@ -462,6 +482,11 @@ impl Run<'_> {
             self.check_guards().await?;
         }
         self.read_health().await?;
+        if let Some((words, width)) = &self.recording.picture {
+            let picture = self.gpu.picture(*width, words.height).await?;
+            self.gpu.copy_to_picture(self.home(words).0, self.start_of(words), words, &picture);
+            outputs.picture = Some(picture);
+        }
         for (name, tensor) in &self.recording.outputs {
             if self.observer.is_cancelled() {
                 return Err(Error::Cancelled);
@@ -480,6 +505,7 @@ impl Run<'_> {
 
     async fn submit_all(&self) -> Result<()> {
         let total = self.recording.work().max(1.0);
+        let target = self.gpu.submission_time().as_secs_f64();
         let mut finished = 0.0;
         let mut last_done = Instant::now();
         let mut flying: std::collections::VecDeque<Flight> = Default::default();
@@ -488,7 +514,7 @@ impl Run<'_> {
             let dispatch = &node.dispatch;
             let pipeline = self.pipeline(dispatch);
             let work = dispatch.work();
-            let share = TARGET.as_secs_f64() / lock(&self.gpu.pace).predict(pipeline.id, work).max(1e-9);
+            let share = target / lock(&self.gpu.pace).predict(pipeline.id, work).max(1e-9);
             let pieces = cut(dispatch, &self.gpu.limits(share))?;
             let groups: f64 = pieces.iter().map(Piece::groups).sum();
             let count = pieces.len();
@@ -497,7 +523,7 @@ impl Run<'_> {
                 let predicted = lock(&self.gpu.pace).predict(pipeline.id, part);
                 batch.add(dispatch, &pipeline, &piece, part, predicted);
                 let last = at + 1 == self.recording.nodes.len() && i + 1 == count;
-                if batch.predicted < TARGET.as_secs_f64() && batch.pieces < UNIFORM_SLOTS && !last {
+                if batch.predicted < target && batch.pieces < UNIFORM_SLOTS && !last {
                     continue;
                 }
                 let full = std::mem::replace(&mut batch, Batch::new(self));
@@ -548,14 +574,14 @@ impl Run<'_> {
             let dispatch = &node.dispatch;
             let pipeline = self.pipeline(dispatch);
             let mut seconds = 0.0;
-            let share = TARGET.as_secs_f64() / lock(&self.gpu.pace).predict(pipeline.id, dispatch.work()).max(1e-9);
+            let share = self.gpu.submission_time().as_secs_f64() / lock(&self.gpu.pace).predict(pipeline.id, dispatch.work()).max(1e-9);
             for piece in cut(dispatch, &self.gpu.limits(share))? {
                 let mut batch = Batch::new(self);
                 batch.add(dispatch, &pipeline, &piece, 0.0, 0.0);
                 batch.timing = Some((query.clone(), resolved.raw.clone(), staging.raw.clone()));
                 let flight = batch.submit(node.scope.clone());
                 flight.done.await;
-                let bytes = self.map(&staging.raw, 16).await?;
+                let bytes = self.gpu.map(&staging.raw, 16).await?;
                 let stamp = |i: usize| u64::from_le_bytes(bytes[8 * i..8 * i + 8].try_into().expect("8 bytes"));
                 seconds += stamp(1).saturating_sub(stamp(0)) as f64 * period;
                 if self.observer.is_cancelled() {
@@ -583,7 +609,7 @@ impl Run<'_> {
                 let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
                 encoder.copy_buffer_to_buffer(&buffer.raw, offset, staging, 0, guard);
                 self.gpu.queue.submit([encoder.finish()]);
-                if self.map(staging, guard).await?.iter().any(|&byte| byte != GUARD) {
+                if self.gpu.map(staging, guard).await?.iter().any(|&byte| byte != GUARD) {
                     let detail = format!("a kernel wrote outside a tensor: guard band at byte {offset} of slot {slot}");
                     return Err(Error::Gpu { during: "checking guard bands".into(), detail });
                 }
@@ -617,7 +643,7 @@ impl Run<'_> {
             let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
             encoder.copy_buffer_to_buffer(source, start + offset, staging, 0, size);
             self.gpu.queue.submit([encoder.finish()]);
-            let bytes = self.map(staging, size).await?;
+            let bytes = self.gpu.map(staging, size).await?;
             match tensor.elem {
                 _ if raw => units.extend_from_slice(&bytes),
                 Elem::Word => words.extend(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
@@ -630,27 +656,6 @@ impl Run<'_> {
             Elem::Word => Plane::Words(words),
             _ => Plane::Numbers(numbers),
         })
-    }
-
-    /// The first `size` bytes of a mappable buffer.
-    async fn map(&self, buffer: &wgpu::Buffer, size: u64) -> Result<Vec<u8>> {
-        let done = Done::default();
-        let failed = Arc::new(AtomicBool::new(false));
-        let (signal, failure) = (done.clone(), failed.clone());
-        buffer.slice(..size).map_async(wgpu::MapMode::Read, move |result| {
-            failure.store(result.is_err(), Ordering::Relaxed);
-            signal.set();
-        });
-        self.gpu.poke();
-        done.await;
-        self.gpu.check("reading results back")?;
-        let range = buffer.slice(..size).get_mapped_range();
-        let bytes = match range {
-            Ok(view) if !failed.load(Ordering::Relaxed) => view.to_vec(),
-            _ => return Err(Error::Gpu { during: "reading results back".into(), detail: "the buffer could not be mapped".into() }),
-        };
-        buffer.unmap();
-        Ok(bytes)
     }
 }
 

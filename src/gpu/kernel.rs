@@ -8,6 +8,8 @@ use super::tensor::Elem;
 pub enum Bind {
     /// Read: `array<X4>`, the input activation's type.
     X,
+    /// Read: `array<X8>`, the input activation's type, two quads at a time.
+    X8,
     /// Read: `array<W4>`, the weights' type.
     W,
     /// Read: `array<W8>`, the weights' type, two quads at a time.

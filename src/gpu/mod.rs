@@ -10,6 +10,7 @@ mod execute;
 mod kernel;
 mod plan;
 mod recorder;
+mod share;
 mod tensor;
 
 pub use adapter::{AdapterFacts, adapters};
@@ -19,4 +20,6 @@ pub use execute::{Observer, Outputs, Plane, Progress, Timing};
 pub use kernel::{Bind, HEADER_BYTES, Kernel, Storage, Variant};
 pub use plan::{Plan, align};
 pub use recorder::{Binding, DeviceProfile, Dispatch, Footprint, KernelFamily, Recorder, Recording};
+pub(crate) use share::pitch as picture_pitch;
+pub use share::{Handles, Picture};
 pub use tensor::{Elem, Tensor};

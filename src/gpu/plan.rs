@@ -49,6 +49,9 @@ impl Plan {
             }
         }
         let end = recording.nodes.len();
+        if let Some((tensor, _)) = &recording.picture {
+            touch(tensor, end);
+        }
         for (_, tensor) in recording.outputs.iter().chain(&recording.raw_outputs) {
             touch(tensor, end);
         }

@@ -4,6 +4,7 @@
 //! before the first dispatch ([`super::plan`]), and it can be summed or printed with no device present.
 
 use super::kernel::{Bind, Kernel};
+use super::share;
 use super::tensor::{Elem, Source, Tensor};
 
 /// Which of a function's kernels is recorded, where there are several.
@@ -154,6 +155,8 @@ pub struct Recording {
     pub(crate) outputs: Vec<(String, Tensor)>,
     /// Results that are read back without conversion.
     pub(crate) raw_outputs: Vec<(String, Tensor)>,
+    /// Words that become a texture, and its width.
+    pub(crate) picture: Option<(Tensor, usize)>,
     /// One label a health counter; counter `i` is word `i` of `health`.
     pub(crate) watched: Vec<String>,
     pub(crate) health: Option<Tensor>,
@@ -171,6 +174,7 @@ impl Recorder {
             uploads: Vec::new(),
             outputs: Vec::new(),
             raw_outputs: Vec::new(),
+            picture: None,
             watched: Vec::new(),
             health: None,
         };
@@ -244,7 +248,7 @@ impl Recorder {
             let fits = match kind {
                 Bind::F32 | Bind::F32Write => bound.tensor.elem == Elem::F32,
                 Bind::WordWrite | Bind::Counter => bound.tensor.elem == Elem::Word,
-                Bind::X | Bind::W | Bind::W8 | Bind::Y | Bind::YRead => bound.tensor.elem != Elem::Word,
+                Bind::X | Bind::X8 | Bind::W | Bind::W8 | Bind::Y | Bind::YRead => bound.tensor.elem != Elem::Word,
             };
             assert!(fits, "{}: a {:?} binding got {:?}", kernel.name, kind, bound.tensor.elem);
         }
@@ -270,6 +274,16 @@ impl Recorder {
     /// [`Recorder::output`] in units of its storage type, as [`Recorder::upload_units`] takes them.
     pub fn output_units(&mut self, name: impl Into<String>, tensor: &Tensor) {
         self.recording.raw_outputs.push((name.into(), tensor.clone()));
+    }
+
+    /// Makes the first `width` words of each row of `words` the texture that the run gives back as
+    /// [`Outputs::picture`](super::Outputs::picture), without a readback. One a recording.
+    ///
+    /// # Panics
+    /// If rows are not padded to 64 words (256 bytes): an engine bug.
+    pub fn picture(&mut self, words: &Tensor, width: usize) {
+        assert!(words.elem == Elem::Word && words.width == share::pitch(width) && words.first == 0, "picture: rows");
+        self.recording.picture = Some((words.clone(), width));
     }
 
     /// Names an intermediate result. Free unless [`Recorder::keep_taps`] was asked for.
@@ -308,6 +322,11 @@ impl Recording {
     /// Floating point operations in all.
     pub fn flops(&self) -> u64 {
         self.nodes.iter().map(|node| node.dispatch.flops).sum()
+    }
+
+    /// Bytes of the texture that the run gives back, 0 without one.
+    pub(crate) fn picture_bytes(&self) -> u64 {
+        self.picture.as_ref().map_or(0, |(words, width)| share::picture_bytes(*width, words.height))
     }
 
     /// Number of kernel calls, before any is cut.

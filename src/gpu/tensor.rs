@@ -98,6 +98,16 @@ impl Tensor {
         Tensor { first: self.first + start as u64 * a_row, height: count, ..self.clone() }
     }
 
+    /// A part of the same memory as a tensor of its own shape, from unit `first` of this one on.
+    ///
+    /// # Panics
+    /// If it leaves the tensor.
+    pub fn view(&self, first: u64, height: usize, width: usize, channels: usize) -> Tensor {
+        let view = Tensor { first: self.first + first, height, width, channels, ..self.clone() };
+        assert!(first + view.units() <= self.units(), "a view beyond its tensor");
+        view
+    }
+
     /// The same memory with another `height x width` split of the same number of pixels.
     ///
     /// # Panics

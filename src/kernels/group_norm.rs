@@ -23,8 +23,8 @@ pub const GROUP_NORM_ROWS: Kernel = Kernel {
 pub const GROUP_NORM_FOLD: Kernel = Kernel {
     name: "group_norm_fold",
     wgsl: include_str!("../../shaders/group_norm_fold.wgsl"),
-    params: &["h", "w", "c4", "channels", "groups", "eps", "watch"],
-    bindings: &[Bind::F32, Bind::F32, Bind::F32, Bind::F32Write, Bind::Counter],
+    params: &["h", "w", "c4", "channels", "groups", "eps", "watch", "first", "first4"],
+    bindings: &[Bind::F32, Bind::F32, Bind::F32, Bind::F32, Bind::F32Write, Bind::Counter],
 };
 
 /// `norm_apply.wgsl`
@@ -67,8 +67,63 @@ pub struct Norm<'a> {
 /// The result is `[2, 1, c]` f32. The values of `x` are watched: a NaN, an infinity or an f16 overflow among them
 /// makes the run fail with the current scope's name.
 pub fn group_norm(rec: &mut Recorder, x: &Tensor, weights: &GroupNormWeights) -> Tensor {
-    let rows = statistics(rec, x);
-    fold(rec, &rows, x.shape(), weights)
+    group_norm_joined(rec, &[x], weights).remove(0)
+}
+
+/// [`group_norm`] of one or two tensors as if they were one whose channels follow each other: scale and shift of each.
+pub fn group_norm_joined(rec: &mut Recorder, xs: &[&Tensor], weights: &GroupNormWeights) -> Vec<Tensor> {
+    let (first, last) = (xs[0], xs[xs.len() - 1]);
+    assert!(xs.len() <= 2 && (first.height, first.width) == (last.height, last.width), "group_norm: tensors");
+    let rows: Vec<(Tensor, usize)> = xs.iter().map(|x| (statistics(rec, x), x.channels)).collect();
+    let affine = fold_joined(rec, &rows, (first.height, first.width), weights);
+    let mut start = 0;
+    let mut part = |x: &&Tensor| {
+        let own = 2 * x.quads() as u64;
+        start += own;
+        affine.view(start - own, 2, 1, 4 * x.quads())
+    };
+    xs.iter().map(&mut part).collect()
+}
+
+/// Scale and shift from the [`statistics`] of a whole plane of this shape (`(h, w, c)`), see [`group_norm`].
+pub fn fold(rec: &mut Recorder, rows: &Tensor, (h, w, channels): (usize, usize, usize), weights: &GroupNormWeights) -> Tensor {
+    fold_joined(rec, &[(rows.clone(), channels)], (h, w), weights)
+}
+
+/// Scale and shift of planes whose channels follow each other, from the statistics of each and its number of channels.
+fn fold_joined(rec: &mut Recorder, rows: &[(Tensor, usize)], (h, w): (usize, usize), weights: &GroupNormWeights) -> Tensor {
+    let channels: usize = rows.iter().map(|(_, channels)| channels).sum();
+    assert!(channels.is_multiple_of(weights.groups) && weights.weight.channels == channels, "group_norm: groups");
+    assert!(rows.iter().all(|(rows, c)| rows.shape() == (h.div_ceil(BLOCK_ROWS), 2, c.next_multiple_of(4))), "group_norm: statistics");
+    let c4: usize = rows.iter().map(|(_, channels)| channels.div_ceil(4)).sum();
+    let affine = rec.tensor(2, 1, c4 * 4, Elem::F32);
+    let (watch, health) = rec.watch();
+    rec.dispatch(Dispatch {
+        kernel: &GROUP_NORM_FOLD,
+        consts: vec![],
+        bindings: vec![
+            Binding::whole(&rows[0].0),
+            Binding::whole(&rows[rows.len() - 1].0),
+            Binding::whole(&weights.weight),
+            Binding::whole(&weights.bias),
+            Binding::whole(&affine),
+            Binding::whole(&health),
+        ],
+        params: vec![
+            h as u32,
+            w as u32,
+            c4 as u32,
+            channels as u32,
+            weights.groups as u32,
+            weights.eps.to_bits(),
+            watch,
+            rows[0].1 as u32,
+            rows[0].1.div_ceil(4) as u32,
+        ],
+        grid: [1, 1, 1],
+        flops: 8 * (h.div_ceil(BLOCK_ROWS) * channels) as u64,
+    });
+    affine
 }
 
 /// Statistics of the block rows of `x` (`[h, w, c]`): `[h / 8, 2, c]` f32, mean and sum of squared deviations. A band of a
@@ -100,30 +155,6 @@ pub fn statistics(rec: &mut Recorder, x: &Tensor) -> Tensor {
         flops: 8 * (block_rows * columns * channels) as u64,
     });
     rows
-}
-
-/// Scale and shift from the [`statistics`] of a whole plane of this shape (`(h, w, c)`), see [`group_norm`].
-pub fn fold(rec: &mut Recorder, rows: &Tensor, (h, w, channels): (usize, usize, usize), weights: &GroupNormWeights) -> Tensor {
-    assert!(channels.is_multiple_of(weights.groups) && weights.weight.channels == channels, "group_norm: groups");
-    let (c4, block_rows) = (channels.div_ceil(4), h.div_ceil(BLOCK_ROWS));
-    assert_eq!(rows.shape(), (block_rows, 2, c4 * 4), "group_norm: statistics");
-    let affine = rec.tensor(2, 1, c4 * 4, Elem::F32);
-    let (watch, health) = rec.watch();
-    rec.dispatch(Dispatch {
-        kernel: &GROUP_NORM_FOLD,
-        consts: vec![],
-        bindings: vec![
-            Binding::whole(rows),
-            Binding::whole(&weights.weight),
-            Binding::whole(&weights.bias),
-            Binding::whole(&affine),
-            Binding::whole(&health),
-        ],
-        params: vec![h as u32, w as u32, c4 as u32, channels as u32, weights.groups as u32, weights.eps.to_bits(), watch],
-        grid: [1, 1, 1],
-        flops: 8 * (block_rows * channels) as u64,
-    });
-    affine
 }
 
 /// `x * scale + shift`, then SiLU if `silu`: a new tensor of the same shape.

@@ -4,6 +4,7 @@
 //! every variant of constants in use, for the tests that validate and translate them without a GPU.
 
 pub mod attention;
+pub mod combine;
 pub mod conv2d;
 pub mod geglu;
 pub mod group_norm;
@@ -20,6 +21,12 @@ use crate::gpu::{Elem, Kernel, Recorder};
 pub const ALL: &[&Kernel] = &[
     &attention::ATTENTION,
     &attention::ATTENTION_LANES,
+    &combine::BLEND,
+    &combine::COMBINE,
+    &combine::GUIDANCE_RESCALE,
+    &attention::ATTENTION_SCORES_LANES,
+    &attention::ATTENTION_SOFTMAX_LANES,
+    &attention::ATTENTION_VALUES_LANES,
     &conv2d::CONV2D_3X3_LANES,
     &conv2d::CONV2D_3X3_TILE,
     &conv2d::CONV2D_DIRECT,
@@ -39,6 +46,7 @@ pub const ALL: &[&Kernel] = &[
     &peak::PEAK_COPY,
     &peak::PEAK_FMA,
     &resample::RESAMPLE_BILINEAR,
+    &resample::RESAMPLE_NEAREST,
 ];
 
 /// Activation of an epilogue; the discriminant is what the shaders switch on.

@@ -1,13 +1,13 @@
 //! The last steps: 8-bit pixels, and a check of values that no normalisation has seen.
 
 use super::limit;
-use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Tensor};
+use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Tensor, picture_pitch};
 
 /// `image_to_rgba8.wgsl`
 pub const IMAGE_TO_RGBA8: Kernel = Kernel {
     name: "image_to_rgba8",
     wgsl: include_str!("../../shaders/image_to_rgba8.wgsl"),
-    params: &["stride", "width", "top", "left"],
+    params: &["stride", "width", "pitch", "top", "left"],
     bindings: &[Bind::X, Bind::WordWrite],
 };
 
@@ -21,17 +21,27 @@ pub const COUNT_NONFINITE: Kernel = Kernel {
 
 /// `height x width` pixels of `x` (`[h, w, 3]`, -1 to 1) from row `top`, column `left` on, as packed RGBA: one word a pixel,
 /// red lowest.
-pub fn image_to_rgba8(rec: &mut Recorder, x: &Tensor, width: usize, height: usize, (top, left): (usize, usize)) -> Tensor {
+pub fn image_to_rgba8(rec: &mut Recorder, x: &Tensor, width: usize, height: usize, from: (usize, usize)) -> Tensor {
+    rgba8(rec, x, width, height, width, from)
+}
+
+/// [`image_to_rgba8`] as the texture that the run gives back: see [`Recorder::picture`].
+pub fn image_to_picture(rec: &mut Recorder, x: &Tensor, width: usize, height: usize, from: (usize, usize)) {
+    let words = rgba8(rec, x, width, height, picture_pitch(width), from);
+    rec.picture(&words, width);
+}
+
+fn rgba8(rec: &mut Recorder, x: &Tensor, width: usize, height: usize, pitch: usize, (top, left): (usize, usize)) -> Tensor {
     assert!(x.quads() == 1 && left + width <= x.width && top + height <= x.height, "image_to_rgba8: crop");
-    let y = rec.tensor(height, width, 1, Elem::Word);
+    let y = rec.tensor(height, pitch, 1, Elem::Word);
     rec.dispatch(Dispatch {
         kernel: &IMAGE_TO_RGBA8,
         consts: vec![],
         bindings: vec![
             Binding::part(x, Footprint::rows(x.width as u64, 1, -(top as i64), 1)),
-            Binding::part(&y, Footprint::rows(width as u64, 1, 0, 1)),
+            Binding::part(&y, Footprint::rows(pitch as u64, 1, 0, 1)),
         ],
-        params: vec![x.width as u32, width as u32, top as u32, left as u32],
+        params: [x.width, width, pitch, top, left].map(|v| v as u32).to_vec(),
         grid: [width.div_ceil(64) as u32, height as u32, 1],
         flops: 9 * (width * height) as u64,
     });

@@ -23,29 +23,54 @@ pub struct Heads {
     scale: f32,
 }
 
+/// Widths of an attention layer.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadsShape {
+    /// Channels of the queries' tokens and of the result.
+    pub channels: usize,
+    /// Channels of the tokens that keys and values come from.
+    pub context: usize,
+    /// Number of heads, each `channels / heads` wide.
+    pub heads: usize,
+    /// Whether q, k and v have a bias.
+    pub bias: bool,
+}
+
 impl Heads {
     /// Loads `to_q`, `to_k`, `to_v` and `to_out.0` at `path`, all `[channels, channels]` with bias. The head is the slow
     /// index of the channels, scores are scaled by `1 / sqrt(channels / heads)`.
     pub async fn load(loader: &Loader<'_>, path: &str, channels: usize, heads: usize) -> Result<Heads> {
+        Heads::load_shape(loader, path, HeadsShape { channels, context: channels, heads, bias: true }).await
+    }
+
+    /// [`Heads::load`] with keys and values of another width, or without biases; `to_out.0` always has one.
+    pub async fn load_shape(loader: &Loader<'_>, path: &str, shape: HeadsShape) -> Result<Heads> {
+        Heads::load_named(loader, path, ["to_q", "to_k", "to_v", "to_out.0"], shape).await
+    }
+
+    /// [`Heads::load_shape`] with other names for q, k, v and the output.
+    pub async fn load_named(loader: &Loader<'_>, path: &str, names: [&str; 4], shape: HeadsShape) -> Result<Heads> {
+        let HeadsShape { channels, context, heads, bias } = shape;
         let d = channels / heads;
+        let inner = heads * d;
         let padded = d.next_multiple_of(4);
         // Channel c of the padded layout, or none for a pad channel.
         let source: Vec<Option<usize>> = (0..heads * padded).map(|c| (c % padded < d).then(|| c / padded * d + c % padded)).collect();
         let mut inward = Vec::new();
-        for name in ["to_q", "to_k", "to_v"] {
+        for (name, inputs) in names.into_iter().zip([channels, context, context]) {
             let path = format!("{path}.{name}");
-            let weight = loader.read(&format!("{path}.weight"), &[channels, channels]).await?;
-            let bias = loader.read(&format!("{path}.bias"), &[channels]).await?;
-            let rows = |c: &Option<usize>| c.map_or(vec![0.0; channels], |c| weight[c * channels..(c + 1) * channels].to_vec());
+            let weight = loader.read(&format!("{path}.weight"), &[inner, inputs]).await?;
+            let bias = if bias { loader.read(&format!("{path}.bias"), &[inner]).await? } else { vec![0.0; inner] };
+            let rows = |c: &Option<usize>| c.map_or(vec![0.0; inputs], |c| weight[c * inputs..(c + 1) * inputs].to_vec());
             let weight: Vec<f32> = source.iter().flat_map(rows).collect();
             let bias: Vec<f32> = source.iter().map(|c| c.map_or(0.0, |c| bias[c])).collect();
-            inward.push(Linear::from_values(loader, &path, &weight, &bias, channels).await?);
+            inward.push(Linear::from_values(loader, &path, &weight, &bias, inputs).await?);
         }
-        let path = format!("{path}.to_out.0");
-        let weight = loader.read(&format!("{path}.weight"), &[channels, channels]).await?;
+        let path = format!("{path}.{}", names[3]);
+        let weight = loader.read(&format!("{path}.weight"), &[channels, inner]).await?;
         let bias = loader.read(&format!("{path}.bias"), &[channels]).await?;
         let columns = |row: &[f32]| source.iter().map(|c| c.map_or(0.0, |c| row[c])).collect::<Vec<_>>();
-        let weight: Vec<f32> = weight.chunks_exact(channels).flat_map(columns).collect();
+        let weight: Vec<f32> = weight.chunks_exact(inner).flat_map(columns).collect();
         let to_out = Linear::from_values(loader, &path, &weight, &bias, heads * padded).await?;
         let mut inward = inward.into_iter();
         let mut next = || inward.next().expect("three projections");
@@ -58,11 +83,31 @@ impl Heads {
         (self.to_k.forward(rec, context, None, Act::None, elem), self.to_v.forward(rec, context, None, Act::None, elem))
     }
 
+    /// Width of keys and values as they are stored, every head padded to whole quads.
+    pub fn stored_width(&self) -> usize {
+        self.to_k.outputs()
+    }
+
+    /// [`Heads::keys_and_values`] into tensors that are already there, `[m tokens, stored_width]`.
+    pub fn keys_and_values_into(&self, rec: &mut Recorder, context: &Tensor, k: &Tensor, v: &Tensor) {
+        self.to_k.forward_into(rec, context, None, Act::None, k);
+        self.to_v.forward_into(rec, context, None, Act::None, v);
+    }
+
     /// `residual + to_out(attention(to_q(x), k, v))`.
     pub fn forward(&self, rec: &mut Recorder, x: &Tensor, k: &Tensor, v: &Tensor, residual: &Tensor) -> Tensor {
+        self.attend(rec, x, k, v, residual, false)
+    }
+
+    /// [`Heads::forward`] in which token `i` sees tokens `0 ..= i` only.
+    pub fn forward_causal(&self, rec: &mut Recorder, x: &Tensor, k: &Tensor, v: &Tensor, residual: &Tensor) -> Tensor {
+        self.attend(rec, x, k, v, residual, true)
+    }
+
+    fn attend(&self, rec: &mut Recorder, x: &Tensor, k: &Tensor, v: &Tensor, residual: &Tensor, causal: bool) -> Tensor {
         let elem = x.elem;
         let q = self.to_q.forward(rec, x, None, Act::None, elem);
-        let y = attention(rec, &q, k, v, self.heads, self.scale, false, elem);
+        let y = attention(rec, &q, k, v, self.heads, self.scale, causal, elem);
         self.to_out.forward(rec, &y, Some(residual), Act::None, elem)
     }
 }

@@ -15,6 +15,18 @@ async fn bias(loader: &Loader<'_>, path: &str, cout: usize, present: bool) -> Re
     loader.upload_vector(&name, &values).await
 }
 
+/// The columns of `[rows, sum of sources, inner]` that belong to each source, as `[rows, source, inner]`.
+fn columns(values: &[f32], rows: usize, inner: usize, sources: &[usize]) -> Vec<Vec<f32>> {
+    let a_row = values.len() / rows;
+    let mut start = 0;
+    let mut part = |source: &usize| {
+        let range = start..start + source * inner;
+        start = range.end;
+        values.chunks_exact(a_row).flat_map(|row| row[range.clone()].iter().copied()).collect()
+    };
+    sources.iter().map(&mut part).collect()
+}
+
 /// 3x3 convolution, stride 1, zero padding 1 (`torch.nn.Conv2d(cin, cout, 3, padding=1)`).
 #[derive(Debug)]
 pub struct Conv3x3(ConvWeights);
@@ -52,6 +64,25 @@ impl Conv3x3 {
         window: Window,
     ) -> Tensor {
         conv2d::conv2d_3x3_window(rec, &Conv3x3Call { x, norm, weights: &self.0, residual, act, elem, window })
+    }
+
+    /// [`Conv3x3::load`] for an input that is spread over several tensors, of `sources` channels each: one convolution for
+    /// each, whose results add up. The first has the bias.
+    pub async fn load_parts(loader: &Loader<'_>, path: &str, sources: &[usize], cout: usize) -> Result<Vec<Conv3x3>> {
+        let name = format!("{path}.weight");
+        let values = loader.read(&name, &[cout, sources.iter().sum(), 3, 3]).await?;
+        let mut parts = Vec::new();
+        for (n, columns) in columns(&values, cout, 9, sources).into_iter().enumerate() {
+            let weight = loader.upload_weight(&name, &conv2d::pack_square(&columns, cout, sources[n], 3).values).await?;
+            parts.push(Conv3x3(ConvWeights { weight, bias: bias(loader, path, cout, n == 0).await?, cin: sources[n], cout }));
+        }
+        Ok(parts)
+    }
+
+    /// The same convolution with another bias, `[cout]` in f32.
+    pub fn with_bias(&self, bias: &Tensor) -> Conv3x3 {
+        assert_eq!(bias.channels, self.0.cout, "bias");
+        Conv3x3(ConvWeights { bias: bias.clone(), ..self.0.clone() })
     }
 
     /// `act(conv(x) + residual)`: `[h, w, cin]` to `[h, w, cout]`.
@@ -160,6 +191,29 @@ impl Linear {
         let weight = loader.read(&format!("{path}.weight"), &[outputs, inputs, 1, 1]).await?;
         let bias = loader.read(&format!("{path}.bias"), &[outputs]).await?;
         Linear::from_values(loader, path, &weight, &bias, inputs).await
+    }
+
+    /// [`Linear::load_conv1x1`] for an input that is spread over several tensors, of `sources` channels each: one layer for
+    /// each, whose results add up. The first has the bias.
+    pub async fn load_conv1x1_parts(loader: &Loader<'_>, path: &str, sources: &[usize], outputs: usize) -> Result<Vec<Linear>> {
+        let weight = loader.read(&format!("{path}.weight"), &[outputs, sources.iter().sum(), 1, 1]).await?;
+        let mut bias = loader.read(&format!("{path}.bias"), &[outputs]).await?;
+        Linear::parts(loader, path, &weight, &mut bias, sources).await
+    }
+
+    async fn parts(loader: &Loader<'_>, path: &str, weight: &[f32], bias: &mut [f32], sources: &[usize]) -> Result<Vec<Linear>> {
+        let mut parts = Vec::new();
+        for (columns, &source) in columns(weight, bias.len(), 1, sources).iter().zip(sources) {
+            parts.push(Linear::from_values(loader, path, columns, bias, source).await?);
+            bias.fill(0.0);
+        }
+        Ok(parts)
+    }
+
+    /// Loads `{path}.weight` `[outputs, inputs]` of a layer without bias.
+    pub async fn load_without_bias(loader: &Loader<'_>, path: &str, inputs: usize, outputs: usize) -> Result<Linear> {
+        let weight = loader.read(&format!("{path}.weight"), &[outputs, inputs]).await?;
+        Linear::from_values(loader, path, &weight, &vec![0.0; outputs], inputs).await
     }
 
     /// Uploads values that the caller has changed: `weight` `[outputs, inputs]` row-major, `bias` `[outputs]`.

@@ -3,7 +3,7 @@
 use super::Loader;
 use crate::error::Result;
 use crate::gpu::{Elem, Recorder, Tensor};
-use crate::kernels::group_norm::{self, GroupNormWeights, norm_apply};
+use crate::kernels::group_norm::{self, GroupNormWeights, group_norm_joined, norm_apply};
 use crate::kernels::layer_norm::{LayerNormWeights, layer_norm};
 
 /// `torch.nn.GroupNorm`, with an optional SiLU after it.
@@ -31,6 +31,11 @@ impl GroupNorm {
     /// ([`group_norm::statistics`]).
     pub fn fold(&self, rec: &mut Recorder, rows: &Tensor, shape: (usize, usize, usize)) -> Tensor {
         group_norm::fold(rec, rows, shape, &self.0)
+    }
+
+    /// [`GroupNorm::affine`] of one or two tensors as if their channels stood side by side in one; one result for each.
+    pub fn affine_joined(&self, rec: &mut Recorder, xs: &[&Tensor]) -> Vec<Tensor> {
+        group_norm_joined(rec, xs, &self.0)
     }
 
     /// Normalises `x` (`[h, w, c]`) over the whole plane. A non-finite value in `x` makes the run fail.

@@ -4,15 +4,17 @@
 //! decoder that ships in the package) and [`Weights::stream`] for bytes that arrive over time (the browser), and one way
 //! out: [`Weights::get_async`], which checks type, shape and finiteness and up-casts to f32. Files are read by seeking to a tensor, never whole and never mapped: a file that
 //! shrinks under us is an error, not a crash. A [`View`] lets a model ask for the names of its own format whatever
-//! naming the file uses ([`vae_keys`], [`taesd_keys`]); [`recognise`] says what a file holds.
+//! naming the file uses ([`vae_keys`], [`taesd_keys`], [`unet_keys`], [`clip_keys`]); [`recognise`] says what a file holds.
 
 pub mod builtin;
+pub mod clip_keys;
 mod folder;
 mod header;
 pub(crate) mod npy;
 pub mod recognise;
 pub(crate) mod source;
 pub mod taesd_keys;
+pub mod unet_keys;
 pub mod vae_keys;
 mod view;
 pub(crate) mod write;
@@ -203,6 +205,24 @@ impl Weights {
         self.read(name, entry).await
     }
 
+    /// Some rows (slices along the first axis) of the tensor `name`, which must have this shape; otherwise as
+    /// [`Weights::get`]. Only those bytes are read.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    ///
+    /// # Panics
+    /// If `rows` leaves the tensor.
+    pub async fn get_rows(&self, name: &str, shape: &[usize], rows: std::ops::Range<usize>) -> Result<Vec<f32>> {
+        let entry = self.entry(name)?;
+        if entry.shape != shape {
+            return Err(self.wrong_shape(name, shape, &entry.shape));
+        }
+        assert!(rows.start <= rows.end && rows.end <= shape[0], "rows {rows:?} of {shape:?}");
+        let a_row = shape[1..].iter().product::<usize>();
+        self.read_elements(name, entry, rows.start * a_row..rows.end * a_row).await
+    }
+
     /// A tensor of whatever shape, with its shape; otherwise as [`Weights::get`].
     ///
     /// # Errors
@@ -231,6 +251,10 @@ impl Weights {
     }
 
     async fn read(&self, name: &str, entry: &Entry) -> Result<Vec<f32>> {
+        self.read_elements(name, entry, 0..entry.shape.iter().product()).await
+    }
+
+    async fn read_elements(&self, name: &str, entry: &Entry, elements: std::ops::Range<usize>) -> Result<Vec<f32>> {
         let decode: fn(&[u8], &mut Vec<f32>) = match entry.dtype {
             Dtype::F32 => |bytes, out| out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
             Dtype::F16 => |bytes, out| out.extend(bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32())),
@@ -239,17 +263,19 @@ impl Weights {
         };
         let source = &self.shards[entry.shard];
         // The header's check has tied the shape to bytes that exist in the file, so this is at most twice its size.
-        let mut values = Vec::with_capacity(entry.shape.iter().product());
-        let mut buffer = vec![0; CHUNK_BYTES];
-        let mut offset = entry.bytes.start;
-        while offset < entry.bytes.end {
-            let chunk = &mut buffer[..CHUNK_BYTES.min((entry.bytes.end - offset) as usize)];
+        let mut values = Vec::with_capacity(elements.len());
+        let element_bytes = entry.dtype.bitsize() as u64 / 8;
+        let mut offset = entry.bytes.start + elements.start as u64 * element_bytes;
+        let end = entry.bytes.start + elements.end as u64 * element_bytes;
+        let mut buffer = vec![0; CHUNK_BYTES.min((end - offset) as usize)];
+        while offset < end {
+            let chunk = &mut buffer[..CHUNK_BYTES.min((end - offset) as usize)];
             source.read_at_async(offset, chunk).await?;
             let first = values.len();
             decode(chunk, &mut values);
             if let Some(index) = first_non_finite(&values[first..]) {
                 let (path, tensor) = (self.path.clone(), name.to_owned());
-                return Err(Error::NonFiniteTensor { path, tensor, index: first + index });
+                return Err(Error::NonFiniteTensor { path, tensor, index: elements.start + first + index });
             }
             offset += chunk.len() as u64;
         }

@@ -8,11 +8,13 @@ use serde::Serialize;
 
 use super::source::{Content, Source};
 use super::taesd_keys::{self, Half};
-use super::{View, Weights, vae_keys};
+use super::{View, Weights, clip_keys, unet_keys, vae_keys};
 use crate::error::{Error, Result};
 use crate::latent::{Latent, LatentSpace};
+use crate::models::clip_config::ClipTextConfig;
 use crate::models::infgen_config::InfgenConfig;
 use crate::models::taesd_config::TaesdConfig;
+use crate::models::unet_config::UnetConfig;
 use crate::models::vae_config::VaeConfig;
 
 /// What weights, or a latent file, were recognised as.
@@ -41,6 +43,20 @@ pub enum Recognised {
         family: &'static str,
         /// The autoencoder inside, if there is one that this version reads.
         vae: Option<Vae>,
+        /// The UNet inside, if it is one that this version runs.
+        unet: Option<Box<UnetConfig>>,
+        /// The text encoder inside, if it is one that this version runs.
+        text_encoder: Option<ClipTextConfig>,
+    },
+    /// A Stable Diffusion UNet and nothing else.
+    Unet {
+        /// Its configuration.
+        config: Box<UnetConfig>,
+    },
+    /// A CLIP text encoder and nothing else.
+    TextEncoder {
+        /// Its configuration.
+        config: ClipTextConfig,
     },
     /// A latent.
     Latent {
@@ -87,12 +103,17 @@ impl fmt::Display for Recognised {
                 let channels = encoder.as_ref().or(decoder.as_ref()).map_or(0, |config| config.latent_channels);
                 write!(f, "TAESD {halves} ({channels} latent channels, latent space {})", space(latent_space))
             }
-            Self::Checkpoint { family, vae: Some(vae) } => {
-                write!(f, "checkpoint of a diffusion model (family {family}) with {vae}")
+            Self::Checkpoint { family, vae, unet, text_encoder } => {
+                write!(f, "checkpoint of a diffusion model (family {family}) ")?;
+                match vae {
+                    Some(vae) => write!(f, "with {vae}")?,
+                    None => f.write_str("without an autoencoder that could decode")?,
+                }
+                unet.iter().try_for_each(|unet| write!(f, ", {unet}"))?;
+                text_encoder.iter().try_for_each(|text| write!(f, ", {text}"))
             }
-            Self::Checkpoint { family, vae: None } => {
-                write!(f, "checkpoint of a diffusion model (family {family}) without an autoencoder that could decode")
-            }
+            Self::Unet { config } => write!(f, "{config}: it decodes no latents"),
+            Self::TextEncoder { config } => write!(f, "{config}: it decodes no latents"),
             Self::Latent { shape: [b, c, h, w], latent_space } => {
                 let space = latent_space.as_deref().unwrap_or("unknown");
                 write!(f, "latent of {b} x {c} x {h} x {w} (batch x channels x height x width), latent space {space}")
@@ -109,6 +130,20 @@ impl fmt::Display for Vae {
         let space = latent_space.map_or("unknown", LatentSpace::name);
         let halves = halves(self.encoder, self.decoder);
         write!(f, "AutoencoderKL {halves} ({latent_channels} latent channels, scaling factor {scaling_factor}, latent space {space})")
+    }
+}
+
+impl fmt::Display for UnetConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let channels: Vec<String> = self.block_out_channels.iter().map(usize::to_string).collect();
+        let (input, context) = (self.in_channels, self.cross_attention_dim);
+        write!(f, "UNet (levels of {} channels, {input} input channels, prompt width {context})", channels.join(", "))
+    }
+}
+
+impl fmt::Display for ClipTextConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CLIP text encoder ({} layers of width {})", self.num_hidden_layers, self.hidden_size)
     }
 }
 
@@ -135,7 +170,11 @@ pub fn recognise(weights: &Weights) -> Result<Recognised> {
         return Ok(Recognised::Latent { shape, latent_space });
     }
     if let Some(family) = checkpoint_family(weights) {
-        return Ok(Recognised::Checkpoint { family, vae: vae(weights)? });
+        // Parts that this version cannot run do not keep the others from running.
+        let known = !matches!(family, "sdxl" | "sd3" | "flux");
+        let unet = unet_keys::view(weights).filter(|_| known).and_then(|view| UnetConfig::infer(&view).ok()).map(Box::new);
+        let text_encoder = clip_keys::view(weights).filter(|_| known).and_then(|view| ClipTextConfig::infer(&view).ok());
+        return Ok(Recognised::Checkpoint { family, vae: vae(weights)?, unet, text_encoder });
     }
     // Before the others: adapters and ControlNets carry pieces of the names of what they adapt.
     if let Some(what) = adapter(weights) {
@@ -148,6 +187,15 @@ pub fn recognise(weights: &Weights) -> Result<Recognised> {
     }
     if let Some(vae) = vae(weights)? {
         return Ok(Recognised::Vae(vae));
+    }
+    if weights.contains_prefix("transformer_blocks.") || weights.contains_prefix("add_embedding.") {
+        return Ok(Recognised::Other { what: part(weights).unwrap_or("diffusion transformer") });
+    }
+    if let Some((_, config)) = unet(weights)? {
+        return Ok(Recognised::Unet { config: Box::new(config) });
+    }
+    if let Some((_, config)) = text_encoder(weights)? {
+        return Ok(Recognised::TextEncoder { config });
     }
     Ok(part(weights).map_or(Recognised::Unknown, |what| Recognised::Other { what }))
 }
@@ -169,6 +217,34 @@ pub fn vae(weights: &Weights) -> Result<Option<Vae>> {
         None => VaeConfig::infer(&view, vae_space(weights))?,
     };
     Ok(Some(Vae { config, encoder, decoder }))
+}
+
+/// The UNet inside `weights`, alone or in a checkpoint: its tensors under diffusers' names, and its config from the folder's
+/// `config.json` or the tensors' shapes.
+///
+/// # Errors
+/// [`Error::Config`].
+pub fn unet(weights: &Weights) -> Result<Option<(View<'_>, UnetConfig)>> {
+    let Some(view) = unet_keys::view(weights) else { return Ok(None) };
+    let config = match weights.config_json() {
+        Some(json) => UnetConfig::from_json(json, weights.config_path())?,
+        None => UnetConfig::infer(&view)?,
+    };
+    Ok(Some((view, config)))
+}
+
+/// The CLIP text encoder inside `weights`, alone or in a checkpoint: its tensors under transformers' names (without
+/// `text_model.`), and its config from the folder's `config.json` or the tensors' shapes.
+///
+/// # Errors
+/// [`Error::Config`].
+pub fn text_encoder(weights: &Weights) -> Result<Option<(View<'_>, ClipTextConfig)>> {
+    let Some(view) = clip_keys::view(weights) else { return Ok(None) };
+    let config = match weights.config_json() {
+        Some(json) => ClipTextConfig::from_json(json, weights.config_path())?,
+        None => ClipTextConfig::infer(&view)?,
+    };
+    Ok(Some((view, config)))
 }
 
 fn vae_space(weights: &Weights) -> Option<LatentSpace> {
@@ -326,9 +402,18 @@ pub fn check(weights: &Weights, recognised: &Recognised) -> Result<()> {
     };
     match recognised {
         Recognised::Infgen { config } => config.check(&weights.view()),
-        Recognised::Vae(vae) | Recognised::Checkpoint { vae: Some(vae), .. } => {
-            found(vae_keys::view(weights), &vae.config.tensors(vae.encoder, vae.decoder))
+        Recognised::Vae(vae) => found(vae_keys::view(weights), &vae.config.tensors(vae.encoder, vae.decoder)),
+        Recognised::Checkpoint { vae, unet, text_encoder, .. } => {
+            if let Some(vae) = vae {
+                found(vae_keys::view(weights), &vae.config.tensors(vae.encoder, vae.decoder))?;
+            }
+            if let Some(unet) = unet {
+                found(unet_keys::view(weights), &unet.tensors())?;
+            }
+            text_encoder.as_ref().map_or(Ok(()), |text| found(clip_keys::view(weights), &text.tensors()))
         }
+        Recognised::Unet { config } => found(unet_keys::view(weights), &config.tensors()),
+        Recognised::TextEncoder { config } => found(clip_keys::view(weights), &config.tensors()),
         Recognised::Taesd { encoder, decoder, .. } => {
             for (config, half) in [(encoder, Half::Encoder), (decoder, Half::Decoder)] {
                 if let Some(config) = config {

@@ -1,15 +1,17 @@
 //! One model's tensors under the names that the model uses.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use super::unet_keys::Levels;
 use super::vae_keys::{ldm_name, old_attention_name};
-use super::{Dtype, Info, Weights};
+use super::{Dtype, Info, Weights, clip_keys, unet_keys};
 use crate::error::{Error, Result};
 
 /// The tensors of one model inside [`Weights`], asked for by the model's own names.
 ///
-/// Made by [`Weights::view`] (names as in the file), [`vae_keys::view`](super::vae_keys::view) and
-/// [`taesd_keys::view`](super::taesd_keys::view) (diffusers' names, whatever the file uses). Errors name the tensor as
+/// Made by [`Weights::view`] (names as in the file), and by the `view` functions of [`vae_keys`](super::vae_keys),
+/// [`taesd_keys`](super::taesd_keys), [`unet_keys`] and [`clip_keys`] (diffusers' names, whatever the file uses). Errors name the tensor as
 /// it is, or would be, called in the file.
 #[derive(Debug, Clone)]
 pub struct View<'a> {
@@ -19,7 +21,7 @@ pub struct View<'a> {
 }
 
 /// How names of the model become names in the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Naming {
     /// The same.
     Plain,
@@ -29,6 +31,10 @@ pub(super) enum Naming {
     Ldm { up_blocks: usize },
     /// TAESD as a bare `nn.Sequential`: `encoder.layers.N` is `{N + offset}`.
     Sequential { offset: usize },
+    /// A UNet in CompVis' names.
+    UnetLdm(Arc<Levels>),
+    /// A text encoder in OpenCLIP's names, with q, k and v fused.
+    OpenClip,
 }
 
 impl<'a> View<'a> {
@@ -53,13 +59,15 @@ impl<'a> View<'a> {
     /// What the file calls the tensor that the model calls `name`.
     pub fn file_name(&self, name: &str) -> String {
         let own = || format!("{}{name}", self.prefix);
-        match self.naming {
+        match &self.naming {
             Naming::Plain => own(),
+            Naming::UnetLdm(levels) => unet_keys::ldm_name(name, levels).map_or_else(own, |ldm| format!("{}{ldm}", self.prefix)),
+            Naming::OpenClip => clip_keys::open_clip_name(name).map_or_else(own, |(open_clip, _)| format!("{}{open_clip}", self.prefix)),
             Naming::Vae => {
                 let old = old_attention_name(name).map(|old| format!("{}{old}", self.prefix));
                 old.filter(|old| self.weights.contains(old)).unwrap_or_else(own)
             }
-            Naming::Ldm { up_blocks } => ldm_name(name, up_blocks).map_or_else(own, |ldm| format!("{}{ldm}", self.prefix)),
+            Naming::Ldm { up_blocks } => ldm_name(name, *up_blocks).map_or_else(own, |ldm| format!("{}{ldm}", self.prefix)),
             Naming::Sequential { offset } => {
                 let numbered = name.splitn(4, '.').collect::<Vec<_>>();
                 match numbered[..] {
@@ -98,10 +106,26 @@ impl<'a> View<'a> {
     /// As [`Weights::get`].
     pub async fn get_async(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let file_name = self.file_name(name);
+        if let Some(third) = self.third(name) {
+            return self.weights.get_rows(&file_name, &fused(shape), third * shape[0]..(third + 1) * shape[0]).await;
+        }
         match self.weights.info(&file_name) {
             Some(info) if self.same_shape(name, shape, info.shape) => self.weights.get_async(&file_name, info.shape).await,
             _ => self.weights.get_async(&file_name, shape).await,
         }
+    }
+
+    /// Some rows of a tensor that the file holds as it is, see [`Weights::get_rows`].
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub async fn get_rows(&self, name: &str, shape: &[usize], rows: std::ops::Range<usize>) -> Result<Vec<f32>> {
+        self.weights.get_rows(&self.file_name(name), shape, rows).await
+    }
+
+    /// Which third of a fused tensor `name` is; `None` where it is a tensor of its own.
+    fn third(&self, name: &str) -> Option<usize> {
+        if self.naming == Naming::OpenClip { clip_keys::open_clip_name(name)?.1 } else { None }
     }
 
     /// Checks that all of `tensors` are there with these shapes and a type that can be read, without reading any data.
@@ -112,6 +136,7 @@ impl<'a> View<'a> {
         for (name, shape) in tensors {
             let file_name = self.file_name(name);
             let entry = self.weights.entry(&file_name)?;
+            let shape = if self.third(name).is_some() { &fused(shape) } else { shape };
             if !self.same_shape(name, shape, &entry.shape) {
                 return Err(self.weights.wrong_shape(&file_name, shape, &entry.shape));
             }
@@ -141,4 +166,11 @@ impl<'a> View<'a> {
             && matches!((expected, got), ([a, b], [c, d, 1, 1]) if (a, b) == (c, d));
         expected == got || conv_as_linear
     }
+}
+
+/// Shape of the tensor that holds three of `shape` one after the other.
+fn fused(shape: &[usize]) -> Vec<usize> {
+    let mut shape = shape.to_vec();
+    shape[0] *= 3;
+    shape
 }

@@ -41,6 +41,8 @@ struct RunFile {
     width: usize,
     height: usize,
     expected: Vec<ExpectedFile>,
+    #[serde(flatten)]
+    facts: serde_json::Map<String, serde_json::Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -70,6 +72,33 @@ pub struct Run {
     pub width: usize,
     pub height: usize,
     pub expected: Vec<Expected>,
+    /// Whatever else the run says (tokens, timestep ...).
+    pub facts: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Expected {
+    /// The stored sample's share of `values`, a whole output `[h, w, c]`.
+    pub fn sample(&self, values: &[f32]) -> Vec<f32> {
+        let [h, w, c] = self.shape;
+        assert_eq!(values.len(), h * w * c, "{}: values of [{h}, {w}, {c}]", self.tap);
+        let ([oy, ox, oc], [sy, sx, sc]) = (self.offset, self.stride);
+        let pixels = (oy..h).step_by(sy).flat_map(|y| (ox..w).step_by(sx).map(move |x| (y, x)));
+        pixels.flat_map(|(y, x)| (oc..c).step_by(sc).map(move |k| values[(y * w + x) * c + k])).collect()
+    }
+
+    /// Relative L2 distance of `values`, a whole output, from what is expected.
+    pub fn relative_l2(&self, values: &[f32]) -> f64 {
+        relative_l2(&self.sample(values), &self.values)
+    }
+}
+
+/// `|got - want| / |want|`; infinite where `got` is not finite.
+pub fn relative_l2(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len(), "number of values");
+    let error: f64 = got.iter().zip(want).map(|(g, w)| (*g as f64 - *w as f64).powi(2)).sum();
+    let norm: f64 = want.iter().map(|w| (*w as f64).powi(2)).sum();
+    assert!(norm > 0.0, "nothing to compare with");
+    if error.is_finite() { (error / norm).sqrt() } else { f64::INFINITY }
 }
 
 pub struct Case {
@@ -115,6 +144,7 @@ impl Case {
             weights: run.weights,
             width: run.width,
             height: run.height,
+            facts: run.facts,
             expected: run.expected.into_iter().map(expected).collect(),
         });
         Case { name: name.to_owned(), model: file.model.clone(), runs: runs.collect(), file }
@@ -143,6 +173,11 @@ impl Case {
         self.write(|spec| (spec.name.clone(), spec.shape.clone()))
     }
 
+    /// Names of the alias forms.
+    pub fn forms(&self) -> impl Iterator<Item = &str> {
+        self.file.aliases.keys().map(String::as_str)
+    }
+
     /// Writes config.json and the weights under the names and shapes of the alias form `form`.
     pub fn write_alias(&self, form: &str) -> WeightsFolder {
         let alias = &self.file.aliases[form];
@@ -151,13 +186,16 @@ impl Case {
 
     fn write(&self, name: impl Fn(&Spec) -> (String, Vec<usize>)) -> WeightsFolder {
         let folder = tempfile::tempdir().unwrap();
-        let values: Vec<Vec<u8>> =
-            self.file.tensors.iter().map(|spec| self.fill(spec).iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
-        let views = self.file.tensors.iter().zip(&values).map(|(spec, bytes)| {
+        // Tensors that share a name are one behind the other, in the order of the case.
+        let mut tensors: std::collections::BTreeMap<String, (Vec<usize>, Vec<u8>)> = Default::default();
+        for spec in &self.file.tensors {
             let (name, shape) = name(spec);
-            (name, TensorView::new(Dtype::F32, shape, bytes).unwrap())
-        });
-        let file = if self.model == "autoencoder_kl" { "diffusion_pytorch_model.safetensors" } else { "model.safetensors" };
+            let bytes = self.fill(spec).into_iter().flat_map(f32::to_le_bytes);
+            tensors.entry(name).or_insert((shape, Vec::new())).1.extend(bytes);
+        }
+        let views = tensors.iter().map(|(name, (shape, bytes))| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
+        let file =
+            if matches!(&self.model[..], "autoencoder_kl" | "unet") { "diffusion_pytorch_model.safetensors" } else { "model.safetensors" };
         safetensors::serialize_to_file(views, None, &folder.path().join(file)).unwrap();
         if !self.model.starts_with("taesd") {
             std::fs::write(folder.path().join("config.json"), self.file.config.to_string()).unwrap();

@@ -171,6 +171,7 @@ class Taps:
 
     def _keep(self, name):
         def hook(_module, _inputs, output):
+            output = output[0] if isinstance(output, tuple) else output
             self.seen[name] = channels_last(output).copy()
 
         return hook

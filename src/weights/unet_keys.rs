@@ -1,0 +1,169 @@
+//! The two namings of a Stable Diffusion UNet, seen as one: diffusers' names.
+//!
+//! CompVis' names (`model.diffusion_model.` in single-file checkpoints, nothing in extracted ones) number blocks in the order of
+//! computation; diffusers' names number them by level. Rules: diffusers `loaders/single_file_utils.py` at 58eb52c, checked
+//! there as a bijection on all 686 tensors of SD 1.5.
+
+use std::sync::Arc;
+
+use super::Weights;
+use super::view::{Naming, View};
+
+/// Where CompVis' names begin: in checkpoints, and in extracted UNets.
+const LDM_PREFIXES: [&str; 2] = ["model.diffusion_model.", ""];
+
+/// Where diffusers' names begin.
+const PREFIXES: [&str; 2] = ["", "unet."];
+
+/// Blocks that are read at most; a file cannot make us count further.
+const MAX_BLOCKS: usize = 512;
+
+/// What CompVis' block numbers depend on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Levels {
+    /// Resnets of each level of the way down, from the finest.
+    layers: Vec<usize>,
+    /// Whether each level of the way up, from the coarsest, has attention.
+    up_attention: Vec<bool>,
+}
+
+/// The UNet inside `weights` under diffusers' names (`down_blocks.0.resnets.0.conv1.weight`), or `None`.
+pub fn view(weights: &Weights) -> Option<View<'_>> {
+    let has = |prefix: &str, names: [&str; 3]| names.iter().all(|name| weights.contains(&format!("{prefix}{name}")));
+    let ldm = ["input_blocks.0.0.weight", "time_embed.0.weight", "out.2.weight"];
+    if let Some(prefix) = LDM_PREFIXES.into_iter().find(|prefix| has(prefix, ldm)) {
+        return Some(View::new(weights, prefix, Naming::UnetLdm(Arc::new(levels(weights, prefix)))));
+    }
+    let diffusers = ["conv_in.weight", "time_embedding.linear_1.weight", "conv_norm_out.weight"];
+    let prefix = PREFIXES.into_iter().find(|prefix| has(prefix, diffusers))?;
+    Some(View::new(weights, prefix, Naming::Plain))
+}
+
+fn levels(weights: &Weights, prefix: &str) -> Levels {
+    let has = |name: String| weights.contains(&format!("{prefix}{name}"));
+    let mut layers = vec![0];
+    for i in 1..MAX_BLOCKS {
+        if has(format!("input_blocks.{i}.0.op.weight")) {
+            layers.push(0);
+        } else if has(format!("input_blocks.{i}.0.in_layers.2.weight")) {
+            layers[..].last_mut().map(|count| *count += 1).expect("never empty");
+        } else {
+            break;
+        }
+    }
+    let mut first = 0;
+    let mut up_attention = Vec::new();
+    for count in layers.iter().rev() {
+        up_attention.push(has(format!("output_blocks.{first}.1.norm.weight")));
+        first += count + 1;
+    }
+    Levels { layers, up_attention }
+}
+
+/// The CompVis name of a tensor; `None` if it has none there.
+pub(super) fn ldm_name(diffusers: &str, levels: &Levels) -> Option<String> {
+    let segments: Vec<&str> = diffusers.split('.').collect();
+    let number = |text: &str| text.parse::<usize>().ok();
+    // Blocks before level `b` of a way that has `more` blocks beyond the resnets of a level.
+    let before = |mut counts: Box<dyn Iterator<Item = &usize> + '_>, b: usize| -> Option<(usize, usize)> {
+        let mut first = 0;
+        for _ in 0..b {
+            first += counts.next()? + 1;
+        }
+        Some((first, *counts.next()?))
+    };
+    Some(match segments[..] {
+        ["time_embedding", "linear_1", leaf] => format!("time_embed.0.{leaf}"),
+        ["time_embedding", "linear_2", leaf] => format!("time_embed.2.{leaf}"),
+        ["time_embedding", "cond_proj", leaf] => format!("time_embed.cond_proj.{leaf}"),
+        ["conv_in", leaf] => format!("input_blocks.0.0.{leaf}"),
+        ["conv_norm_out", leaf] => format!("out.0.{leaf}"),
+        ["conv_out", leaf] => format!("out.2.{leaf}"),
+        ["mid_block", "resnets", n, ref tail @ ..] => format!("middle_block.{}.{}", 2 * number(n)?, resnet(tail)?),
+        ["mid_block", "attentions", "0", ref tail @ ..] => format!("middle_block.1.{}", tail.join(".")),
+        ["down_blocks", b, kind, n, ref tail @ ..] => {
+            let (first, count) = before(Box::new(levels.layers.iter()), number(b)?)?;
+            let n = number(n)?;
+            match kind {
+                "resnets" => format!("input_blocks.{}.0.{}", 1 + first + n, resnet(tail)?),
+                "attentions" => format!("input_blocks.{}.1.{}", 1 + first + n, tail.join(".")),
+                "downsamplers" => format!("input_blocks.{}.0.op.{}", 1 + first + count, tail.last()?),
+                _ => return None,
+            }
+        }
+        ["up_blocks", b, kind, n, ref tail @ ..] => {
+            let level = number(b)?;
+            let (first, count) = before(Box::new(levels.layers.iter().rev()), level)?;
+            let n = number(n)?;
+            match kind {
+                "resnets" => format!("output_blocks.{}.0.{}", first + n, resnet(tail)?),
+                "attentions" => format!("output_blocks.{}.1.{}", first + n, tail.join(".")),
+                "upsamplers" => {
+                    let j = if *levels.up_attention.get(level)? { 2 } else { 1 };
+                    format!("output_blocks.{}.{j}.conv.{}", first + count, tail.last()?)
+                }
+                _ => return None,
+            }
+        }
+        _ => return None,
+    })
+}
+
+fn resnet(tail: &[&str]) -> Option<String> {
+    let [part, leaf] = *tail else { return None };
+    let part = match part {
+        "norm1" => "in_layers.0",
+        "conv1" => "in_layers.2",
+        "time_emb_proj" => "emb_layers.1",
+        "norm2" => "out_layers.0",
+        "conv2" => "out_layers.3",
+        "conv_shortcut" => "skip_connection",
+        _ => return None,
+    };
+    Some(format!("{part}.{leaf}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::unet_config::UnetConfig;
+    use std::collections::BTreeSet;
+
+    fn sd15() -> Levels {
+        Levels { layers: vec![2; 4], up_attention: vec![false, true, true, true] }
+    }
+
+    #[test]
+    fn ldm_names_are_those_of_the_specification() {
+        let pairs = [
+            ("conv_in.weight", "input_blocks.0.0.weight"),
+            ("time_embedding.linear_2.bias", "time_embed.2.bias"),
+            ("down_blocks.0.resnets.1.norm1.weight", "input_blocks.2.0.in_layers.0.weight"),
+            ("down_blocks.0.downsamplers.0.conv.weight", "input_blocks.3.0.op.weight"),
+            ("down_blocks.1.resnets.0.conv_shortcut.bias", "input_blocks.4.0.skip_connection.bias"),
+            ("down_blocks.2.attentions.1.proj_in.weight", "input_blocks.8.1.proj_in.weight"),
+            ("down_blocks.3.resnets.1.time_emb_proj.bias", "input_blocks.11.0.emb_layers.1.bias"),
+            ("mid_block.resnets.1.conv2.weight", "middle_block.2.out_layers.3.weight"),
+            ("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight", "middle_block.1.transformer_blocks.0.attn2.to_k.weight"),
+            ("up_blocks.0.resnets.2.norm2.weight", "output_blocks.2.0.out_layers.0.weight"),
+            ("up_blocks.0.upsamplers.0.conv.bias", "output_blocks.2.1.conv.bias"),
+            ("up_blocks.1.upsamplers.0.conv.weight", "output_blocks.5.2.conv.weight"),
+            ("up_blocks.3.attentions.2.norm.bias", "output_blocks.11.1.norm.bias"),
+            ("conv_norm_out.weight", "out.0.weight"),
+            ("conv_out.bias", "out.2.bias"),
+        ];
+        for (diffusers, ldm) in pairs {
+            assert_eq!(ldm_name(diffusers, &sd15()).as_deref(), Some(ldm));
+        }
+        for none in ["up_blocks.4.resnets.0.norm1.weight", "down_blocks.0.resnets.0.norm3.weight", "add_embedding.linear_1.weight"] {
+            assert_eq!(ldm_name(none, &sd15()), None);
+        }
+    }
+
+    #[test]
+    fn every_tensor_of_sd15_has_a_ldm_name_of_its_own() {
+        let tensors = UnetConfig::default().tensors();
+        let names: BTreeSet<_> = tensors.iter().map(|(name, _)| ldm_name(name, &sd15()).unwrap()).collect();
+        assert_eq!(names.len(), 686);
+    }
+}
