@@ -30,9 +30,12 @@ pub struct Common {
     /// Storage of weights and activations; sums are f32 in both
     #[arg(long, global = true, value_enum, default_value_t = DtypeArg::F16)]
     pub dtype: DtypeArg,
-    /// Ceiling on GPU memory, such as 2GiB or 800MB; what does not fit is refused before it starts
+    /// Ceiling on GPU memory, such as 2GiB or 800MB: the same picture in bands; what cannot be done is refused before it starts
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse_bytes)]
     pub memory: Option<u64>,
+    /// Ceiling on host memory for what has no room on the GPU [default: half of the machine's]
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_bytes)]
+    pub host_memory: Option<u64>,
     /// No progress and no summary
     #[arg(short, long, global = true)]
     pub quiet: bool,
@@ -99,6 +102,9 @@ pub struct DecodeArgs {
     /// Size of the picture in pixels, each side 1 to 16384
     #[arg(long, value_name = "WxH")]
     pub size: Size,
+    /// Print how it would be done, with bytes, operations and passes a layer, and stop
+    #[arg(long)]
+    pub explain: bool,
     /// Only this rectangle of the picture: equal to that crop of the whole
     #[arg(long, value_name = "X,Y,WxH", value_parser = parse_region)]
     pub region: Option<Rect>,

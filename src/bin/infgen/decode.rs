@@ -1,11 +1,12 @@
 //! `infgen decode`
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use infgen::engine::check_region;
+use infgen::engine::{Form, Rows, check_region, rgb8};
 use infgen::error::human_bytes;
 use infgen::image::{OutputFormat, RowWriter, batch_path, check_writable};
-use infgen::{Decoder, Image, Latent, Observer, Rect, Result};
+use infgen::{Decoder, Latent, Observer, Rect, Result};
 use serde_json::json;
 
 use crate::args::DecodeArgs;
@@ -15,37 +16,38 @@ use crate::run::{Run, weights};
 pub struct Writer<'a> {
     pub decoder: &'a Decoder,
     pub size: (usize, usize),
-    pub region: Rect,
+    /// A rectangle, or the whole picture.
+    pub region: Option<Rect>,
     pub metadata: Vec<(&'a str, String)>,
 }
 
-/// A picture before it is written.
-pub enum Pixels {
-    Float(Image),
-    Rgb8(Vec<u8>),
-}
-
 impl Writer<'_> {
-    /// The whole picture in the form that `output` will hold.
-    pub fn decode(&self, latent: &Latent, output: &Path, observer: &Observer) -> Result<Pixels> {
+    /// Rows are written as they come, so the picture is never whole in memory where the format can be streamed.
+    pub fn run(&self, latent: &Latent, output: &Path, observer: &Observer) -> Result<()> {
         let (width, height) = self.size;
-        match OutputFormat::from_path(output)?.is_float() {
-            true => pollster::block_on(self.decoder.decode_async(latent, width, height, observer)).map(Pixels::Float),
-            false => self.decoder.decode_rgb8(latent, width, height, observer).map(Pixels::Rgb8),
-        }
-    }
-
-    /// Writes the region of `pixels`, row by row.
-    pub fn write(&self, pixels: &Pixels, output: &Path) -> Result<()> {
-        let Rect { x, y, w, h } = self.region;
+        let whole = Rect { x: 0, y: 0, w: width, h: height };
         let metadata: Vec<(&str, &str)> = self.metadata.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        let Rect { w, h, .. } = self.region.unwrap_or(whole);
         let mut file = RowWriter::create(output, w, h, &metadata)?;
-        for row in y..y + h {
-            let span = (row * self.size.0 + x) * 3..(row * self.size.0 + x + w) * 3;
-            match pixels {
-                Pixels::Float(image) => file.write_f32(&image.data()[span])?,
-                Pixels::Rgb8(rgb) => file.write_rgb8(&rgb[span])?,
+        let float = OutputFormat::from_path(output)?.is_float();
+        match self.region {
+            None => {
+                let mut sink = |_: Range<usize>, rows: Rows| match rows {
+                    Rows::Float(values) => file.write_f32(&values),
+                    Rows::Rgba8(words) => file.write_rgb8(&rgb8(&words).collect::<Vec<_>>()),
+                    Rows::Picture(_) => unreachable!("only programs with a window ask for textures"),
+                };
+                let form = if float { Form::Float } else { Form::Rgba8 };
+                self.decoder.decode_rows(latent, width, height, form, observer, &mut sink)?;
             }
+            Some(rect) => pollster::block_on(async {
+                let decoding = self.decoder.prepare_async(latent, width, height, &observer.part(0.0, 0.9)).await?;
+                let observer = observer.part(0.9, 0.1);
+                match float {
+                    true => file.write_f32(decoding.region_async(rect, &observer).await?.data()),
+                    false => file.write_rgb8(&decoding.region_rgb8_async(rect, &observer).await?),
+                }
+            })?,
         }
         file.finish()
     }
@@ -76,25 +78,32 @@ pub fn decode(run: &Run, args: &DecodeArgs) -> Result<()> {
     let writer = Writer {
         decoder: &decoder,
         size: (width, height),
-        region,
+        region: args.region,
         metadata: vec![("Software", format!("infgen {}", env!("CARGO_PKG_VERSION"))), ("infgen", settings.to_string())],
     };
     let mut outputs: Vec<PathBuf> = Vec::new();
     for (index, latent) in (0..).map_while(|index| batch.select(index)).enumerate() {
         if index == 0 {
-            let estimate = decoder.estimate(&latent, width, height)?;
+            let float = OutputFormat::from_path(&args.output)?.is_float();
+            let plan = decoder.plan(&latent, width, height, if float { Form::Float } else { Form::Rgba8 })?;
             run.say(&format!(
                 "decoding {}x{} latent to {width}x{height} with the {}: {:.1} GFLOP, {} of GPU memory",
                 latent.width(),
                 latent.height(),
                 facts.model,
-                estimate.flops as f64 * 1e-9,
-                human_bytes(estimate.peak_bytes)
+                plan.flops as f64 * 1e-9,
+                human_bytes(plan.peak_bytes)
             ));
+            if args.explain {
+                match run.common.json {
+                    true => println!("{}", json!({ "plan": plan })),
+                    false => print!("{plan}"),
+                }
+                return Ok(());
+            }
         }
         let output = if batch.batch() > 1 { batch_path(&args.output, index) } else { args.output.clone() };
-        let pixels = run.stage("decode", |observer| writer.decode(&latent, &output, observer))?;
-        run.stage("write", |_| writer.write(&pixels, &output))?;
+        run.stage("decode", |observer| writer.run(&latent, &output, observer))?;
         outputs.push(output);
     }
     let outputs: Vec<&Path> = outputs.iter().map(PathBuf::as_path).collect();

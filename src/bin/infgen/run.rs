@@ -68,6 +68,7 @@ impl Run {
             device: self.common.device.clone(),
             dtype: self.common.dtype.into(),
             memory: self.common.memory,
+            host_memory: self.common.host_memory,
             ..EngineOptions::default()
         };
         let engine = self.stage("device", |_| Engine::new(options))?;

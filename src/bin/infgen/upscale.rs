@@ -1,11 +1,11 @@
 //! `infgen upscale`: the paper's training-free extrapolation, L_n = E(I_{n-1}), I_n = D(L_n, size_n).
 
 use infgen::engine::MAX_SIDE;
-use infgen::{Error, Image, Rect, Result};
+use infgen::{Error, Image, Result};
 use serde_json::json;
 
 use crate::args::UpscaleArgs;
-use crate::decode::{Pixels, Writer, check_output};
+use crate::decode::{Writer, check_output};
 use crate::encode::sized;
 use crate::run::{Run, weights};
 
@@ -52,12 +52,11 @@ pub fn upscale(run: &Run, args: &UpscaleArgs) -> Result<()> {
         let writer = Writer {
             decoder: &decoder,
             size,
-            region: Rect { x: 0, y: 0, w: size.0, h: size.1 },
+            region: None,
             metadata: vec![("Software", format!("infgen {}", env!("CARGO_PKG_VERSION"))), ("infgen", settings.to_string())],
         };
         if n + 1 == sizes.len() {
-            let pixels: Pixels = run.stage("decode", |observer| writer.decode(&latent, &args.output, observer))?;
-            run.stage("write", |_| writer.write(&pixels, &args.output))?;
+            run.stage("decode", |observer| writer.run(&latent, &args.output, observer))?;
         } else {
             let float = run.stage("decode", |observer| pollster::block_on(decoder.decode_async(&latent, size.0, size.1, observer)))?;
             let clamped = float.into_data().into_iter().map(|v| v.clamp(-1.0, 1.0)).collect();
