@@ -2,8 +2,8 @@
 //!
 //! A chain ([`crate::nn::chain`]) is swept from its first plane to its last. A sweep computes one plane in bands of rows from
 //! planes that are kept, and gives that plane's group statistics, stores it (on the device or on the host), or both. A
-//! plane that is not kept is computed again, with a halo, in every later sweep that needs it. [`schedule`] decides which planes
-//! are kept where and how high the bands are; [`run`] carries it out. Once all statistics are known, any rectangle of
+//! plane that is not kept is computed again, with a halo, in every later sweep that needs it. `schedule` decides which planes
+//! are kept where and how high the bands are; `run` carries it out. Once all statistics are known, any rectangle of
 //! the last plane follows from one kept plane ([`Job::region`]).
 
 mod run;

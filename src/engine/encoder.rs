@@ -58,7 +58,7 @@ impl Encoder {
     ///
     /// # Errors
     /// [`Error::Invalid`] for sides that are no multiples of `scale` or beyond [`MAX_SIDE`], a draw from an encoder
-    /// that has no variance, or noise of another length; otherwise as [`Decoder::decode_async`].
+    /// that has no variance, or noise of another length; otherwise as [`Decoder::decode_async`](super::Decoder::decode_async).
     pub async fn encode_async(&self, image: &Image, noise: Option<&[f32]>, observer: &Observer) -> Result<Latent> {
         let (w, h, scale, channels) = (image.width(), image.height(), self.facts.scale, self.facts.latent_channels);
         let invalid = |what, detail| Err(Error::Invalid { what, detail });
