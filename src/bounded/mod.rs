@@ -24,8 +24,17 @@ use crate::nn::chain::{Area, Chain, Part, PlaneShape, Planes};
 pub enum Source<'a> {
     /// The host: `[rows, width, channels]` values of some rows.
     Host(&'a (dyn Fn(Range<usize>) -> Vec<f32> + Sync)),
-    /// The device: records some rows.
-    Device(&'a (dyn Fn(&mut Recorder, Range<usize>) -> Tensor + Sync)),
+    /// The device.
+    Device(&'a (dyn DeviceSource + Sync)),
+}
+
+/// Computes plane 0 on the device, from what it holds there.
+pub trait DeviceSource {
+    /// Records some rows.
+    fn record(&self, rec: &mut Recorder, rows: Range<usize>) -> Tensor;
+
+    /// Frees what it holds: it will not be asked again.
+    fn release(&self);
 }
 
 /// Where a plane is kept.
@@ -127,7 +136,7 @@ impl Planes for Have<'_> {
                 let tensor = rec.upload(&values(rows.clone()), rows.len(), width, channels, elem);
                 Part { tensor, top: rows.start, left: 0 }
             }
-            (None, Source::Device(record)) => Part { tensor: record(rec, rows.clone()), top: rows.start, left: 0 },
+            (None, Source::Device(source)) => Part { tensor: source.record(rec, rows.clone()), top: rows.start, left: 0 },
         }
     }
 
@@ -203,8 +212,8 @@ impl Job<'_> {
         plane > 0 && matches!(self.chain.units[plane - 1].op, crate::nn::chain::Op::Attention(_))
     }
 
-    /// Which kept planes are still needed once planes up to `upto` have been dealt with.
-    fn live(&self, upto: usize, kept: impl Fn(usize) -> bool) -> Vec<usize> {
+    /// Which kept planes are still needed once planes up to `upto` have been dealt with, and whether the source is.
+    fn live(&self, upto: usize, kept: impl Fn(usize) -> bool) -> (Vec<usize>, bool) {
         let units = &self.chain.units;
         let mut needed = vec![false; upto + 1];
         needed[upto] = upto < units.len();
@@ -218,7 +227,8 @@ impl Job<'_> {
                 self.chain.inputs(plane - 1).for_each(|input| needed[input] = true);
             }
         }
-        (0..=upto).filter(|&plane| needed[plane] && kept(plane)).collect()
+        let source = needed[0] && !kept(0);
+        ((0..=upto).filter(|&plane| needed[plane] && kept(plane)).collect(), source)
     }
 
     /// Bytes of the statistics of a plane's block rows, while it is swept.

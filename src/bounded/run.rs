@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::schedule::{Budget, Schedule, Sweep};
-use super::{BAND, Form, Have, HostPlane, Job, Purpose, Store, Stored, bindable};
+use super::{BAND, Form, Have, HostPlane, Job, Purpose, Source, Store, Stored, bindable};
 use crate::error::{Error, Result};
 use crate::gpu::{Elem, Observer, Picture, Recording, Tensor};
 use crate::kernels::group_norm::BLOCK_ROWS;
@@ -62,6 +62,9 @@ impl Job<'_> {
             done += sweep.seconds;
             for &plane in &sweep.drops {
                 prepared.stored[plane] = None;
+            }
+            if let (true, Source::Device(source)) = (sweep.drops_source, &self.source) {
+                source.release();
             }
         }
         // The buffers of the last band; regions have other sizes.

@@ -38,6 +38,9 @@ pub struct Sweep {
     /// Planes that are dropped afterwards.
     #[serde(skip)]
     pub(super) drops: Vec<usize>,
+    /// Whether the source is needed no more afterwards.
+    #[serde(skip)]
+    pub(super) drops_source: bool,
 }
 
 /// Sweeps in their order. The last one gives the picture, unless a plane is kept for regions instead.
@@ -64,6 +67,8 @@ pub struct Budget {
     pub device: Option<u64>,
     /// Bytes on the device that are not this job's: weights, latents, other work.
     pub held: u64,
+    /// Bytes on the device that the source takes until plane 0 is no longer computed.
+    pub source: u64,
     /// Ceiling on host memory for planes.
     pub host: u64,
 }
@@ -80,6 +85,8 @@ struct Candidate {
     seconds: f64,
     peak: u64,
     host_peak: u64,
+    /// Whether the source will be asked again.
+    source: bool,
     sweeps: Vec<Sweep>,
 }
 
@@ -330,7 +337,8 @@ impl Search<'_> {
         }
         if swept {
             let affines: u64 = (0..plane).map(|p| job.affine_bytes(p)).sum();
-            let resident = self.budget.held + affines + self.device_bytes(&kept) + job.statistics_bytes(plane);
+            let source = if from.source { self.budget.source } else { 0 };
+            let resident = self.budget.held + source + affines + self.device_bytes(&kept) + job.statistics_bytes(plane);
             let left = match self.budget.device {
                 Some(ceiling) => ceiling.checked_sub(resident)?,
                 None => u64::MAX,
@@ -368,13 +376,16 @@ impl Search<'_> {
                 peak_bytes: peak,
                 seconds,
                 drops: vec![],
+                drops_source: false,
             });
         }
-        let live = job.live(plane, |p| kept.iter().any(|&(k, _)| k == p));
+        let (live, source) = job.live(plane, |p| kept.iter().any(|&(k, _)| k == p));
         let dropped = |p: usize| !live.contains(&p) && self.keep != Some(p);
         if let Some(sweep) = next.sweeps.last_mut() {
             sweep.drops.extend(kept.iter().map(|&(p, _)| p).filter(|&p| dropped(p)));
+            sweep.drops_source |= !source;
         }
+        next.source = source;
         kept.retain(|&(p, _)| !dropped(p));
         next.kept = kept;
         Some(next)
@@ -421,7 +432,7 @@ impl Search<'_> {
     }
 
     fn search(&self, beam: usize, stores: impl Fn(usize) -> Vec<Store>) -> Option<Candidate> {
-        let mut front = vec![Candidate { kept: vec![], seconds: 0.0, peak: 0, host_peak: 0, sweeps: vec![] }];
+        let mut front = vec![Candidate { kept: vec![], seconds: 0.0, peak: 0, host_peak: 0, source: true, sweeps: vec![] }];
         for plane in 0..=self.last_plane() {
             let mut next: HashMap<Kept, Candidate> = HashMap::new();
             for from in &front {

@@ -1,8 +1,9 @@
 //! One network applied to one input: in one recording where that fits, by a schedule where it does not.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
-use crate::bounded::{Budget, Form, Job, Prepared, Rows, Schedule, Sink, Source};
+use crate::bounded::{Budget, DeviceSource, Form, Job, Prepared, Rows, Schedule, Sink, Source};
 use crate::error::{Error, Result};
 use crate::gpu::{Elem, Gpu, Observer, Recorder, Recording, Tensor, align};
 use crate::kernels::output::{image_to_picture, image_to_rgba8};
@@ -107,25 +108,21 @@ impl Work<'_> {
         Some(network.context(rec, &z))
     }
 
-    fn job<'a>(&'a self, source: Source<'a>) -> Job<'a> {
+    /// The chain behind its source, which is `tokens` where the network is an InfGen decoder.
+    fn job<'a>(&'a self, tokens: &'a MaskTokens<'a>) -> Job<'a> {
+        let source = match &self.front {
+            Front::Host(values) => Source::Host(values),
+            Front::Infgen { .. } => Source::Device(tokens),
+        };
         Job { gpu: self.gpu, chain: self.chain, source, form: self.form, width: self.width, height: self.height }
     }
 
-    /// Calls `body` with the job, plane 0 coming from `context` where there is one.
-    fn with_job<T>(&self, context: Option<&InfgenContext>, body: impl FnOnce(&Job<'_>) -> T) -> T {
-        match &self.front {
-            Front::Host(values) => body(&self.job(Source::Host(values))),
-            Front::Infgen { network, tokens_a_chunk, .. } => {
-                let grid = (self.chain.planes[0].height, self.chain.planes[0].width);
-                let context = context.expect("an InfGen decoder has a context");
-                let tokens = |rec: &mut Recorder, rows: Range<usize>| network.tokens(rec, context, grid, rows, *tokens_a_chunk);
-                body(&self.job(Source::Device(&tokens)))
-            }
-        }
+    fn tokens(&self, context: Option<InfgenContext>) -> MaskTokens<'_> {
+        MaskTokens { work: self, context: Mutex::new(context) }
     }
 
     fn budget(&self) -> Budget {
-        Budget { device: self.gpu.memory_ceiling(), held: self.gpu.held_bytes(), host: self.host_memory }
+        Budget { device: self.gpu.memory_ceiling(), held: self.gpu.held_bytes(), source: 0, host: self.host_memory }
     }
 
     /// Whether one recording does, and what it needs.
@@ -146,12 +143,12 @@ impl Work<'_> {
                 resident
             })
         });
-        let mut budget = self.budget();
+        let source = outside.iter().flat_map(InfgenContext::tensors).map(|tensor| align(tensor.bytes())).sum();
+        let budget = Budget { source, ..self.budget() };
         let before = budget.held;
-        budget.held += outside.iter().flat_map(InfgenContext::tensors).map(|tensor| align(tensor.bytes())).sum::<u64>();
-        let first = budget.held + if outside.is_some() { self.gpu.plan_bytes(&rec.finish()) } else { 0 };
+        let first = before + source + if outside.is_some() { self.gpu.plan_bytes(&rec.finish()) } else { 0 };
         let refused = |needed| Error::MemoryCeiling { needed, ceiling: budget.device.unwrap_or(needed) };
-        let result = self.with_job(outside.as_ref(), |job| job.schedule(&budget, keep));
+        let result = self.job(&self.tokens(outside)).schedule(&budget, keep);
         match result {
             Ok(_) if budget.device.is_some_and(|ceiling| first > ceiling) => Err(refused(first)),
             Ok(schedule) => Ok(Schedule { peak_bytes: schedule.peak_bytes.max(first).max(before), ..schedule }),
@@ -209,32 +206,14 @@ impl Work<'_> {
         // A share of the work for the context, which no plan counts.
         let context = self.keep_context(&observer.part(0.0, 0.01)).await?;
         let observer = observer.part(0.01, 0.99);
-        self.carry_out(&schedule, context.as_ref(), &observer, sink).await.map(|_| ())
-    }
-
-    async fn carry_out(
-        &self,
-        schedule: &Schedule,
-        context: Option<&InfgenContext>,
-        observer: &Observer,
-        sink: &mut Sink<'_>,
-    ) -> Result<Prepared> {
-        match &self.front {
-            Front::Host(values) => self.job(Source::Host(values)).run(schedule, observer, sink).await,
-            Front::Infgen { network, tokens_a_chunk, .. } => {
-                let grid = (self.chain.planes[0].height, self.chain.planes[0].width);
-                let context = context.expect("an InfGen decoder has a context");
-                let tokens = |rec: &mut Recorder, rows: Range<usize>| network.tokens(rec, context, grid, rows, *tokens_a_chunk);
-                self.job(Source::Device(&tokens)).run(schedule, observer, sink).await
-            }
-        }
+        self.job(&self.tokens(context)).run(&schedule, &observer, sink).await.map(|_| ())
     }
 
     /// Computes everything that regions share: all statistics and plane `keep`.
     pub async fn prepare(&self, keep: usize, observer: &Observer) -> Result<Prepared> {
         let schedule = self.schedule(Some(keep))?;
         let context = self.keep_context(&observer.part(0.0, 0.01)).await?;
-        self.carry_out(&schedule, context.as_ref(), &observer.part(0.01, 0.99), &mut |_, _| Ok(())).await
+        self.job(&self.tokens(context)).run(&schedule, &observer.part(0.01, 0.99), &mut |_, _| Ok(())).await
     }
 
     /// `area` of the result, in pieces.
@@ -246,13 +225,28 @@ impl Work<'_> {
         sink: &mut (dyn FnMut(&Area, Rows) -> Result<()> + Send),
     ) -> Result<()> {
         let budget = self.budget();
-        match &self.front {
-            Front::Host(values) => self.job(Source::Host(values)).region(prepared, area, &budget, observer, sink).await,
-            Front::Infgen { .. } => {
-                let never = |_: &mut Recorder, _: Range<usize>| unreachable!("regions start from a kept plane");
-                self.job(Source::Device(&never)).region(prepared, area, &budget, observer, sink).await
-            }
-        }
+        self.job(&self.tokens(None)).region(prepared, area, &budget, observer, sink).await
+    }
+}
+
+/// An InfGen decoder's mask tokens behind its transformer blocks.
+struct MaskTokens<'a> {
+    work: &'a Work<'a>,
+    /// What tokens share; `None` where none are asked for any more.
+    context: Mutex<Option<InfgenContext>>,
+}
+
+impl DeviceSource for MaskTokens<'_> {
+    fn record(&self, rec: &mut Recorder, rows: Range<usize>) -> Tensor {
+        let Front::Infgen { network, tokens_a_chunk, .. } = &self.work.front else { unreachable!("this network has no tokens") };
+        let context = self.context.lock().unwrap_or_else(PoisonError::into_inner);
+        let context = context.as_ref().expect("tokens are asked for while their context lives");
+        let plane = self.work.chain.planes[0];
+        network.tokens(rec, context, (plane.height, plane.width), rows, *tokens_a_chunk)
+    }
+
+    fn release(&self) {
+        *self.context.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

@@ -109,8 +109,8 @@ pub struct DecodeArgs {
     #[arg(long, value_name = "X,Y,WxH", value_parser = parse_region)]
     pub region: Option<Rect>,
     /// Picture to write: .png, .jpg, .webp (8 bits), .npy or .safetensors (float)
-    #[arg(short, long, value_name = "FILE")]
-    pub output: PathBuf,
+    #[arg(short, long, value_name = "FILE", required_unless_present = "explain")]
+    pub output: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
