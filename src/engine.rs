@@ -209,6 +209,21 @@ impl Engine {
         &self.gpu
     }
 
+    /// Storage type of what it loads.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Another engine on the same device, with a decoder of its own.
+    pub(crate) fn share(&self) -> Engine {
+        Engine { gpu: self.gpu.clone(), dtype: self.dtype, host_memory: self.host_memory, current: Mutex::new(None) }
+    }
+
+    /// Lets go of the decoder loaded last.
+    pub(crate) fn forget_decoder(&self) {
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// GPU memory held by this engine, in bytes.
     pub fn memory(&self) -> MemoryUse {
         self.gpu.memory()
@@ -382,19 +397,19 @@ impl Engine {
 }
 
 /// `[channels, h, w]` to `[h, w, channels]`.
-fn channels_last(values: &[f32], channels: usize) -> Vec<f32> {
+pub(crate) fn channels_last(values: &[f32], channels: usize) -> Vec<f32> {
     let pixels = values.len() / channels;
     (0..values.len()).map(|i| values[i % channels * pixels + i / channels]).collect()
 }
 
 /// `[h, w, channels]` to `[channels, h, w]`.
-fn channels_first(values: &[f32], channels: usize) -> Vec<f32> {
+pub(crate) fn channels_first(values: &[f32], channels: usize) -> Vec<f32> {
     let pixels = values.len() / channels;
     (0..values.len()).map(|i| values[i % pixels * channels + i / pixels]).collect()
 }
 
 /// Tells what to try where f16 was too narrow.
-fn hint(error: Error, dtype: Dtype) -> Error {
+pub(crate) fn hint(error: Error, dtype: Dtype) -> Error {
     match error {
         Error::NonFinite { layer, .. } if dtype == Dtype::F16 => Error::NonFinite { layer, hint: "; try --dtype f32" },
         other => other,

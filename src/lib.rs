@@ -28,6 +28,7 @@ pub mod latent;
 pub mod models;
 pub mod nn;
 pub mod noise;
+pub mod pipeline;
 #[doc(hidden)]
 pub mod reference;
 pub mod schedulers;

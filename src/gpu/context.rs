@@ -349,6 +349,16 @@ impl Gpu {
         Ok(Tensor { source: Source::Resident(Arc::new(buffer)), ..shape })
     }
 
+    /// Overwrites a tensor from [`Gpu::resident`] from its start.
+    ///
+    /// # Panics
+    /// If it is none, or shorter than `bytes`: an engine bug.
+    pub fn write(&self, tensor: &Tensor, bytes: &[u8]) {
+        let Source::Resident(buffer) = &tensor.source else { panic!("only resident tensors can be written") };
+        assert!(bytes.len() as u64 <= tensor.bytes(), "{} bytes into a tensor of {}", bytes.len(), tensor.bytes());
+        self.queue.write_buffer(&buffer.raw, tensor.first * tensor.elem.bytes(), bytes);
+    }
+
     /// A counted buffer of at least `bytes`.
     pub(crate) async fn buffer(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<Buffer> {
         let bytes = align(bytes);

@@ -56,6 +56,11 @@ impl Observer {
         Observer { part: Some((from + start * all, length * all)), ..self.clone() }
     }
 
+    /// The same cancel, without reports.
+    pub fn quiet(&self) -> Observer {
+        Observer { cancelled: self.cancelled.clone(), ..Observer::default() }
+    }
+
     /// Asks the run to stop; it ends with [`Error::Cancelled`] once what is in flight is done.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);

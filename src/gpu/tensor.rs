@@ -62,6 +62,11 @@ impl Tensor {
         Tensor { source: Source::Outside, first: 0, height, width, channels, elem }
     }
 
+    /// Bytes of the buffer that [`super::Gpu::resident`] makes for such a tensor.
+    pub fn resident_bytes(&self) -> u64 {
+        super::plan::align(self.bytes())
+    }
+
     /// Channel quads a pixel.
     pub fn quads(&self) -> usize {
         self.channels.div_ceil(4)

@@ -203,6 +203,15 @@ impl Unet {
         Ok(Prompt(layers))
     }
 
+    /// [`Unet::allocate_prompt`] for recordings that are planned and never run, and the bytes that it would take.
+    pub fn planned_prompt(&self, tokens: usize) -> (Prompt, u64) {
+        let widths = self.attentions().flat_map(Transformer2d::prompt_widths);
+        let plane = |width| Tensor::outside(tokens, 1, width, self.precision.activations);
+        let layers: Vec<KeysAndValues> = widths.map(|width| (plane(width), plane(width))).collect();
+        let bytes = layers.iter().map(|(keys, values)| keys.resident_bytes() + values.resident_bytes()).sum();
+        (Prompt(layers), bytes)
+    }
+
     /// Keys and values of a prompt (`[tokens, cross_attention_dim]`) in every attention layer, for this recording.
     ///
     /// # Errors

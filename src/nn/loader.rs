@@ -29,6 +29,8 @@ pub struct Loader<'a> {
     precision: Precision,
     /// Bytes handed to the driver since it was last waited for.
     pending: std::sync::atomic::AtomicU64,
+    /// Bytes that loading would take on the device, where nothing is loaded.
+    planned: Option<std::sync::Arc<std::sync::atomic::AtomicU64>>,
 }
 
 /// Largest finite f16.
@@ -40,12 +42,22 @@ const PORTION: u64 = 32 << 20;
 impl<'a> Loader<'a> {
     /// Loads from `view` onto `gpu`.
     pub fn new(gpu: &'a Gpu, view: &'a View<'a>, precision: Precision) -> Loader<'a> {
-        Loader { gpu, view, precision, pending: Default::default() }
+        Loader { gpu, view, precision, pending: Default::default(), planned: None }
+    }
+
+    /// A loader that reads no data and uploads nothing: what it loads can be recorded and planned, not run.
+    pub fn planning(gpu: &'a Gpu, view: &'a View<'a>, precision: Precision) -> Loader<'a> {
+        Loader { planned: Some(Default::default()), ..Loader::new(gpu, view, precision) }
+    }
+
+    /// Bytes that the weights asked for so far would take; 0 for a loader that is not [`Loader::planning`].
+    pub fn planned_bytes(&self) -> u64 {
+        self.planned.as_ref().map_or(0, |bytes| bytes.load(std::sync::atomic::Ordering::Relaxed))
     }
 
     /// The same with other storage types.
     pub fn with(&self, precision: Precision) -> Loader<'a> {
-        Loader::new(self.gpu, self.view, precision)
+        Loader { planned: self.planned.clone(), ..Loader::new(self.gpu, self.view, precision) }
     }
 
     /// Storage types of what is loaded.
@@ -63,6 +75,10 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`View::get`].
     pub async fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        if self.planned.is_some() {
+            self.view.check(&[(name.to_owned(), shape.to_vec())])?;
+            return Ok(vec![0.0; shape.iter().product()]);
+        }
         self.view.get_async(name, shape).await
     }
 
@@ -82,6 +98,11 @@ impl<'a> Loader<'a> {
     /// [`Error::F16Range`] for a value that `elem` cannot hold; [`Error::MemoryCeiling`], [`Error::BufferTooLarge`],
     /// [`Error::OutOfMemory`] and [`Error::DeviceLost`] from the device.
     pub async fn upload(&self, name: &str, values: &[f32], channels: usize, elem: Elem) -> Result<Tensor> {
+        if let Some(planned) = &self.planned {
+            let tensor = Tensor::outside(values.len() / channels, 1, channels, elem);
+            planned.fetch_add(tensor.resident_bytes(), std::sync::atomic::Ordering::Relaxed);
+            return Ok(tensor);
+        }
         if let Some(&value) = values.iter().find(|v| elem == Elem::Half && v.abs() > F16_MAX) {
             return Err(Error::F16Range { path: self.view.path().to_owned(), tensor: name.to_owned(), value });
         }

@@ -10,6 +10,7 @@ pub mod builtin;
 pub mod clip_keys;
 mod folder;
 mod header;
+pub mod lora;
 pub(crate) mod npy;
 pub mod recognise;
 pub(crate) mod source;

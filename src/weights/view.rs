@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::lora::Patches;
 use super::unet_keys::Levels;
 use super::vae_keys::{ldm_name, old_attention_name};
 use super::{Dtype, Info, Weights, clip_keys, unet_keys};
@@ -18,6 +19,7 @@ pub struct View<'a> {
     weights: &'a Weights,
     prefix: String,
     naming: Naming,
+    patches: Option<Arc<Patches>>,
 }
 
 /// How names of the model become names in the file.
@@ -43,7 +45,12 @@ impl<'a> View<'a> {
     }
 
     pub(super) fn new(weights: &'a Weights, prefix: &str, naming: Naming) -> Self {
-        Self { weights, prefix: prefix.to_owned(), naming }
+        Self { weights, prefix: prefix.to_owned(), naming, patches: None }
+    }
+
+    /// The same tensors with changes that [`View::get`] makes as it reads them.
+    pub fn patched(self, patches: Arc<Patches>) -> Self {
+        Self { patches: Some(patches), ..self }
     }
 
     /// The weights behind it.
@@ -105,6 +112,14 @@ impl<'a> View<'a> {
     /// # Errors
     /// As [`Weights::get`].
     pub async fn get_async(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let mut values = self.read(name, shape).await?;
+        match &self.patches {
+            Some(patches) => patches.apply(name, shape, &mut values).map(|()| values),
+            None => Ok(values),
+        }
+    }
+
+    async fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let file_name = self.file_name(name);
         if let Some(third) = self.third(name) {
             return self.weights.get_rows(&file_name, &fused(shape), third * shape[0]..(third + 1) * shape[0]).await;

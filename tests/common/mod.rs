@@ -6,6 +6,7 @@ pub mod devices;
 pub mod golden;
 pub mod suite;
 pub mod synthetic;
+pub mod text_to_image;
 
 use half::f16;
 use infgen::gpu::Elem;

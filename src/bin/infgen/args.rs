@@ -4,12 +4,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use infgen::schedulers::Sampler;
 use infgen::{Dtype, Rect};
 
 #[derive(Debug, Parser)]
 #[command(name = "infgen", version, about = "Latents to pictures of any size, on any GPU", max_term_width = 100)]
 #[command(after_help = "Examples:
   infgen decode --latent sample.safetensors --size 1920x1080 -o sample.png
+  infgen generate --model sd15/ -p \"a lighthouse in a storm\" --size 1920x1080 -o lighthouse.png
   infgen upscale --image photo.jpg --scale 2 -o large.png
   infgen encode --image photo.jpg -o latent.safetensors
   infgen devices
@@ -82,6 +84,9 @@ pub enum Command {
   infgen upscale --image photo.jpg --scale 2 -o large.png
   infgen upscale --image photo.jpg --size 4096x2731 -o large.png")]
     Upscale(UpscaleArgs),
+    /// Generate pictures from text with Stable Diffusion 1.x or 2.x, at any size
+    #[command(after_help = GENERATE_HELP)]
+    Generate(Box<GenerateArgs>),
     /// Say what a weights or latent file holds, and which model it is
     Inspect(InspectArgs),
     /// Time kernels and whole decodes, beside the device's own peak
@@ -156,6 +161,168 @@ pub struct UpscaleArgs {
     /// Picture to write: .png, .jpg, .webp (8 bits), .npy or .safetensors (float)
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
+}
+
+const GENERATE_HELP: &str = "Examples:
+  infgen generate --model sd15/ -p \"a lighthouse in a storm\" -o lighthouse.png
+  infgen generate --model v1-5-pruned-emaonly.safetensors -p \"a red fox\" -n \"blurry\" --steps 25 \\
+      --sampler dpmpp-2m-karras --cfg 7 -s 42 -o fox.png
+  infgen generate --model sd15/ -p \"a harbour\" --latent-size 768x512 --size 3840x2560 -o harbour.png
+  infgen generate --model sd15/ -p \"a watercolour\" --image photo.jpg --strength 0.6 -o watercolour.png
+  infgen generate --model sd15-inpainting/ -p \"a cat\" --image sofa.png --mask seat.png -o cat.png
+  infgen generate --model sd15/ -p \"a portrait\" --lora style.safetensors:0.8 --batch 4 -o portrait.png
+
+Notes:
+  A seed gives the noise of PyTorch's CPU generator on every device, so diffusers with
+  generator=torch.Generator(\"cpu\").manual_seed(SEED) makes the same picture.
+  The picture is decoded by the model's own VAE at its native size, and by the InfGen decoder that ships here at any other.
+  A PNG keeps the settings where other tools look for them (`parameters`).";
+
+#[derive(Debug, clap::Args)]
+pub struct GenerateArgs {
+    /// Model: a diffusers folder or a single-file checkpoint (.safetensors)
+    #[arg(long, value_name = "M", help_heading = "Model")]
+    pub model: String,
+    /// LoRA merged into the model, with its strength; can be given several times
+    #[arg(long = "lora", value_name = "FILE[:STRENGTH]", value_parser = parse_lora, help_heading = "Model")]
+    pub loras: Vec<LoraArg>,
+    /// What the model predicts, where its files do not say (single-file SD 2.x: v)
+    #[arg(long, value_enum, help_heading = "Model")]
+    pub prediction: Option<PredictionArg>,
+
+    /// What to show
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: String,
+    /// What not to show
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub negative: Option<String>,
+    /// Read (word:1.2) and [word] in the prompts as emphasis
+    #[arg(long)]
+    pub emphasis: bool,
+    /// Steps [default: 50; lcm: 4]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
+    /// Sampler [default: the model's own]
+    #[arg(long, value_enum, value_name = "S")]
+    pub sampler: Option<SamplerArg>,
+    /// Guidance scale; 1 is without, and twice as fast [default: 7.5; lcm: 1.5]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub cfg: Option<f64>,
+    /// Seed of all noise, 0 to 2^32 - 1 [default: another one every time]
+    #[arg(short, long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Number of pictures, from one stream of noise: name-000.png, name-001.png, ...
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub batch: usize,
+    /// Leave out the last N layers of the text encoder
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub clip_skip: usize,
+    /// Noise of the sampler ddim, 0 to 1
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub eta: f64,
+    /// Share by which guided predictions take the spread of unguided ones, 0 to 1
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub guidance_rescale: f64,
+
+    /// Size at which the model works, in pixels; multiples of 8 [default: the picture's or the model's own]
+    #[arg(long, value_name = "WxH", help_heading = "Size")]
+    pub latent_size: Option<Size>,
+    /// Size of the result in pixels, any [default: the latent size]
+    #[arg(long, value_name = "WxH", help_heading = "Size")]
+    pub size: Option<Size>,
+    /// `vae` (the model's own, native size only), `builtin` (InfGen, any size), or a decoder's file or folder [default: vae at its
+    /// native size, builtin at any other]
+    #[arg(long, value_name = "vae|builtin|FILE", help_heading = "Size")]
+    pub decoder: Option<String>,
+
+    /// Picture to start from
+    #[arg(long, value_name = "FILE", help_heading = "Start")]
+    pub image: Option<PathBuf>,
+    /// How much of that picture may change, 0 to 1 [default: 0.8; with --mask 1]
+    #[arg(long, value_name = "X", requires = "image", help_heading = "Start")]
+    pub strength: Option<f64>,
+    /// Where it may change: white; black stays as it is
+    #[arg(long, value_name = "FILE", requires = "image", help_heading = "Start")]
+    pub mask: Option<PathBuf>,
+    /// First noise of unit variance instead of the seed's: a latent's file
+    #[arg(long, value_name = "FILE", help_heading = "Start")]
+    pub init_noise: Option<PathBuf>,
+
+    /// Picture to write: .png, .jpg, .webp (8 bits), .npy or .safetensors (float)
+    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
+    pub output: PathBuf,
+    /// Also write the final latents: .safetensors or .npy
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub save_latent: Option<PathBuf>,
+    /// Write a rough picture here while it works
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub preview: Option<PathBuf>,
+    /// After every that many calls of the model
+    #[arg(long, value_name = "N", default_value_t = 5, requires = "preview", value_parser = parse_count, help_heading = "Output")]
+    pub preview_every: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SamplerArg {
+    Ddim,
+    Pndm,
+    Euler,
+    EulerA,
+    Heun,
+    #[value(name = "dpmpp-2m")]
+    Dpmpp2m,
+    #[value(name = "dpmpp-2m-karras")]
+    Dpmpp2mKarras,
+    Lcm,
+    Ddpm,
+}
+
+impl From<SamplerArg> for Sampler {
+    fn from(sampler: SamplerArg) -> Sampler {
+        match sampler {
+            SamplerArg::Ddim => Sampler::Ddim,
+            SamplerArg::Pndm => Sampler::Pndm,
+            SamplerArg::Euler => Sampler::Euler,
+            SamplerArg::EulerA => Sampler::EulerAncestral,
+            SamplerArg::Heun => Sampler::Heun,
+            SamplerArg::Dpmpp2m => Sampler::DpmSolver,
+            SamplerArg::Dpmpp2mKarras => Sampler::DpmSolverKarras,
+            SamplerArg::Lcm => Sampler::Lcm,
+            SamplerArg::Ddpm => Sampler::Ddpm,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PredictionArg {
+    /// The noise
+    Epsilon,
+    /// The velocity
+    V,
+    /// The clean latent
+    Sample,
+}
+
+/// `style.safetensors:0.8`
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraArg {
+    pub path: PathBuf,
+    pub strength: f64,
+}
+
+fn parse_lora(text: &str) -> Result<LoraArg, String> {
+    let whole = || LoraArg { path: text.into(), strength: 1.0 };
+    let Some((path, number)) = text.rsplit_once(':').filter(|(path, _)| !path.is_empty()) else { return Ok(whole()) };
+    match number.parse::<f64>() {
+        Ok(strength) if strength.is_finite() && strength.abs() <= 100.0 => Ok(LoraArg { path: path.into(), strength }),
+        Ok(_) => Err("a strength is a number from -100 to 100, such as 0.8".into()),
+        // A drive letter, or a name with a colon.
+        Err(_) => Ok(whole()),
+    }
+}
+
+fn parse_count(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "a number of calls, 1 or more".into())
 }
 
 #[derive(Debug, clap::Args)]
@@ -255,6 +422,11 @@ mod tests {
         for bad in ["", "GiB", "-1GiB", "3 parsecs", "1e30", "0"] {
             assert!(parse_bytes(bad).is_err(), "{bad}");
         }
+        let lora = |path: &str, strength| Ok(LoraArg { path: path.into(), strength });
+        assert_eq!(parse_lora("a.safetensors"), lora("a.safetensors", 1.0));
+        assert_eq!(parse_lora("a.safetensors:-0.5"), lora("a.safetensors", -0.5));
+        assert_eq!(parse_lora("C:\\a.safetensors"), lora("C:\\a.safetensors", 1.0));
+        assert!(parse_lora("a:1e9").is_err() && parse_lora("a:nan").is_err());
         assert_eq!(parse_scale("2x"), Ok(2.0));
         assert!(parse_scale("0").is_err() && parse_scale("nan").is_err());
     }

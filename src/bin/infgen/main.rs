@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod decode;
 mod encode;
+mod generate;
 mod info;
 mod run;
 mod upscale;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         Command::Inspect(inspect) => info::inspect(&run, &inspect),
         Command::Decode(decode) => decode::decode(&run, &decode),
         Command::Encode(encode) => encode::encode(&run, &encode),
+        Command::Generate(generate) => generate::generate(&run, &generate),
         Command::Upscale(upscale) => upscale::upscale(&run, &upscale),
         Command::Bench(bench) => bench::bench(&run, &bench),
     };

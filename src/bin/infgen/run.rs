@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::io::IsTerminal;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -20,6 +21,8 @@ pub struct Run {
     /// Seconds per stage, in order.
     stages: RefCell<Vec<(&'static str, f64)>>,
     observer: Observer,
+    /// In front of the layer that the bar names.
+    status: Arc<Mutex<String>>,
 }
 
 impl Run {
@@ -33,14 +36,17 @@ impl Run {
             bar.enable_steady_tick(Duration::from_millis(200));
         }
         let progress = bar.clone();
+        let status: Arc<Mutex<String>> = Arc::default();
+        let shown_status = status.clone();
         let observer = Observer::new(move |p| {
             progress.set_position((p.done * 1000.0) as u64);
-            progress.set_message(p.layer.to_owned());
+            let status = shown_status.lock().unwrap_or_else(PoisonError::into_inner);
+            progress.set_message(format!("{status}{}", p.layer));
         });
         let cancel = observer.clone();
         // Without a handler an interrupt still ends the program, only less politely.
         let _ = ctrlc::set_handler(move || cancel.cancel());
-        Run { common, bar, started: Instant::now(), stages: RefCell::default(), observer }
+        Run { common, bar, started: Instant::now(), stages: RefCell::default(), observer, status }
     }
 
     /// For the calls of one stage: shows `name` and measures.
@@ -78,6 +84,22 @@ impl Run {
             self.say("note: this is a software renderer; with a GPU and its driver the same runs in a fraction of the time");
         }
         Ok(engine)
+    }
+
+    /// What the bar shows in front of the layer: steps, files.
+    pub fn status(&self) -> impl Fn(String) + Send + Sync + use<> {
+        let (bar, status) = (self.bar.clone(), self.status.clone());
+        move |text| {
+            bar.set_message(text.clone());
+            *status.lock().unwrap_or_else(PoisonError::into_inner) = text;
+        }
+    }
+
+    /// A line that matters also to those who asked for no progress; scripts find it in the JSON object.
+    pub fn warn(&self, line: &str) {
+        if !self.common.json {
+            self.bar.suspend(|| eprintln!("warning: {line}"));
+        }
     }
 
     /// A line for people, on stderr.

@@ -1,0 +1,331 @@
+//! `infgen generate`
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Instant;
+
+use infgen::engine::MAX_SIDE;
+use infgen::error::human_bytes;
+use infgen::image::{OutputFormat, ResizeFilter, batch_path, check_writable};
+use infgen::pipeline::{Parts, Pipeline, PipelineOptions, Preview, Request};
+use infgen::schedulers::{Prediction, Sampler};
+use infgen::weights::recognise::{self, Recognised};
+use infgen::{Error, Image, Latent, Result, Weights};
+use serde_json::json;
+
+use crate::args::{GenerateArgs, PredictionArg, Size};
+use crate::decode::{Writer, check_output};
+use crate::run::Run;
+
+/// Steps where none are given.
+const STEPS: usize = 50;
+const LCM_STEPS: usize = 4;
+/// Guidance where none is given.
+const CFG: f64 = 7.5;
+const LCM_CFG: f64 = 1.5;
+
+fn invalid(what: &'static str, detail: impl Into<String>) -> Error {
+    Error::Invalid { what, detail: detail.into() }
+}
+
+/// Where the picture comes from.
+#[derive(Debug, PartialEq)]
+enum DecoderChoice {
+    Vae,
+    Builtin,
+    File(PathBuf),
+}
+
+impl DecoderChoice {
+    fn new(argument: Option<&str>, other_size: bool) -> DecoderChoice {
+        match argument {
+            Some("vae") => DecoderChoice::Vae,
+            Some("builtin") => DecoderChoice::Builtin,
+            Some(path) => DecoderChoice::File(path.into()),
+            None if other_size => DecoderChoice::Builtin,
+            None => DecoderChoice::Vae,
+        }
+    }
+
+    fn weights(&self, parts: &Parts) -> Result<Weights> {
+        Ok(match self {
+            DecoderChoice::Vae => Weights::Path(parts.vae_path()?),
+            DecoderChoice::Builtin => Weights::Builtin,
+            DecoderChoice::File(path) => Weights::Path(path.clone()),
+        })
+    }
+
+    fn name(&self) -> String {
+        match self {
+            DecoderChoice::Vae => "vae".into(),
+            DecoderChoice::Builtin => "builtin".into(),
+            DecoderChoice::File(path) => path.display().to_string(),
+        }
+    }
+
+    /// Refuses, before anything is generated, what this decoder could not decode afterwards.
+    fn check(&self, parts: &Parts, native: Size, size: Size) -> Result<()> {
+        let weights = match self {
+            DecoderChoice::Vae => infgen::weights::Weights::open(parts.vae_path()?)?,
+            DecoderChoice::Builtin => infgen::weights::Weights::builtin(infgen::weights::Builtin::Decoder)?,
+            DecoderChoice::File(path) => infgen::weights::Weights::open(path)?,
+        };
+        let recognised = recognise::recognise(&weights)?;
+        recognise::check(&weights, &recognised)?;
+        let (channels, any_size) = match &recognised {
+            Recognised::Infgen { config } => (config.latent_channels, true),
+            Recognised::Vae(vae) | Recognised::Checkpoint { vae: Some(vae), .. } if vae.decoder => (vae.config.latent_channels, false),
+            Recognised::Taesd { decoder: Some(config), .. } => (config.latent_channels, false),
+            other => return Err(other.refuse(&weights, "a decoder")),
+        };
+        if channels != parts.latent_channels() {
+            let detail = format!("{} decodes latents of {channels} channels, this model makes {}", self.name(), parts.latent_channels());
+            return Err(invalid("decoder", detail));
+        }
+        if !any_size && size != native {
+            let detail = format!(
+                "{}x{}: the decoder `{}` only makes {}x{} of this latent; use --decoder builtin for any size",
+                size.width,
+                size.height,
+                self.name(),
+                native.width,
+                native.height
+            );
+            return Err(invalid("size", detail));
+        }
+        Ok(())
+    }
+}
+
+pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
+    OutputFormat::from_path(&args.output)?;
+    if let Some(path) = &args.save_latent {
+        Latent::check_ending(path)?;
+        check_writable(path)?;
+    }
+    if let Some(path) = &args.preview {
+        OutputFormat::from_path(path)?;
+        check_writable(path)?;
+    }
+    let parts = run.stage("read", |_| Parts::open(Path::new(&args.model)))?;
+    let image = args.image.as_ref().map(|path| run.stage("read", |_| Image::open(path))).transpose()?;
+    let mask = args.mask.as_ref().map(|path| run.stage("read", |_| Image::open(path))).transpose()?;
+    let init_noise = args.init_noise.as_ref().map(|path| run.stage("read", |_| Latent::open(path))).transpose()?;
+
+    let native = stage_one_size(args, &parts, image.as_ref(), init_noise.as_ref());
+    let size = args.size.unwrap_or(native);
+    if size.width > MAX_SIDE || size.height > MAX_SIDE {
+        return Err(invalid("size", format!("{}x{}: each side must be at most {MAX_SIDE}", size.width, size.height)));
+    }
+    let decoder_choice = DecoderChoice::new(args.decoder.as_deref(), size != native);
+    let outputs: Vec<PathBuf> = match args.batch {
+        1 => vec![args.output.clone()],
+        n => (0..n).map(|index| batch_path(&args.output, index)).collect(),
+    };
+    for output in &outputs {
+        check_output(output, size.width, size.height)?;
+    }
+
+    let seed = args.seed.unwrap_or_else(random_seed);
+    let sampler = args.sampler.map(Sampler::from);
+    let own = parts.scheduler(sampler)?.sampler();
+    let lcm = own == Sampler::Lcm;
+    let distilled = parts.unet.time_cond_proj_dim.is_some();
+    let request = Request {
+        negative: args.negative.clone().unwrap_or_default(),
+        emphasis: args.emphasis,
+        clip_skip: args.clip_skip,
+        sampler,
+        prediction: args.prediction.map(|p| match p {
+            PredictionArg::Epsilon => Prediction::Epsilon,
+            PredictionArg::V => Prediction::VPrediction,
+            PredictionArg::Sample => Prediction::Sample,
+        }),
+        steps: args.steps.unwrap_or(if lcm { LCM_STEPS } else { STEPS }),
+        cfg: args.cfg.unwrap_or(if lcm && !distilled { LCM_CFG } else { CFG }),
+        guidance_rescale: args.guidance_rescale,
+        eta: args.eta,
+        seed,
+        batch: args.batch,
+        init_noise,
+        image,
+        strength: args.strength.unwrap_or(if args.mask.is_some() { 1.0 } else { 0.8 }),
+        mask,
+        preview_every: if args.preview.is_some() { args.preview_every } else { 0 },
+        ..Request::new(args.prompt.clone(), native.width, native.height)
+    };
+    // Latents can be all that is wanted of a size that no decoder is there for.
+    decoder_choice.check(&parts, native, size)?;
+    let loras: Vec<(PathBuf, f64)> = args.loras.iter().map(|lora| (lora.path.clone(), lora.strength)).collect();
+
+    let engine = run.engine()?;
+    let pipeline = Pipeline::new(&engine, parts, &PipelineOptions { loras })?;
+    let facts = pipeline.parts();
+    run.say(&format!("model: {} ({}), {}", facts.path.display(), facts.unet, facts.text));
+    // Planning a large model takes seconds, and without a ceiling nothing is refused.
+    let planned = match run.common.memory {
+        Some(_) => {
+            Some(run.stage("plan", |_| pipeline.plan(&request, decoder_choice.weights(pipeline.parts())?, (size.width, size.height)))?)
+        }
+        None => None,
+    };
+    run.say(&format!(
+        "{} of {} steps with {own}, seed {seed}, {}x{} then {}x{}{}",
+        if args.batch == 1 { "1 picture".into() } else { format!("{} pictures", args.batch) },
+        request.steps,
+        native.width,
+        native.height,
+        size.width,
+        size.height,
+        planned.map_or(String::new(), |bytes| format!(": at most {} of GPU memory", human_bytes(bytes)))
+    ));
+
+    let status = run.status();
+    let trouble = Mutex::new(None);
+    let begun: Mutex<Option<Instant>> = Mutex::new(None);
+    let generated = run.stage("generate", |observer| {
+        pipeline.generate(&request, observer, &|report| {
+            let mut begun = begun.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            // The first call compiles and warms up; speed is measured from its end on.
+            let speed = match *begun {
+                None => String::new(),
+                Some(start) => {
+                    let calls = report.image * report.calls + report.call - 1;
+                    format!(", {:.2} it/s", calls as f64 / start.elapsed().as_secs_f64())
+                }
+            };
+            begun.get_or_insert_with(Instant::now);
+            let which = if report.images > 1 { format!("picture {}/{}, ", report.image + 1, report.images) } else { String::new() };
+            status(format!("{which}step {}/{}{speed}  ", report.call, report.calls));
+            if let (Some(preview), Some(path)) = (report.preview, &args.preview)
+                && let Err(error) = save_preview(preview, path, native)
+            {
+                *trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
+            }
+        })
+    })?;
+    status(String::new());
+    for note in &generated.notes {
+        run.warn(note);
+    }
+    if let Some(error) = trouble.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        run.warn(&format!("no preview was written: {error}"));
+    }
+    if let Some(path) = &args.save_latent {
+        run.stage("write", |_| generated.latent.save(path))?;
+    }
+    let weights = decoder_choice.weights(pipeline.parts())?;
+    let model_name = args.model.trim_end_matches('/').rsplit('/').next().unwrap_or(&args.model).trim_end_matches(".safetensors").to_owned();
+    drop(pipeline);
+
+    let decoder = run.stage("load", |_| engine.load_decoder(weights))?;
+    for (index, output) in outputs.iter().enumerate() {
+        let settings = json!({
+            "model": args.model, "prompt": request.prompt, "negative_prompt": request.negative, "steps": request.steps,
+            "sampler": generated.sampler.name(), "cfg": request.cfg, "seed": seed, "index": index, "batch": args.batch,
+            "latent_size": format!("{}x{}", native.width, native.height), "size": format!("{}x{}", size.width, size.height),
+            "decoder": decoder_choice.name(), "eta": request.eta, "guidance_rescale": request.guidance_rescale,
+            "clip_skip": request.clip_skip, "emphasis": request.emphasis,
+            "loras": args.loras.iter().map(|l| json!({ "file": l.path.display().to_string(), "strength": l.strength })).collect::<Vec<_>>(),
+            "image": args.image.as_ref().map(|p| p.display().to_string()),
+            "strength": args.image.as_ref().map(|_| request.strength),
+            "mask": args.mask.as_ref().map(|p| p.display().to_string()),
+            "dtype": format!("{:?}", run.common.dtype).to_lowercase(),
+        });
+        let writer = Writer {
+            decoder: &decoder,
+            size: (size.width, size.height),
+            region: None,
+            metadata: vec![
+                ("parameters", parameters(&request, &generated.sampler, &model_name, args, native, size)),
+                ("Software", format!("infgen {}", env!("CARGO_PKG_VERSION"))),
+                ("infgen", settings.to_string()),
+            ],
+        };
+        let latent = generated.latent.select(index).ok_or_else(|| invalid("batch", "the latent is missing"))?;
+        run.stage("decode", |observer| writer.run(&latent, output, observer))?;
+    }
+    let passes = (generated.calls * args.batch) as f64;
+    run.say(&format!("{:.3} it/s over {} calls of the denoiser", passes / generated.denoise_seconds, generated.calls * args.batch));
+    let summary = json!({
+        "command": "generate", "width": size.width, "height": size.height, "latent": generated.latent.shape(),
+        "latent_width": native.width, "latent_height": native.height, "model": args.model, "sampler": generated.sampler.name(),
+        "steps": request.steps, "calls": generated.calls, "cfg": request.cfg, "seed": seed, "decoder": decoder_choice.name(),
+        "decoder_model": decoder.facts().model, "iterations_per_second": passes / generated.denoise_seconds,
+        "denoise_seconds": generated.denoise_seconds, "planned_peak_gpu_bytes": planned,
+        "latent_output": args.save_latent.as_ref().map(|p| p.display().to_string()), "notes": generated.notes,
+    });
+    let paths: Vec<&Path> = outputs.iter().map(PathBuf::as_path).collect();
+    run.finish(&engine, &paths, summary);
+    Ok(())
+}
+
+/// Stage one's size: asked for, the noise's, the picture's in whole steps, or the model's own.
+fn stage_one_size(args: &GenerateArgs, parts: &Parts, image: Option<&Image>, noise: Option<&Latent>) -> Size {
+    let scale = parts.scale();
+    let whole = |side: usize| (side / scale).max(1) * scale;
+    args.latent_size
+        .or_else(|| noise.map(|noise| Size { width: noise.width() * scale, height: noise.height() * scale }))
+        .or_else(|| image.map(|image| Size { width: whole(image.width()), height: whole(image.height()) }))
+        .unwrap_or(Size { width: parts.native_side, height: parts.native_side })
+}
+
+/// From the clock: another one every time.
+fn random_seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let mixed = (now.as_nanos() as u64 ^ u64::from(std::process::id()) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed >> 32
+}
+
+fn save_preview(preview: &Preview, path: &Path, size: Size) -> Result<()> {
+    let picture = Image::from_rgb8(preview.width, preview.height, &preview.rgb)?;
+    picture.resize(size.width, size.height, ResizeFilter::Bicubic)?.save(path, &[])
+}
+
+/// The settings in the words that other tools read from a PNG (AUTOMATIC1111's infotext).
+fn parameters(request: &Request, sampler: &Sampler, model: &str, args: &GenerateArgs, native: Size, size: Size) -> String {
+    let mut text = request.prompt.clone();
+    for lora in &args.loras {
+        let name = lora.path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        text.push_str(&format!(" <lora:{name}:{}>", lora.strength));
+    }
+    if !request.negative.is_empty() {
+        text.push_str(&format!("\nNegative prompt: {}", request.negative));
+    }
+    let mut fields = vec![
+        format!("Steps: {}", request.steps),
+        format!("Sampler: {}", sampler.common_name()),
+        format!("CFG scale: {}", request.cfg),
+        format!("Seed: {}", request.seed),
+        format!("Size: {}x{}", native.width, native.height),
+        format!("Model: {}", model.replace(',', " ")),
+    ];
+    if request.image.is_some() {
+        fields.push(format!("Denoising strength: {}", request.strength));
+    }
+    if request.clip_skip > 0 {
+        fields.push(format!("Clip skip: {}", request.clip_skip + 1));
+    }
+    if request.eta > 0.0 {
+        fields.push(format!("Eta: {}", request.eta));
+    }
+    if size != native {
+        fields.push(format!("Decoded size: {}x{}", size.width, size.height));
+    }
+    fields.push("RNG: CPU".into());
+    fields.push(format!("Version: infgen {}", env!("CARGO_PKG_VERSION")));
+    format!("{text}\n{}", fields.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decoder_of_any_size_is_taken_where_the_size_asks_for_it() {
+        assert_eq!(DecoderChoice::new(None, false), DecoderChoice::Vae);
+        assert_eq!(DecoderChoice::new(None, true), DecoderChoice::Builtin);
+        assert_eq!(DecoderChoice::new(Some("vae"), true), DecoderChoice::Vae);
+        assert_eq!(DecoderChoice::new(Some("x.safetensors"), false), DecoderChoice::File("x.safetensors".into()));
+    }
+}

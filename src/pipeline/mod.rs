@@ -1,0 +1,505 @@
+//! Text to image: prompt, text encoder, denoiser; out comes a latent, which any decoder of its space turns into a picture.
+//!
+//! Source of what is computed, and in which order noise is drawn: diffusers 0.42 `pipelines/stable_diffusion/`
+//! (`pipeline_stable_diffusion.py`, `_img2img.py`, `_inpaint.py`). A seed gives the noise of
+//! `torch.Generator("cpu").manual_seed(seed)` on every device.
+
+mod denoise;
+mod inpaint;
+pub mod parts;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use denoise::{Guidance, Known};
+pub use denoise::{Preview, Report};
+pub use parts::Parts;
+
+use crate::engine::{Dtype, Engine, channels_first, channels_last, hint};
+use crate::error::{Error, Result};
+use crate::gpu::{Gpu, Observer};
+use crate::image::Image;
+use crate::latent::Latent;
+use crate::models::clip::{self, ClipText};
+use crate::models::unet::Unet;
+use crate::nn::{Loader, Precision};
+use crate::noise::TorchGenerator;
+use crate::schedulers::{Prediction, Sampler, Scheduler};
+use crate::tokenizer::Tokens;
+use crate::weights::lora::{Lora, Part, Patches};
+
+/// How to open a [`Pipeline`].
+#[derive(Debug, Clone, Default)]
+pub struct PipelineOptions {
+    /// LoRA files with their strengths (1 as trained).
+    pub loras: Vec<(PathBuf, f64)>,
+}
+
+/// A text-to-image model on an engine. Holds files; GPU memory only while it works.
+#[derive(Debug)]
+pub struct Pipeline {
+    engine: Engine,
+    parts: Parts,
+    unet_patches: Arc<Patches>,
+    text_patches: Arc<Patches>,
+    notes: Vec<String>,
+}
+
+/// What to generate. [`Request::new`] has the usual settings.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// What to show.
+    pub prompt: String,
+    /// What not to show; it counts with `cfg` above 1.
+    pub negative: String,
+    /// Read `(word:1.2)` and `[word]` in prompts as emphasis.
+    pub emphasis: bool,
+    /// Last layers of the text encoder that are left out.
+    pub clip_skip: usize,
+    /// The sampler; none: the model's own.
+    pub sampler: Option<Sampler>,
+    /// What the model predicts; none: what its config says.
+    pub prediction: Option<Prediction>,
+    /// Steps of a whole run, of which image to image leaves out the first.
+    pub steps: usize,
+    /// Guidance scale; 1 and below: none.
+    pub cfg: f64,
+    /// Share by which guided predictions take the spread of unguided ones, 0 to 1.
+    pub guidance_rescale: f64,
+    /// Noise of DDIM, 0 to 1.
+    pub eta: f64,
+    /// Seed of all noise; as in torch, its low 32 bits count.
+    pub seed: u64,
+    /// Number of pictures, from one stream of noise.
+    pub batch: usize,
+    /// Width of stage one in pixels, a multiple of the VAE's scale.
+    pub width: usize,
+    /// Height of stage one in pixels.
+    pub height: usize,
+    /// The first noise, of unit variance, instead of a draw: one latent, or one for each picture.
+    pub init_noise: Option<Latent>,
+    /// The picture to start from.
+    pub image: Option<Image>,
+    /// How much of that picture may change, 0 to 1.
+    pub strength: f64,
+    /// Where it may change: white; black stays.
+    pub mask: Option<Image>,
+    /// Make a preview after every that many calls of the model; 0: none.
+    pub preview_every: usize,
+}
+
+impl Request {
+    /// `prompt` at `width x height` pixels with 50 steps, guidance 7.5, seed 0.
+    pub fn new(prompt: impl Into<String>, width: usize, height: usize) -> Request {
+        Request {
+            prompt: prompt.into(),
+            negative: String::new(),
+            emphasis: false,
+            clip_skip: 0,
+            sampler: None,
+            prediction: None,
+            steps: 50,
+            cfg: 7.5,
+            guidance_rescale: 0.0,
+            eta: 0.0,
+            seed: 0,
+            batch: 1,
+            width,
+            height,
+            init_noise: None,
+            image: None,
+            strength: 0.8,
+            mask: None,
+            preview_every: 0,
+        }
+    }
+}
+
+/// What came of a [`Request`].
+#[derive(Debug, Clone)]
+pub struct Generated {
+    /// The latents, scaled as pipelines hand them on.
+    pub latent: Latent,
+    /// The sampler that ran.
+    pub sampler: Sampler,
+    /// Calls of the denoiser for each picture; each is two passes with guidance.
+    pub calls: usize,
+    /// Seconds spent in them, for all pictures.
+    pub denoise_seconds: f64,
+    /// What the user should know, such as the part of a prompt that was cut off.
+    pub notes: Vec<String>,
+}
+
+fn invalid(what: &'static str, detail: impl Into<String>) -> Error {
+    Error::Invalid { what, detail: detail.into() }
+}
+
+/// Most pictures of one request.
+const MAX_BATCH: usize = 256;
+
+impl Pipeline {
+    /// Opens the model at `path`: a diffusers folder or a single-file checkpoint.
+    ///
+    /// # Errors
+    /// As [`Parts::open`] and [`Lora::open`]; [`Error::UnknownModel`] for a LoRA that changes nothing in this model.
+    pub fn open(engine: &Engine, path: impl Into<PathBuf>, options: &PipelineOptions) -> Result<Pipeline> {
+        Pipeline::new(engine, Parts::open(&path.into())?, options)
+    }
+
+    /// [`Pipeline::open`] of parts that are open already.
+    ///
+    /// # Errors
+    /// As [`Lora::open`]; [`Error::UnknownModel`] for a LoRA that changes nothing in this model.
+    pub fn new(engine: &Engine, parts: Parts, options: &PipelineOptions) -> Result<Pipeline> {
+        let (mut unet, mut text, mut notes) = (Patches::default(), Patches::default(), Vec::new());
+        for (path, strength) in &options.loras {
+            let lora = Lora::open(path, *strength)?;
+            let matched = lora.add_to(&mut unet, Part::Unet, &parts.unet.tensors())?
+                + lora.add_to(&mut text, Part::TextEncoder, &parts.text.tensors())?;
+            if matched == 0 {
+                let detail = format!(
+                    "this LoRA changes nothing in {}: none of its {} names fits, for instance `{}`; it was made for another family of models",
+                    parts.path.display(),
+                    lora.len(),
+                    lora.example()
+                );
+                return Err(Error::UnknownModel { path: lora.path(), detail });
+            }
+            if matched < lora.len() {
+                notes.push(format!(
+                    "{}: {} of its {} changes fit this model, the others are left out",
+                    lora.path().display(),
+                    matched,
+                    lora.len()
+                ));
+            }
+        }
+        Ok(Pipeline { engine: engine.share(), parts, unet_patches: Arc::new(unet), text_patches: Arc::new(text), notes })
+    }
+
+    /// What the model is made of.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    fn gpu(&self) -> &Gpu {
+        self.engine.gpu()
+    }
+
+    fn precision(&self) -> Precision {
+        match self.engine.dtype() {
+            Dtype::F32 => Precision::F32,
+            Dtype::F16 => Precision::F16,
+        }
+    }
+
+    /// The sampler of `request` with the settings that diffusers' pipelines insist on.
+    ///
+    /// # Errors
+    /// As [`Scheduler::from_json`].
+    pub fn scheduler(&self, request: &Request) -> Result<Scheduler> {
+        self.parts.scheduler(request.sampler)?.with(|config| {
+            // StableDiffusionPipeline.__init__ corrects outdated configs so, and its inpainting form leaves out PNDM's Runge-Kutta steps.
+            config.steps_offset = 1;
+            config.clip_sample = false;
+            config.skip_prk_steps |= request.mask.is_some();
+            config.prediction_type = request.prediction.unwrap_or(config.prediction_type);
+        })
+    }
+
+    fn check(&self, request: &Request) -> Result<()> {
+        let scale = self.parts.scale();
+        for side in [request.width, request.height] {
+            if side == 0 || !side.is_multiple_of(scale) || side > crate::engine::MAX_SIDE {
+                let near = |side: usize| (side / scale).max(1) * scale;
+                let (w, h) = (near(request.width), near(request.height));
+                let detail = format!(
+                    "{}x{}: stage one needs sides that are multiples of {scale}, at most {}, for instance {w}x{h}; --size sets the size of the picture freely",
+                    request.width,
+                    request.height,
+                    crate::engine::MAX_SIDE
+                );
+                return Err(invalid("latent size", detail));
+            }
+        }
+        if !(1..=MAX_BATCH).contains(&request.batch) {
+            return Err(invalid("batch", format!("{}; from 1 to {MAX_BATCH} are possible", request.batch)));
+        }
+        let within = |what, value: f64, low: f64, high: f64| match (low..=high).contains(&value) {
+            true => Ok(()),
+            false => Err(invalid(what, format!("{value} does not lie between {low} and {high}"))),
+        };
+        within("cfg", request.cfg, -100.0, 1000.0)?;
+        within("guidance rescale", request.guidance_rescale, 0.0, 1.0)?;
+        within("strength", request.strength, 0.0, 1.0)?;
+        if let Some(noise) = &request.init_noise {
+            let (c, h, w) = (self.parts.latent_channels(), request.height / scale, request.width / scale);
+            let [batch, channels, height, width] = noise.shape();
+            if (channels, height, width) != (c, h, w) || (batch != 1 && batch != request.batch) {
+                let detail = format!("shape {:?}; [{}, {c}, {h}, {w}] is needed here", noise.shape(), request.batch);
+                return Err(invalid("init noise", detail));
+            }
+            if request.image.is_some() && request.mask.is_none() {
+                return Err(invalid("init noise", "image to image starts from the picture; leave out one of them"));
+            }
+        }
+        if request.mask.is_some() && request.image.is_none() {
+            return Err(invalid("mask", "it says where a picture may change: name the picture with --image"));
+        }
+        if self.parts.is_inpainting() && request.mask.is_none() {
+            return Err(invalid("model", "this is an inpainting model: it needs --image and --mask"));
+        }
+        Ok(())
+    }
+
+    /// Generates latents, blocking.
+    ///
+    /// # Errors
+    /// As [`Pipeline::generate_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn generate(&self, request: &Request, observer: &Observer, report: &(dyn Fn(&Report<'_>) + Sync)) -> Result<Generated> {
+        pollster::block_on(self.generate_async(request, observer, report))
+    }
+
+    /// Generates latents: encodes the prompts and frees the text encoder, encodes the picture and frees the VAE, then loads the denoiser
+    /// and runs it, picture by picture. `report` is told after every call of the model.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for settings that are impossible or that this model cannot follow; the errors of loading and running.
+    pub async fn generate_async(&self, request: &Request, observer: &Observer, report: &(dyn Fn(&Report<'_>) + Sync)) -> Result<Generated> {
+        self.check(request)?;
+        let scheduler = self.scheduler(request)?;
+        let schedule = scheduler.schedule(request.steps, self.skipped(request), request.eta)?;
+        let guidance = self.guidance(request);
+        let mut notes = self.notes.clone();
+
+        let mut texts = vec![&request.prompt];
+        if guidance.scale.is_some() {
+            texts.push(&request.negative);
+        }
+        let mut tokens = Vec::new();
+        for (text, what) in texts.iter().zip(["prompt", "negative prompt"]) {
+            let encoded =
+                if request.emphasis { self.parts.tokenizer.encode_with_emphasis(text)? } else { self.parts.tokenizer.encode(text) };
+            if let Some(cut) = &encoded.cut {
+                let room = self.parts.tokenizer.max_length() - 2;
+                notes.push(format!("the {what} is longer than the {room} tokens that the model sees; cut off: \"{cut}\""));
+            }
+            tokens.push(encoded);
+        }
+        let contexts = self.encode_tokens(&tokens, request.clip_skip, observer).await?;
+
+        let mut generator = TorchGenerator::new(request.seed);
+        let start = self.prepare(request, &mut generator, observer).await?;
+
+        let unet = self.load_unet(request.width, request.height).await?;
+        let begun = web_time::Instant::now();
+        let latents = self.denoise(&unet, &contexts, &schedule, request, guidance, start, &generator, observer, report).await;
+        let data = latents.map_err(|error| hint(error, self.engine.dtype()))?;
+        let denoise_seconds = begun.elapsed().as_secs_f64();
+        drop(unet);
+        self.gpu().trim();
+        let (w, h) = (request.width / self.parts.scale(), request.height / self.parts.scale());
+        let mut latent = Latent::new([request.batch, self.parts.latent_channels(), h, w], data)?;
+        latent.space = self.parts.latent_space().map(|space| space.name().to_owned());
+        Ok(Generated { latent, sampler: scheduler.sampler(), calls: schedule.calls.len(), denoise_seconds, notes })
+    }
+
+    /// What `request` and decoding one of its latents to `size` will need at most: text encoder and denoiser are recorded and planned without
+    /// being loaded; the decoder is loaded for its plan and dropped. Encoding a picture is the first thing that a run does, and refused there.
+    ///
+    /// # Errors
+    /// As [`Pipeline::generate_async`]; [`Error::MemoryCeiling`] with the smallest ceiling that would do.
+    pub async fn plan_async(&self, request: &Request, decoder: impl Into<crate::engine::Weights>, size: (usize, usize)) -> Result<u64> {
+        self.check(request)?;
+        let gpu = self.gpu();
+        let mut peaks = Vec::new();
+        let (scale, channels) = (self.parts.scale(), self.parts.latent_channels());
+        let (w, h) = (request.width / scale, request.height / scale);
+        {
+            let view = self.parts.text_view()?;
+            let loader = Loader::planning(gpu, &view, self.precision());
+            let encoder = ClipText::load(&loader, &self.parts.text).await?;
+            let mut rec = gpu.recorder();
+            let embeddings = vec![0.0; self.parts.tokenizer.max_length() * self.parts.text.hidden_size];
+            let y = encoder.forward(&mut rec, &embeddings, request.clip_skip)?;
+            rec.output("context", &y);
+            peaks.push(gpu.peak_bytes(&rec.finish()) + loader.planned_bytes());
+        }
+        peaks.push(self.plan_denoiser(request).await?);
+        // Decoders adapt to the ceiling; whether this one can is known once its weights are there.
+        let decoder = self.engine.load_decoder_async(decoder).await?;
+        let latent = Latent::new([1, channels, h, w], vec![0.0; channels * h * w])?;
+        let decode = decoder.estimate(&latent, size.0, size.1);
+        self.engine.forget_decoder();
+        drop(decoder);
+        gpu.trim();
+        peaks.push(match decode {
+            Ok(estimate) => estimate.peak_bytes,
+            Err(Error::MemoryCeiling { needed, .. }) => needed,
+            Err(other) => return Err(other),
+        });
+        let needed = peaks.into_iter().max().unwrap_or(0);
+        match gpu.memory_ceiling() {
+            Some(ceiling) if needed > ceiling => Err(Error::MemoryCeiling { needed, ceiling }),
+            _ => Ok(needed),
+        }
+    }
+
+    /// Blocking form of [`Pipeline::plan_async`].
+    ///
+    /// # Errors
+    /// As [`Pipeline::plan_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn plan(&self, request: &Request, decoder: impl Into<crate::engine::Weights>, size: (usize, usize)) -> Result<u64> {
+        pollster::block_on(self.plan_async(request, decoder, size))
+    }
+
+    /// The text encoder's output for each prompt: `[tokens, width]`.
+    async fn encode_tokens(&self, tokens: &[Tokens], clip_skip: usize, observer: &Observer) -> Result<Vec<Vec<f32>>> {
+        let view = self.parts.text_view()?.patched(self.text_patches.clone());
+        let encoder = ClipText::load(&Loader::new(self.gpu(), &view, self.precision()), &self.parts.text).await?;
+        self.gpu().flush().await?;
+        let mut contexts = Vec::new();
+        for tokens in tokens {
+            let embeddings = clip::embeddings(&view, &self.parts.text, &tokens.ids).await?;
+            let mut rec = self.gpu().recorder();
+            let y = rec.scoped("text_encoder", |rec| encoder.forward(rec, &embeddings, clip_skip))?;
+            rec.output("context", &y);
+            let outputs = self.gpu().run(rec.finish(), &observer.quiet()).await;
+            let mut context = outputs.map_err(|error| hint(error, self.engine.dtype()))?.numbers("context");
+            if let Some(weights) = &tokens.weights {
+                emphasise(&mut context, weights);
+            }
+            contexts.push(context);
+        }
+        drop(encoder);
+        self.gpu().trim();
+        Ok(contexts)
+    }
+
+    /// Steps at the start that image to image leaves out.
+    fn skipped(&self, request: &Request) -> usize {
+        match &request.image {
+            Some(_) => request.steps.saturating_sub((request.steps as f64 * request.strength) as usize),
+            None => 0,
+        }
+    }
+
+    fn guidance(&self, request: &Request) -> Guidance {
+        let distilled = self.parts.unet.time_cond_proj_dim.is_some();
+        let guided = request.cfg > 1.0 && !distilled;
+        Guidance {
+            scale: guided.then_some(request.cfg),
+            rescale: if guided { request.guidance_rescale } else { 0.0 },
+            embedded: distilled.then_some(request.cfg - 1.0),
+        }
+    }
+
+    /// Whether a latent of this size is more than whole doublings of the UNet's coarsest level.
+    fn any_size(&self, width: usize, height: usize) -> bool {
+        let multiple = self.parts.scale() * self.parts.unet.multiple();
+        !width.is_multiple_of(multiple) || !height.is_multiple_of(multiple)
+    }
+
+    async fn load_unet(&self, width: usize, height: usize) -> Result<Unet> {
+        let view = self.parts.unet_view()?.patched(self.unet_patches.clone());
+        let loader = Loader::new(self.gpu(), &view, self.precision());
+        let unet = Unet::load(&loader, &self.parts.unet, self.any_size(width, height)).await?;
+        self.gpu().flush().await?;
+        Ok(unet)
+    }
+
+    /// The token ids and text embeddings of a prompt, for comparison with other implementations.
+    ///
+    /// # Errors
+    /// As [`Pipeline::generate_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    #[doc(hidden)]
+    pub fn embed(&self, prompt: &str, clip_skip: usize) -> Result<(Vec<u32>, Vec<f32>)> {
+        let tokens = self.parts.tokenizer.encode(prompt);
+        let mut contexts = pollster::block_on(self.encode_tokens(std::slice::from_ref(&tokens), clip_skip, &Observer::default()))?;
+        Ok((tokens.ids, contexts.swap_remove(0)))
+    }
+}
+
+/// Where a run starts, on the host.
+struct Start {
+    /// `[batch, channels, h, w]` noise of unit variance.
+    noise: Vec<f32>,
+    /// The picture's latent, `[h, w, channels]`.
+    image: Option<Vec<f32>>,
+    /// Start from noise alone although there is a picture.
+    from_noise: bool,
+    known: Option<Known>,
+}
+
+impl Pipeline {
+    /// Encodes what the request brings and draws the first noise, in diffusers' order.
+    async fn prepare(&self, request: &Request, generator: &mut TorchGenerator, observer: &Observer) -> Result<Start> {
+        let (channels, scale) = (self.parts.latent_channels(), self.parts.scale());
+        let count = channels * (request.width / scale) * (request.height / scale);
+        let nine = self.parts.is_inpainting();
+        let from_noise = request.image.is_none() || (request.mask.is_some() && request.strength == 1.0);
+        let encoder = match &request.image {
+            Some(_) => Some(self.engine.load_encoder_async(self.parts.vae_path()?).await?),
+            None => None,
+        };
+        let encode = async |picture: &Image, draw: &[f32]| -> Result<Vec<f32>> {
+            let encoder = encoder.as_ref().expect("there is a picture");
+            let latent = encoder.encode_async(picture, Some(draw), &observer.quiet()).await?;
+            Ok(channels_last(latent.data(), channels))
+        };
+        let picture = request.image.as_ref().map(|image| inpaint::sized(image, request.width, request.height)).transpose()?;
+        let mut image = None;
+        if let Some(picture) = picture.as_ref().filter(|_| !(nine && from_noise)) {
+            image = Some(encode(picture, &generator.randn(count)).await?);
+        }
+        let noise = match &request.init_noise {
+            Some(given) => (0..request.batch).flat_map(|i| given.image(i % given.batch()).unwrap_or(&[])).copied().collect(),
+            None => generator.randn(request.batch * count),
+        };
+        let known = match (&request.mask, &picture) {
+            (Some(mask), Some(picture)) => {
+                let mask = inpaint::binary(mask, request.width, request.height)?;
+                // The 4-channel form encodes the masked picture, too, and draws for it, without using it.
+                let draw = generator.randn(count);
+                let masked = if nine { Some(encode(&inpaint::masked(picture, &mask)?, &draw).await?) } else { None };
+                Some(Known { mask: inpaint::at_latent(&mask, request.width, request.height, scale), masked })
+            }
+            _ => None,
+        };
+        drop(encoder);
+        self.gpu().trim();
+        Ok(Start { noise, image, from_noise, known })
+    }
+}
+
+/// Weights of tokens on their embeddings `[tokens, width]`; the mean of all values stays what it was, as in AUTOMATIC1111's web UI.
+fn emphasise(context: &mut [f32], weights: &[f32]) {
+    let mean = |values: &[f32]| values.iter().map(|&v| v as f64).sum::<f64>() / values.len() as f64;
+    let before = mean(context);
+    let width = context.len() / weights.len();
+    for (row, weight) in context.chunks_exact_mut(width).zip(weights) {
+        row.iter_mut().for_each(|v| *v *= weight);
+    }
+    let after = mean(context);
+    if after != 0.0 {
+        let factor = (before / after) as f32;
+        context.iter_mut().for_each(|v| *v *= factor);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn emphasis_moves_tokens_and_keeps_the_mean() {
+        let mut context = vec![1.0, 2.0, 3.0, 4.0, 5.0, 9.0];
+        emphasise(&mut context, &[1.0, 2.0, 1.0]);
+        let mean = context.iter().sum::<f32>() / 6.0;
+        assert!((mean - 4.0).abs() < 1e-5, "{context:?}");
+        assert!((context[2] / context[0] - 6.0).abs() < 1e-4, "{context:?}");
+    }
+}

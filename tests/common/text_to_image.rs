@@ -1,0 +1,245 @@
+//! The tiny text-to-image model of `tests/data/text-to-image` (made by tools/goldens/text_to_image.py), written as a folder and as a
+//! single-file checkpoint.
+
+use std::path::{Path, PathBuf};
+
+use infgen::Image;
+use infgen::tokenizer::ClipTokenizer;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{data, synthetic};
+
+/// Name, shape, amplitude, offset.
+type Spec = (String, Vec<usize>, f32, f32);
+
+#[derive(Deserialize)]
+pub struct Case {
+    seed: u64,
+    pub unet: Value,
+    pub text_encoder: Value,
+    pub vae: Value,
+    pub scheduler: Value,
+    pub runs: Vec<Run>,
+    tensors: std::collections::BTreeMap<String, Vec<Spec>>,
+}
+
+#[derive(Deserialize, Clone)]
+pub struct Run {
+    pub name: String,
+    pub prompt: String,
+    #[serde(default)]
+    pub negative: String,
+    #[serde(default)]
+    pub sampler: Option<String>,
+    #[serde(default)]
+    pub steps: usize,
+    #[serde(default)]
+    pub cfg: f64,
+    #[serde(default)]
+    pub seed: u64,
+    #[serde(default)]
+    pub width: usize,
+    #[serde(default)]
+    pub height: usize,
+    #[serde(default)]
+    pub batch: usize,
+    #[serde(default)]
+    pub rescale: f64,
+    #[serde(default)]
+    pub image: bool,
+    #[serde(default)]
+    pub mask: bool,
+    #[serde(default)]
+    pub strength: f64,
+    #[serde(default)]
+    pub ids: Vec<u32>,
+}
+
+pub struct Tensor {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
+}
+
+impl Case {
+    pub fn open() -> Case {
+        serde_json::from_str(&std::fs::read_to_string(data("text-to-image/case.json")).unwrap()).unwrap()
+    }
+
+    pub fn run(&self, name: &str) -> &Run {
+        self.runs.iter().find(|run| run.name == name).unwrap()
+    }
+
+    /// A stored result: shape and values.
+    pub fn expected(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
+        let bytes = std::fs::read(data("text-to-image/expected.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let view = file.tensor(name).unwrap();
+        let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        (view.shape().to_vec(), values)
+    }
+
+    /// The tensors of `unet`, `text_encoder` or `vae`.
+    pub fn tensors(&self, part: &str) -> Vec<Tensor> {
+        let seed = self.seed ^ (synthetic::fnv1a64(part.as_bytes()) & 0xffff);
+        let fill = |(name, shape, amp, offset): &Spec| Tensor {
+            name: name.clone(),
+            shape: shape.clone(),
+            values: synthetic::fill(name, shape.iter().product(), *amp, *offset, seed),
+        };
+        self.tensors[part].iter().map(fill).collect()
+    }
+
+    /// Writes a diffusers folder.
+    pub fn write_folder(&self, folder: &Path) {
+        let parts = [
+            ("unet", &self.unet, "diffusion_pytorch_model"),
+            ("text_encoder", &self.text_encoder, "model"),
+            ("vae", &self.vae, "diffusion_pytorch_model"),
+        ];
+        for (part, config, stem) in parts {
+            let at = folder.join(part);
+            std::fs::create_dir_all(&at).unwrap();
+            std::fs::write(at.join("config.json"), config.to_string()).unwrap();
+            write(&at.join(format!("{stem}.safetensors")), &self.tensors(part), Dtype::F32);
+        }
+        std::fs::create_dir_all(folder.join("scheduler")).unwrap();
+        std::fs::write(folder.join("scheduler/scheduler_config.json"), self.scheduler.to_string()).unwrap();
+        std::fs::write(folder.join("model_index.json"), json!({ "_class_name": "StableDiffusionPipeline" }).to_string()).unwrap();
+        // The vocabulary is the embedded one; the folder's own is tested in tests/tokenizer.rs.
+        assert_eq!(ClipTokenizer::embedded().max_id(), 49407);
+    }
+
+    /// Writes the same weights as a CompVis checkpoint.
+    pub fn write_single_file(&self, path: &Path, dtype: Dtype) {
+        let mut all = Vec::new();
+        for part in ["unet", "text_encoder", "vae"] {
+            all.extend(self.tensors(part).into_iter().map(|tensor| {
+                let name = match part {
+                    "unet" => format!("model.diffusion_model.{}", unet_name(&tensor.name)),
+                    "text_encoder" => format!("cond_stage_model.transformer.{}", tensor.name),
+                    _ => format!("first_stage_model.{}", vae_name(&tensor.name)),
+                };
+                let square = part == "vae" && tensor.name.contains("attentions") && tensor.shape.len() == 2;
+                let shape = if square { [&tensor.shape[..], &[1, 1]].concat() } else { tensor.shape };
+                Tensor { name, shape, values: tensor.values }
+            }));
+        }
+        write(path, &all, dtype);
+    }
+}
+
+/// Writes a safetensors file.
+pub fn write(path: &Path, tensors: &[Tensor], dtype: Dtype) {
+    let bytes = |values: &[f32]| -> Vec<u8> {
+        match dtype {
+            Dtype::F16 => values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect(),
+            Dtype::BF16 => values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        }
+    };
+    let stored: Vec<Vec<u8>> = tensors.iter().map(|t| bytes(&t.values)).collect();
+    let views = tensors.iter().zip(&stored).map(|(t, b)| (t.name.clone(), TensorView::new(dtype, t.shape.clone(), b).unwrap()));
+    safetensors::serialize_to_file(views, None, path).unwrap();
+}
+
+/// The inverse of the rule in specs/sd15.md for one resnet a level.
+fn unet_name(name: &str) -> String {
+    const LAYERS: usize = 1;
+    let parts: Vec<&str> = name.split('.').collect();
+    let resnet = |tail: &[&str]| {
+        let inner = match tail[0] {
+            "norm1" => "in_layers.0",
+            "conv1" => "in_layers.2",
+            "time_emb_proj" => "emb_layers.1",
+            "norm2" => "out_layers.0",
+            "conv2" => "out_layers.3",
+            "conv_shortcut" => "skip_connection",
+            other => panic!("{other}"),
+        };
+        format!("{inner}.{}", tail[1])
+    };
+    let n = |text: &str| text.parse::<usize>().unwrap();
+    match parts[..] {
+        ["time_embedding", "linear_1", leaf] => format!("time_embed.0.{leaf}"),
+        ["time_embedding", "linear_2", leaf] => format!("time_embed.2.{leaf}"),
+        ["conv_in", leaf] => format!("input_blocks.0.0.{leaf}"),
+        ["conv_norm_out", leaf] => format!("out.0.{leaf}"),
+        ["conv_out", leaf] => format!("out.2.{leaf}"),
+        ["down_blocks", b, "resnets", i, ref tail @ ..] => format!("input_blocks.{}.0.{}", 1 + n(b) * (LAYERS + 1) + n(i), resnet(tail)),
+        ["down_blocks", b, "attentions", i, ref tail @ ..] => {
+            format!("input_blocks.{}.1.{}", 1 + n(b) * (LAYERS + 1) + n(i), tail.join("."))
+        }
+        ["down_blocks", b, "downsamplers", "0", "conv", leaf] => format!("input_blocks.{}.0.op.{leaf}", 1 + n(b) * (LAYERS + 1) + LAYERS),
+        ["mid_block", "resnets", i, ref tail @ ..] => format!("middle_block.{}.{}", 2 * n(i), resnet(tail)),
+        ["mid_block", "attentions", "0", ref tail @ ..] => format!("middle_block.1.{}", tail.join(".")),
+        ["up_blocks", b, "resnets", i, ref tail @ ..] => format!("output_blocks.{}.0.{}", n(b) * (LAYERS + 1) + n(i), resnet(tail)),
+        ["up_blocks", b, "attentions", i, ref tail @ ..] => format!("output_blocks.{}.1.{}", n(b) * (LAYERS + 1) + n(i), tail.join(".")),
+        // Behind the last resnet of a level without attention.
+        ["up_blocks", b, "upsamplers", "0", "conv", leaf] => format!("output_blocks.{}.1.conv.{leaf}", n(b) * (LAYERS + 1) + LAYERS),
+        _ => panic!("{name}"),
+    }
+}
+
+fn vae_name(name: &str) -> String {
+    let parts: Vec<&str> = name.split('.').collect();
+    let inner = |tail: &[&str]| tail.join(".").replace("conv_shortcut", "nin_shortcut");
+    let reversed = |u: &str| 3 - u.parse::<usize>().unwrap();
+    match parts[..] {
+        [part, "conv_norm_out", leaf] => format!("{part}.norm_out.{leaf}"),
+        [part, "down_blocks", i, "resnets", n, ref tail @ ..] => format!("{part}.down.{i}.block.{n}.{}", inner(tail)),
+        [part, "down_blocks", i, "downsamplers", "0", ref tail @ ..] => format!("{part}.down.{i}.downsample.{}", inner(tail)),
+        [part, "up_blocks", u, "resnets", n, ref tail @ ..] => format!("{part}.up.{}.block.{n}.{}", reversed(u), inner(tail)),
+        [part, "up_blocks", u, "upsamplers", "0", ref tail @ ..] => format!("{part}.up.{}.upsample.{}", reversed(u), inner(tail)),
+        [part, "mid_block", "resnets", n, ref tail @ ..] => format!("{part}.mid.block_{}.{}", n.parse::<usize>().unwrap() + 1, inner(tail)),
+        [part, "mid_block", "attentions", "0", ref tail @ ..] => {
+            let own = tail.join(".");
+            let pairs = [("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")];
+            let (from, to) = pairs.into_iter().find(|(from, _)| own.starts_with(from)).unwrap();
+            format!("{part}.mid.attn_1.{}", own.replacen(from, to, 1))
+        }
+        _ => name.to_owned(),
+    }
+}
+
+/// The picture and the mask that the goldens started from.
+pub fn picture() -> (Image, Image) {
+    let at = |i: usize| (i % 64, i / 64);
+    let rgb: Vec<u8> = (0..64 * 64)
+        .flat_map(|i| {
+            let (x, y) = at(i);
+            (0..3).map(move |c| ((x * 3 + y * (c + 1) + 40 * c + (x * y) / 16) % 256) as u8)
+        })
+        .collect();
+    let mask: Vec<u8> = (0..64 * 64)
+        .flat_map(|i| {
+            let (x, y) = at(i);
+            [if x + y >= 40 && x < 52 { 255 } else { 0 }; 3]
+        })
+        .collect();
+    (Image::from_rgb8(64, 64, &rgb).unwrap(), Image::from_rgb8(64, 64, &mask).unwrap())
+}
+
+/// A folder with the model in both forms.
+pub struct Models {
+    pub scratch: tempfile::TempDir,
+    pub folder: PathBuf,
+    pub file: PathBuf,
+}
+
+pub fn models(case: &Case) -> Models {
+    let scratch = tempfile::tempdir().unwrap();
+    let (folder, file) = (scratch.path().join("model"), scratch.path().join("model.safetensors"));
+    case.write_folder(&folder);
+    case.write_single_file(&file, Dtype::F32);
+    Models { scratch, folder, file }
+}
+
+pub fn relative_l2(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let sum = |it: &mut dyn Iterator<Item = f64>| it.map(|v| v * v).sum::<f64>().sqrt();
+    let distance = sum(&mut got.iter().zip(want).map(|(g, w)| *g as f64 - *w as f64));
+    distance / sum(&mut want.iter().map(|w| *w as f64)).max(1e-30)
+}

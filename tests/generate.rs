@@ -1,0 +1,305 @@
+//! `infgen generate` as users call it, on the tiny model of tests/data/text-to-image.
+
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use common::text_to_image::{Case, Models, Tensor, models, picture, relative_l2, write};
+use infgen::Latent;
+use safetensors::tensor::Dtype;
+
+fn infgen(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_infgen")).args(arguments).env("XDG_RUNTIME_DIR", std::env::temp_dir()).output().unwrap()
+}
+
+fn has_device() -> bool {
+    let output = infgen(&["devices", "--json"]);
+    let listed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let found = listed["devices"].as_array().is_some_and(|all| !all.is_empty());
+    assert!(found || std::env::var_os("REQUIRE_GPU").is_none(), "no adapter");
+    if !found {
+        println!("SKIPPED: no adapter");
+    }
+    found
+}
+
+fn done(arguments: &[&str]) -> serde_json::Value {
+    let output = infgen(&[arguments, &["--json"]].concat());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "infgen {}: {stderr}", arguments.join(" "));
+    assert_eq!(stderr, "", "infgen {}", arguments.join(" "));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Exit status 1, one line on stderr that has all of `words`, and no file.
+fn refused(arguments: &[&str], output: &Path, words: &[&str]) {
+    let result = infgen(&[&["generate", "-q", "-o", output.to_str().unwrap()], arguments].concat());
+    let stderr = String::from_utf8_lossy(&result.stderr);
+    assert_eq!(result.status.code(), Some(1), "{arguments:?}: {stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{arguments:?}: {stderr}");
+    assert!(words.iter().all(|word| stderr.contains(word)), "{arguments:?}: {stderr} lacks one of {words:?}");
+    assert!(!output.exists());
+}
+
+struct Fixture {
+    case: Case,
+    models: Models,
+}
+
+impl Fixture {
+    fn new() -> Fixture {
+        let case = Case::open();
+        Fixture { models: models(&case), case }
+    }
+
+    fn at(&self, name: &str) -> String {
+        self.models.scratch.path().join(name).display().to_string()
+    }
+
+    fn folder(&self) -> String {
+        self.models.folder.display().to_string()
+    }
+
+    fn file(&self) -> String {
+        self.models.file.display().to_string()
+    }
+
+    fn latent(&self, name: &str) -> Vec<f32> {
+        Latent::open(self.at(name)).unwrap().data().to_vec()
+    }
+}
+
+#[test]
+fn a_picture_its_latent_its_settings_and_a_ceiling() {
+    if !has_device() {
+        return;
+    }
+    let f = Fixture::new();
+    let run = f.case.run("euler-a");
+    let (png, latent, preview) = (f.at("a.png"), f.at("a.safetensors"), f.at("preview.png"));
+    let common = ["generate", "-p", "a photo of a cat", "-n", "blurry", "--steps", "4", "--cfg", "7.5", "-s", "42", "--dtype", "f32"];
+    let folder = f.folder();
+    let own = ["--model", &folder, "--sampler", "euler-a", "--latent-size", "64x64", "--save-latent", &latent, "-o", &png];
+    let report = done(&[&common[..], &own, &["--preview", &preview, "--preview-every", "2"]].concat());
+    let (_, want) = f.case.expected(&run.name);
+    let distance = relative_l2(&f.latent("a.safetensors"), &want);
+    assert!(distance < 2e-3, "{distance:.2e}");
+    assert_eq!(Latent::open(&latent).unwrap().space.as_deref(), Some("sd"));
+    assert_eq!((&report["width"], &report["calls"], &report["seed"]), (&64.into(), &4.into(), &42.into()));
+    assert!(report["iterations_per_second"].as_f64().unwrap() > 0.0 && report["peak_gpu_bytes"].as_u64().unwrap() > 0);
+    for path in [&png, &preview] {
+        let picture = infgen::Image::open(path).unwrap();
+        assert_eq!((picture.width(), picture.height()), (64, 64), "{path}");
+    }
+    let bytes = std::fs::read(&png).unwrap();
+    let text = String::from_utf8_lossy(&bytes);
+    let settings =
+        "a photo of a cat\nNegative prompt: blurry\nSteps: 4, Sampler: Euler a, CFG scale: 7.5, Seed: 42, Size: 64x64, Model: model";
+    assert!(text.contains("parameters\0") && text.contains(settings));
+
+    // The single file of the same weights gives the same latent; what the plan names as the smallest ceiling is one.
+    let again = f.at("b.safetensors");
+    let (file, other) = (f.file(), f.at("b.npy"));
+    let own = ["--model", &file, "--sampler", "euler-a", "--latent-size", "64x64", "--save-latent", &again, "-o", &other];
+    done(&[&common[..], &own].concat());
+    assert_eq!(f.latent("b.safetensors"), f.latent("a.safetensors"));
+    let tight = infgen(&[&common[..], &["-q"], &own, &["--memory", "1MiB"]].concat());
+    let stderr = String::from_utf8_lossy(&tight.stderr);
+    assert_eq!(tight.status.code(), Some(1));
+    let needed: u64 =
+        stderr.split("needs ").nth(1).and_then(|t| t.split(' ').next()).and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{stderr}"));
+    let needed = needed.to_string();
+    let report = done(&[&common[..], &own, &["--memory", &needed]].concat());
+    assert!(report["peak_gpu_bytes"].as_u64().unwrap() <= needed.parse().unwrap(), "{report}");
+    assert_eq!(f.latent("b.safetensors"), f.latent("a.safetensors"));
+}
+
+#[test]
+fn half_precision_stays_near_and_noise_can_be_given() {
+    if !has_device() {
+        return;
+    }
+    let f = Fixture::new();
+    let case = f.case.run("ddim-plain");
+    let noise = f.at("noise.npy");
+    let values = infgen::noise::torch_cpu_randn(42, 4 * 6 * 10);
+    Latent::new([1, 4, 6, 10], values).unwrap().save(&noise).unwrap();
+    let half = f.at("half.safetensors");
+    f.case.write_single_file(Path::new(&half), Dtype::F16);
+    let (latent, png, folder) = (f.at("l.npy"), f.at("p.png"), f.folder());
+    for (model, dtype, tolerance) in [(&folder, "f32", 2e-3), (&folder, "f16", 2e-2), (&half, "f16", 2e-2)] {
+        let report = done(&[
+            "generate",
+            "--model",
+            model,
+            "-p",
+            "a photo of a cat",
+            "--steps",
+            "4",
+            "--cfg",
+            "1",
+            "--sampler",
+            "ddim",
+            "--init-noise",
+            &noise,
+            "--save-latent",
+            &latent,
+            "--dtype",
+            dtype,
+            "-o",
+            &png,
+        ]);
+        assert_eq!((&report["latent_width"], &report["latent_height"]), (&80.into(), &48.into()));
+        let distance = relative_l2(&f.latent("l.npy"), &f.case.expected(&case.name).1);
+        println!("{model} {dtype}: {distance:.2e}");
+        assert!(distance < tolerance, "{model} {dtype}: {distance:.2e}");
+    }
+}
+
+#[test]
+fn loras_change_the_latent_as_the_merged_weights_would() {
+    if !has_device() {
+        return;
+    }
+    let f = Fixture::new();
+    // A LoRA in kohya's names on one linear layer, one 1x1 and one 3x3 convolution of the UNet and one layer of the text encoder.
+    let targets = [
+        (
+            "unet",
+            "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+            "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k",
+        ),
+        ("unet", "mid_block.attentions.0.proj_in.weight", "lora_unet_mid_block_attentions_0_proj_in"),
+        ("unet", "mid_block.resnets.0.conv1.weight", "lora_unet_mid_block_resnets_0_conv1"),
+        ("text_encoder", "text_model.encoder.layers.1.mlp.fc1.weight", "lora_te_text_model_encoder_layers_1_mlp_fc1"),
+    ];
+    let mut lora = Vec::new();
+    let mut merged = Case::open();
+    let merged_folder = f.models.scratch.path().join("merged");
+    merged.scheduler = f.case.scheduler.clone();
+    merged.write_folder(&merged_folder);
+    for part in ["unet", "text_encoder"] {
+        let mut tensors = f.case.tensors(part);
+        for (_, name, stem) in targets.iter().filter(|(p, ..)| *p == part) {
+            let tensor = tensors.iter_mut().find(|t| t.name == *name || t.name == name.trim_start_matches("text_model.")).unwrap();
+            let (outputs, columns) = (tensor.shape[0], tensor.values.len() / tensor.shape[0]);
+            let down = common::synthetic::fill(&format!("{stem}.down"), 2 * columns, 0.3, 0.0, 1);
+            let up = common::synthetic::fill(&format!("{stem}.up"), outputs * 2, 0.3, 0.0, 1);
+            for (i, v) in tensor.values.iter_mut().enumerate() {
+                let (o, c) = (i / columns, i % columns);
+                // Rank 2, alpha 1, strength 0.8.
+                *v += 0.8 * 0.5 * (up[2 * o] * down[c] + up[2 * o + 1] * down[columns + c]);
+            }
+            let down_shape = [&[2], &tensor.shape[1..]].concat();
+            let up_shape: Vec<usize> = [&[outputs, 2][..], &vec![1; tensor.shape.len() - 2]].concat();
+            lora.push(Tensor { name: format!("{stem}.lora_down.weight"), shape: down_shape, values: down });
+            lora.push(Tensor { name: format!("{stem}.lora_up.weight"), shape: up_shape, values: up });
+            lora.push(Tensor { name: format!("{stem}.alpha"), shape: vec![], values: vec![1.0] });
+        }
+        let stem = if part == "unet" { "diffusion_pytorch_model" } else { "model" };
+        write(&merged_folder.join(part).join(format!("{stem}.safetensors")), &tensors, Dtype::F32);
+    }
+    let file = f.at("lora.safetensors");
+    write(Path::new(&file), &lora, Dtype::F32);
+    let generate = |model: &str, lora: Option<&str>, latent: &str| {
+        let (png, latent) = (f.at("l.png"), f.at(latent));
+        let arguments = [
+            "generate",
+            "--model",
+            model,
+            "-p",
+            "a cat",
+            "--steps",
+            "2",
+            "-s",
+            "1",
+            "--sampler",
+            "ddim",
+            "--dtype",
+            "f32",
+            "--save-latent",
+            &latent,
+            "-o",
+            &png,
+        ];
+        done(&[&arguments[..], &lora.map_or(vec![], |lora| vec!["--lora", lora])].concat());
+        Latent::open(&latent).unwrap().data().to_vec()
+    };
+    let plain = generate(&f.folder(), None, "plain.npy");
+    let with = generate(&f.folder(), Some(&format!("{file}:0.8")), "with.npy");
+    let want = generate(&merged_folder.display().to_string(), None, "merged.npy");
+    assert!(relative_l2(&with, &want) < 1e-4, "{:.2e}", relative_l2(&with, &want));
+    assert!(relative_l2(&with, &plain) > 1e-2, "the LoRA changes nothing");
+
+    let foreign = f.at("foreign.safetensors");
+    let tensor = |name: &str| Tensor { name: name.into(), shape: vec![1, 1], values: vec![1.0] };
+    write(
+        Path::new(&foreign),
+        &[tensor("lora_unet_input_blocks_4_1_x.lora_down.weight"), tensor("lora_unet_input_blocks_4_1_x.lora_up.weight")],
+        Dtype::F32,
+    );
+    let output = f.models.scratch.path().join("never.png");
+    refused(
+        &["--model", &f.folder(), "-p", "x", "--lora", &foreign],
+        &output,
+        &["foreign.safetensors", "changes nothing", "input_blocks_4_1_x"],
+    );
+}
+
+#[test]
+fn a_picture_can_be_changed_in_part() {
+    if !has_device() {
+        return;
+    }
+    let f = Fixture::new();
+    let (image, mask) = picture();
+    let (image_path, mask_path) = (f.at("image.png"), f.at("mask.png"));
+    image.save(&image_path, &[]).unwrap();
+    mask.save(&mask_path, &[]).unwrap();
+    let (latent, png, folder) = (f.at("i.npy"), f.at("i.png"), f.folder());
+    let common =
+        ["generate", "--model", &folder, "-p", "a photo of a cat", "-n", "blurry", "-s", "42", "--dtype", "f32", "--image", &image_path];
+    let output = ["--save-latent", &latent, "-o", &png];
+    done(&[&common[..], &output, &["--sampler", "ddim", "--steps", "5", "--strength", "0.6"]].concat());
+    let distance = relative_l2(&f.latent("i.npy"), &f.case.expected("image").1);
+    assert!(distance < 2e-3, "{distance:.2e}");
+    done(&[&common[..], &output, &["--sampler", "euler-a", "--steps", "4", "--strength", "0.75", "--mask", &mask_path]].concat());
+    let distance = relative_l2(&f.latent("i.npy"), &f.case.expected("inpaint").1);
+    assert!(distance < 2e-3, "{distance:.2e}");
+}
+
+#[test]
+fn what_cannot_be_generated_is_refused_in_one_line_that_says_what_to_do() {
+    let f = Fixture::new();
+    let never = f.models.scratch.path().join("never.png");
+    let (folder, file) = (f.folder(), f.file());
+    let at = |name: &str| f.at(name);
+    refused(&["--model", &at("nothing/here/x"), "-p", "x"], &never, &["nothing/here/x", "no such file or folder", "not downloaded"]);
+    refused(&["--model", &at("model/unet"), "-p", "x"], &never, &["unet", "name the folder above"]);
+    refused(&["--model", &at("model/vae/diffusion_pytorch_model.safetensors"), "-p", "x"], &never, &["AutoencoderKL", "one part only"]);
+    refused(&["--model", &at("."), "-p", "x"], &never, &["model.safetensors", "name the file itself"]);
+    refused(&["--model", &folder, "-p", "x", "--latent-size", "100x64"], &never, &["multiples of 8", "96x64"]);
+    refused(&["--model", &folder, "-p", "x", "--size", "100x64", "--decoder", "vae"], &never, &["100x64", "builtin"]);
+    refused(&["--model", &folder, "-p", "x", "--lora", &file], &never, &["LoRA was looked for"]);
+    refused(&["--model", &folder, "-p", "x", "--steps", "0"], &never, &["steps"]);
+    refused(&["--model", &folder, "-p", "(x", "--emphasis"], &never, &["never closed"]);
+    for missing in ["text_encoder", "unet"] {
+        let other = f.models.scratch.path().join(format!("without-{missing}"));
+        f.case.write_folder(&other);
+        std::fs::remove_dir_all(other.join(missing)).unwrap();
+        refused(&["--model", other.to_str().unwrap(), "-p", "x"], &never, &[missing, "model_index.json"]);
+    }
+    let other = f.models.scratch.path().join("xl");
+    f.case.write_folder(&other);
+    std::fs::write(other.join("model_index.json"), r#"{"_class_name": "StableDiffusionXLPipeline"}"#).unwrap();
+    refused(&["--model", other.to_str().unwrap(), "-p", "x"], &never, &["StableDiffusionXLPipeline", "1.x and 2.x"]);
+    for wrong in [
+        &["generate", "-p", "x", "-o", "y.png"][..],
+        &["generate", "--model", "m", "-p", "x", "-o", "y.png", "--sampler", "magic"],
+        &["generate", "--model", "m", "-p", "x", "-o", "y.png", "--strength", "0.5"],
+    ] {
+        assert_eq!(infgen(wrong).status.code(), Some(2), "{wrong:?}");
+    }
+    assert!(String::from_utf8_lossy(&infgen(&["generate", "--help"]).stdout).contains("dpmpp-2m-karras"));
+}

@@ -1,0 +1,193 @@
+"""tests/data/text-to-image: final latents of diffusers' pipelines on a tiny model with every block type of SD 1.5.
+
+    python tools/goldens/text_to_image.py [--check]
+
+Weights are synthetic (synthetic.py), so none are stored: case.json lists every tensor of the UNet, the text encoder and the VAE with its
+amplitude, and the configurations; tests/generate.rs writes the folder and the single-file form from it. The vocabulary is the real one.
+Values are computed in f32 by diffusers 0.42, as its users run it.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+import clip_vocabulary
+from synthetic import Spec, fnv1a64
+
+OUT = Path(__file__).resolve().parents[2] / "tests" / "data" / "text-to-image"
+SEED = 5
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1, "clip_sample": False,
+      "set_alpha_to_one": False, "num_train_timesteps": 1000}
+
+# What a single-file checkpoint cannot say is what its readers take for granted: 8 heads, 32 groups, text heads 64 wide.
+UNET = {
+    "_class_name": "UNet2DConditionModel", "act_fn": "silu", "attention_head_dim": 8, "block_out_channels": [32, 64],
+    "cross_attention_dim": 64, "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "in_channels": 4, "layers_per_block": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn", "norm_num_groups": 32, "out_channels": 4, "sample_size": 8,
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+}
+TEXT = {
+    "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "hidden_act": "quick_gelu", "hidden_size": 64,
+    "intermediate_size": 96, "num_attention_heads": 1, "num_hidden_layers": 2, "max_position_embeddings": 77, "vocab_size": 49408,
+    "layer_norm_eps": 1e-5, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407, "projection_dim": 64,
+}
+VAE = {
+    "_class_name": "AutoencoderKL", "act_fn": "silu", "block_out_channels": [32, 32, 32, 32], "in_channels": 3, "latent_channels": 4,
+    "layers_per_block": 1, "norm_num_groups": 32, "out_channels": 3, "sample_size": 64, "scaling_factor": 0.18215,
+    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
+
+LONG = "a very long prompt that goes on and on " * 12 + "and is cut"
+
+
+def models():
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    unet = UNet2DConditionModel.from_config(UNET)
+    text = CLIPTextModel(CLIPTextConfig(**{k: v for k, v in TEXT.items() if k not in ("architectures", "model_type")}))
+    vae = AutoencoderKL.from_config(VAE)
+    return {"unet": unet.eval(), "text_encoder": text.eval(), "vae": vae.eval()}
+
+
+def amplitude(part: str, name: str, shape) -> tuple[float, float]:
+    """amp and offset: activations near unit scale, attention far from uniform, every tensor felt."""
+    if "embedding.weight" in name:
+        return 1.2, 0.0
+    if len(shape) == 1:
+        norm = "norm" in name and name.endswith("weight")
+        return (0.3, 1.0) if norm else (0.2, 0.0)
+    fan = int(np.prod(shape[1:]))
+    gain = 1.9 if any(k in name for k in ("to_q", "to_k", "q_proj", "k_proj", "time_emb_proj")) else 1.0
+    if name in ("conv_out.weight", "decoder.conv_out.weight"):
+        gain = 0.6
+    return gain * (3.0 / fan) ** 0.5, 0.0
+
+
+def specs(modules) -> dict[str, list[Spec]]:
+    parts = {}
+    for part, module in modules.items():
+        parts[part] = []
+        for name, tensor in module.state_dict().items():
+            if name.endswith("position_ids"):
+                continue
+            stored = name if part != "text_encoder" or name.startswith("text_model.") else f"text_model.{name}"
+            parts[part].append(Spec(stored, tuple(tensor.shape), *amplitude(part, stored, tensor.shape)))
+    return parts
+
+
+def fill(modules, parts) -> None:
+    for part, module in modules.items():
+        own = module.state_dict()
+        for spec in parts[part]:
+            name = spec.name if spec.name in own else spec.name.removeprefix("text_model.")
+            own[name].copy_(torch.from_numpy(spec.values(SEED ^ fnv1a64(part.encode()) & 0xFFFF)))
+
+
+def runs():
+    base = {"prompt": "a photo of a cat", "negative": "blurry", "steps": 4, "cfg": 7.5, "seed": 42, "width": 64, "height": 64, "batch": 1}
+    for sampler in ("ddim", "pndm", "euler", "heun", "dpmpp-2m", "dpmpp-2m-karras"):
+        yield {**base, "name": f"{sampler}-cfg", "sampler": sampler}
+        yield {**base, "name": f"{sampler}-plain", "sampler": sampler, "cfg": 1.0, "negative": "", "width": 80, "height": 48}
+    for sampler in ("euler-a", "ddpm", "lcm"):
+        yield {**base, "name": sampler, "sampler": sampler}
+    yield {**base, "name": "own", "sampler": None, "prompt": "café naïve Ünïcode…—test"}
+    yield {**base, "name": "odd", "sampler": "ddim", "width": 136, "height": 104, "prompt": "東京 🙂🙂", "steps": 3}
+    yield {**base, "name": "empty", "sampler": "ddim", "prompt": "", "negative": "", "steps": 3}
+    yield {**base, "name": "long", "sampler": "ddim", "prompt": LONG, "steps": 3}
+    yield {**base, "name": "batch", "sampler": "euler-a", "batch": 3, "steps": 3}
+    yield {**base, "name": "rescale", "sampler": "ddim", "rescale": 0.7, "steps": 3}
+    yield {**base, "name": "image", "sampler": "ddim", "image": True, "strength": 0.6, "steps": 5}
+    yield {**base, "name": "image-euler-a", "sampler": "euler-a", "image": True, "strength": 0.5, "steps": 6, "batch": 2}
+    yield {**base, "name": "inpaint", "sampler": "euler-a", "image": True, "mask": True, "strength": 0.75, "steps": 4}
+    yield {**base, "name": "inpaint-whole", "sampler": "ddim", "image": True, "mask": True, "strength": 1.0, "steps": 3}
+
+
+def picture() -> np.ndarray:
+    """The picture that image to image starts from: [64, 64, 3] u8, by a rule that the test repeats."""
+    y, x, c = np.meshgrid(np.arange(64), np.arange(64), np.arange(3), indexing="ij")
+    return ((x * 3 + y * (c + 1) + 40 * c + (x * y) // 16) % 256).astype(np.uint8)
+
+
+def mask() -> np.ndarray:
+    y, x = np.meshgrid(np.arange(64), np.arange(64), indexing="ij")
+    return np.where((x + y >= 40) & (x < 52), 255, 0).astype(np.uint8)
+
+
+def make(out: Path) -> None:
+    import diffusers
+    from PIL import Image
+    from transformers import CLIPTokenizer
+
+    torch.manual_seed(0)
+    modules = models()
+    parts = specs(modules)
+    fill(modules, parts)
+    classes = {"ddim": ("DDIMScheduler", {}), "pndm": ("PNDMScheduler", {}), "euler": ("EulerDiscreteScheduler", {}),
+               "euler-a": ("EulerAncestralDiscreteScheduler", {}), "heun": ("HeunDiscreteScheduler", {}), "ddpm": ("DDPMScheduler", {}),
+               "dpmpp-2m": ("DPMSolverMultistepScheduler", {}), "lcm": ("LCMScheduler", {}),
+               "dpmpp-2m-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True})}
+    own = {"_class_name": "PNDMScheduler", **SD, "skip_prk_steps": True}
+    expected, listed = {}, []
+    with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
+        clip_vocabulary.write_folder(Path(scratch))
+        tokenizer = CLIPTokenizer.from_pretrained(scratch)
+        kinds = {}
+        for kind, name in (("text", "StableDiffusionPipeline"), ("image", "StableDiffusionImg2ImgPipeline"), ("inpaint", "StableDiffusionInpaintPipeline")):
+            kinds[kind] = getattr(diffusers, name)(
+                vae=modules["vae"], text_encoder=modules["text_encoder"], tokenizer=tokenizer, unet=modules["unet"],
+                scheduler=diffusers.PNDMScheduler.from_config(own), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+            kinds[kind].set_progress_bar_config(disable=True)
+        for run in runs():
+            pipe = kinds["inpaint" if run.get("mask") else "image" if run.get("image") else "text"]
+            name, extra = classes[run["sampler"]] if run["sampler"] else ("PNDMScheduler", {})
+            pipe.scheduler = getattr(diffusers, name).from_config(own, **extra)
+            args = {"prompt": run["prompt"], "num_inference_steps": run["steps"], "guidance_scale": run["cfg"], "output_type": "latent",
+                    "negative_prompt": run["negative"] or None, "num_images_per_prompt": run["batch"],
+                    "generator": torch.Generator("cpu").manual_seed(run["seed"])}
+            if run.get("image"):
+                args |= {"image": Image.fromarray(picture()), "strength": run["strength"]}
+            if run.get("mask"):
+                args |= {"mask_image": Image.fromarray(mask()), "height": run["height"], "width": run["width"]}
+            if not run.get("image"):
+                args |= {"height": run["height"], "width": run["width"]}
+            if run.get("rescale"):
+                args["guidance_rescale"] = run["rescale"]
+            expected[run["name"]] = np.ascontiguousarray(pipe(**args).images.numpy(), np.float32)
+            listed.append(run)
+        for name, prompt in (("cat", "a photo of a cat"), ("unicode", "café 東京 🙂"), ("empty", ""), ("long", LONG)):
+            ids = tokenizer(prompt, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+            expected[f"embedding.{name}"] = modules["text_encoder"](ids)[0][0].numpy()[::4, ::3].copy()
+            listed.append({"name": f"embedding.{name}", "prompt": prompt, "ids": ids[0].tolist()})
+    finite = all(np.isfinite(v).all() for v in expected.values())
+    assert finite, "a latent is not finite"
+    out.mkdir(parents=True, exist_ok=True)
+    case = {"seed": SEED, "unet": UNET, "text_encoder": TEXT, "vae": VAE, "scheduler": own, "runs": listed,
+            "tensors": {part: [[s.name, list(s.shape), s.amp, s.offset] for s in all_specs] for part, all_specs in parts.items()}}
+    rows = ",\n".join(f'  {json.dumps(k)}: {json.dumps(v)}' for k, v in case.items())
+    (out / "case.json").write_text("{\n" + rows + "\n}\n")
+    save_file(expected, out / "expected.safetensors")
+    for name, value in expected.items():
+        print(f"{name}: {value.shape} std {value.std():.3f}")
+
+
+def main() -> int:
+    if "--check" not in sys.argv:
+        make(OUT)
+        return 0
+    with tempfile.TemporaryDirectory() as scratch:
+        make(Path(scratch))
+        ours, theirs = load_file(OUT / "expected.safetensors"), load_file(Path(scratch) / "expected.safetensors")
+        same = ours.keys() == theirs.keys() and all(
+            np.linalg.norm(ours[k] - theirs[k]) <= 1e-4 * max(np.linalg.norm(ours[k]), 1e-6) for k in ours)
+        print("all as committed" if same else "differs")
+        return int(not same)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
