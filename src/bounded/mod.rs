@@ -15,18 +15,21 @@ pub use run::{Prepared, Rows, Sink};
 pub use schedule::{Budget, Schedule, Sweep};
 
 use crate::error::Result;
-use crate::gpu::{Gpu, Recorder, Tensor};
+use crate::gpu::{Elem, Gpu, Recorder, Tensor};
 use crate::kernels::group_norm::{BLOCK_ROWS, statistics};
 use crate::kernels::output::{image_to_picture, image_to_rgba8};
 use crate::nn::chain::{Area, Chain, Part, PlaneShape, Planes};
 
 /// Where plane 0 comes from.
 pub enum Source<'a> {
-    /// The host: `[rows, width, channels]` values of some rows.
-    Host(&'a (dyn Fn(Range<usize>) -> Vec<f32> + Sync)),
+    /// The host.
+    Host(&'a HostRows<'a>),
     /// The device.
     Device(&'a (dyn DeviceSource + Sync)),
 }
+
+/// `[rows, width, channels]` values of some rows.
+pub type HostRows<'a> = dyn Fn(Range<usize>) -> Result<Vec<f32>> + Sync + 'a;
 
 /// Computes plane 0 on the device, from what it holds there.
 pub trait DeviceSource {
@@ -133,8 +136,7 @@ impl Planes for Have<'_> {
                 Part { tensor: rec.upload_later(rows.len(), width, channels, elem), top: rows.start, left: 0 }
             }
             (None, Source::Host(values)) => {
-                let tensor = rec.upload(&values(rows.clone()), rows.len(), width, channels, elem);
-                Part { tensor, top: rows.start, left: 0 }
+                Part { tensor: upload_rows(rec, values, rows, (width, channels, elem)), top: rows.start, left: 0 }
             }
             (None, Source::Device(source)) => Part { tensor: source.record(rec, rows.clone()), top: rows.start, left: 0 },
         }
@@ -143,7 +145,7 @@ impl Planes for Have<'_> {
     fn affine(&self, index: usize) -> Tensor {
         match self.affines {
             Some(affines) => affines[index].clone().expect("statistics come before their use"),
-            None => Tensor::outside(2, 1, self.job.chain.planes[index].channels.next_multiple_of(4), crate::gpu::Elem::F32),
+            None => Tensor::outside(2, 1, self.job.chain.planes[index].channels.next_multiple_of(4), Elem::F32),
         }
     }
 }
@@ -244,6 +246,18 @@ impl Job<'_> {
     /// Bytes of the scale and shift of unit `plane`'s norm.
     fn affine_bytes(&self, plane: usize) -> u64 {
         if self.wants_statistics(plane) { crate::gpu::align(2 * self.chain.planes[plane].channels.div_ceil(4) as u64 * 16) } else { 0 }
+    }
+}
+
+/// Uploads some rows; without them the recording fails.
+pub(crate) fn upload_rows(rec: &mut Recorder, values: &HostRows<'_>, rows: &Range<usize>, of: (usize, usize, Elem)) -> Tensor {
+    let (width, channels, elem) = of;
+    match values(rows.clone()) {
+        Ok(values) => rec.upload(&values, rows.len(), width, channels, elem),
+        Err(error) => {
+            rec.fail(error);
+            rec.upload_later(rows.len(), width, channels, elem)
+        }
     }
 }
 

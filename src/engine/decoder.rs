@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::work::{Front, IMAGE, Work, WorkPlan};
 use super::{Dtype, Estimate, MAX_SIDE, Rect, block, channels_last, hint};
-use crate::bounded::{Form, Prepared, Rows, Sink};
+use crate::bounded::{Form, HostRows, Prepared, Rows, Sink};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Observer, Outputs, Picture, Timing};
 use crate::image::Image;
@@ -272,14 +272,7 @@ impl Decoder {
         }
     }
 
-    fn work<'a>(
-        &'a self,
-        input: &'a Input,
-        chain: &'a Chain<'a>,
-        rows: &'a (dyn Fn(Range<usize>) -> Vec<f32> + Sync),
-        form: Form,
-        tokens_a_chunk: usize,
-    ) -> Work<'a> {
+    fn work<'a>(&'a self, input: &'a Input, chain: &'a Chain<'a>, rows: &'a HostRows<'a>, form: Form, tokens_a_chunk: usize) -> Work<'a> {
         let front = match &self.0.network {
             Network::Infgen(network) => Front::Infgen { network, z: &input.z, latent: input.latent, tokens_a_chunk },
             Network::Vae(_) | Network::Taesd(_) => Front::Host(rows),
@@ -337,9 +330,9 @@ struct Input {
 }
 
 impl Input {
-    fn rows(&self, rows: Range<usize>) -> Vec<f32> {
+    fn rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
         let row = self.z.len() / self.latent.0;
-        self.z[rows.start * row..rows.end * row].to_vec()
+        Ok(self.z[rows.start * row..rows.end * row].to_vec())
     }
 }
 

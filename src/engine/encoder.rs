@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::work::{Front, Work, WorkPlan};
 use super::{Dtype, MAX_SIDE, block, channels_first, hint};
-use crate::bounded::{Form, Rows};
+use crate::bounded::{Form, HostRows, Rows};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Observer, Outputs};
-use crate::image::Image;
+use crate::image::{Image, RowSource};
 use crate::latent::{Latent, LatentSpace};
 use crate::models::autoencoder_kl::VaeEncoder;
 use crate::models::taesd::Taesd;
@@ -60,7 +60,16 @@ impl Encoder {
     /// [`Error::Invalid`] for sides that are no multiples of `scale` or beyond [`MAX_SIDE`], a draw from an encoder
     /// that has no variance, or noise of another length; otherwise as [`Decoder::decode_async`](super::Decoder::decode_async).
     pub async fn encode_async(&self, image: &Image, noise: Option<&[f32]>, observer: &Observer) -> Result<Latent> {
-        let (w, h, scale, channels) = (image.width(), image.height(), self.facts.scale, self.facts.latent_channels);
+        self.encode_rows_async(image, noise, observer).await
+    }
+
+    /// [`Encoder::encode_async`] of a picture that need not be in memory: under a ceiling on GPU memory its rows are asked for
+    /// band by band, some of them again for halos or for a second pass.
+    ///
+    /// # Errors
+    /// As [`Encoder::encode_async`], and what `picture` returns.
+    pub async fn encode_rows_async(&self, picture: &(dyn RowSource + Sync), noise: Option<&[f32]>, observer: &Observer) -> Result<Latent> {
+        let ((w, h), scale, channels) = (picture.size(), self.facts.scale, self.facts.latent_channels);
         let invalid = |what, detail| Err(Error::Invalid { what, detail });
         self.check(w, h)?;
         let (lw, lh) = (w / scale, h / scale);
@@ -69,13 +78,13 @@ impl Encoder {
                 if noise.is_some() {
                     return invalid("sample", format!("a {} gives no variance to draw from", self.facts.model));
                 }
-                self.outputs(image, observer).await?
+                self.outputs(picture, observer).await?
             }
             EncoderNetwork::Vae { scaling, shift, .. } => {
                 if let Some(noise) = noise.filter(|noise| noise.len() != channels * lw * lh) {
                     return invalid("noise", format!("{} values for a latent of {channels}x{lh}x{lw}", noise.len()));
                 }
-                let moments = self.outputs(image, observer).await?;
+                let moments = self.outputs(picture, observer).await?;
                 let value = |pixel: usize, c: usize| {
                     let at = pixel * 2 * channels + c;
                     let draw = noise.map_or(0.0, |noise| {
@@ -101,6 +110,15 @@ impl Encoder {
         block(self.encode_async(image, noise, observer))
     }
 
+    /// Blocking form of [`Encoder::encode_rows_async`].
+    ///
+    /// # Errors
+    /// As [`Encoder::encode_rows_async`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn encode_rows(&self, picture: &(dyn RowSource + Sync), noise: Option<&[f32]>, observer: &Observer) -> Result<Latent> {
+        block(self.encode_rows_async(picture, noise, observer))
+    }
+
     /// How a picture of this size will be encoded, and what it needs.
     ///
     /// # Errors
@@ -108,11 +126,11 @@ impl Encoder {
     /// [`Error::HostMemory`].
     pub fn plan(&self, width: usize, height: usize) -> Result<WorkPlan> {
         self.check(width, height)?;
-        self.work(&self.chain(width, height), &|_| Vec::new()).plan()
+        self.work(&self.chain(width, height), &|_| Ok(Vec::new())).plan()
     }
 
     /// The network's results for a picture, `[h / scale, w / scale, ..]`.
-    async fn outputs(&self, image: &Image, observer: &Observer) -> Result<Vec<f32>> {
+    async fn outputs(&self, picture: &(dyn RowSource + Sync), observer: &Observer) -> Result<Vec<f32>> {
         let mut all = Vec::new();
         let mut sink = |_: Range<usize>, rows: Rows| {
             if let Rows::Float(values) = rows {
@@ -120,18 +138,19 @@ impl Encoder {
             }
             Ok(())
         };
-        let chain = self.chain(image.width(), image.height());
-        self.work(&chain, &|rows| self.input(image, rows)).run(observer, &mut sink).await.map_err(|e| hint(e, self.dtype))?;
+        let (width, height) = picture.size();
+        let chain = self.chain(width, height);
+        self.work(&chain, &|rows| self.input(picture, rows)).run(observer, &mut sink).await.map_err(|e| hint(e, self.dtype))?;
         Ok(all)
     }
 
     /// Some rows of a picture in the range that the network takes.
-    fn input(&self, image: &Image, rows: Range<usize>) -> Vec<f32> {
-        let values = &image.data()[rows.start * image.width() * 3..rows.end * image.width() * 3];
-        match self.network {
-            EncoderNetwork::Taesd(_) => values.iter().map(|v| v * 0.5 + 0.5).collect(),
-            EncoderNetwork::Vae { .. } => values.to_vec(),
+    fn input(&self, picture: &dyn RowSource, rows: Range<usize>) -> Result<Vec<f32>> {
+        let mut values = picture.rows(rows)?;
+        if let EncoderNetwork::Taesd(_) = self.network {
+            values.iter_mut().for_each(|v| *v = *v * 0.5 + 0.5);
         }
+        Ok(values)
     }
 
     fn chain(&self, width: usize, height: usize) -> Chain<'_> {
@@ -141,7 +160,7 @@ impl Encoder {
         }
     }
 
-    fn work<'a>(&'a self, chain: &'a Chain<'a>, rows: &'a (dyn Fn(Range<usize>) -> Vec<f32> + Sync)) -> Work<'a> {
+    fn work<'a>(&'a self, chain: &'a Chain<'a>, rows: &'a HostRows<'a>) -> Work<'a> {
         let last = chain.planes[chain.last()];
         Work {
             gpu: &self.gpu,

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use crate::bounded::{Budget, DeviceSource, Form, Job, Prepared, Rows, Schedule, Sink, Source};
+use crate::bounded::{Budget, DeviceSource, Form, HostRows, Job, Prepared, Rows, Schedule, Sink, Source, upload_rows};
 use crate::error::{Error, Result};
 use crate::gpu::{Elem, Gpu, Observer, Recorder, Recording, Tensor, align};
 use crate::kernels::output::{image_to_picture, image_to_rgba8};
@@ -13,7 +13,7 @@ use crate::nn::chain::{Area, Chain};
 /// What makes plane 0 of a chain.
 pub(super) enum Front<'a> {
     /// `[rows, width, channels]` values on the host.
-    Host(&'a (dyn Fn(Range<usize>) -> Vec<f32> + Sync)),
+    Host(&'a HostRows<'a>),
     /// The mask tokens of an InfGen decoder, from a latent `[h, w, channels]` in VAE units.
     Infgen { network: &'a InfgenDecoder, z: &'a [f32], latent: (usize, usize), tokens_a_chunk: usize },
 }
@@ -84,7 +84,7 @@ impl Work<'_> {
         let plane = self.chain.planes[0];
         let x = match &self.front {
             Front::Host(_) if planned => rec.upload_later(plane.height, plane.width, plane.channels, plane.elem),
-            Front::Host(values) => rec.upload(&values(0..plane.height), plane.height, plane.width, plane.channels, plane.elem),
+            Front::Host(values) => upload_rows(&mut rec, values, &(0..plane.height), (plane.width, plane.channels, plane.elem)),
             Front::Infgen { network, tokens_a_chunk, .. } => {
                 let context = self.context(&mut rec).expect("an InfGen decoder has a context");
                 network.tokens(&mut rec, &context, (plane.height, plane.width), 0..plane.height, *tokens_a_chunk)

@@ -347,7 +347,10 @@ impl Gpu {
         self.run_with(recording, observer, self.timestamps).await
     }
 
-    async fn run_with(&self, recording: Recording, observer: &Observer, timed: bool) -> Result<Outputs> {
+    async fn run_with(&self, mut recording: Recording, observer: &Observer, timed: bool) -> Result<Outputs> {
+        if let Some(failure) = recording.failure.take() {
+            return Err(failure);
+        }
         self.check("starting")?;
         let plan = Plan::new(&recording, self.guard);
         let needed = self.memory().current - self.idle_bytes() + plan.bytes() + recording.picture_bytes();

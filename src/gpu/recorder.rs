@@ -6,6 +6,7 @@
 use super::kernel::{Bind, Kernel};
 use super::share;
 use super::tensor::{Elem, Source, Tensor};
+use crate::error::Error;
 
 /// Which of a function's kernels is recorded, where there are several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,6 +161,8 @@ pub struct Recording {
     /// One label a health counter; counter `i` is word `i` of `health`.
     pub(crate) watched: Vec<String>,
     pub(crate) health: Option<Tensor>,
+    /// Why it cannot be run.
+    pub(crate) failure: Option<Error>,
 }
 
 /// Health counters a recording may have.
@@ -177,6 +180,7 @@ impl Recorder {
             picture: None,
             watched: Vec::new(),
             health: None,
+            failure: None,
         };
         Recorder { profile, recording, scope: Vec::new(), keep_taps: false }
     }
@@ -224,6 +228,11 @@ impl Recorder {
         let tensor = self.tensor(height, width, channels, elem);
         self.recording.uploads.push((tensor.clone(), Vec::new()));
         tensor
+    }
+
+    /// Marks the recording as one that cannot be run, because an input could not be had; running it returns `error`.
+    pub fn fail(&mut self, error: Error) {
+        self.recording.failure.get_or_insert(error);
     }
 
     /// Gives `tensor`, which this recording computes, the memory of `resident`, so that it outlives the recording.

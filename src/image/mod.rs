@@ -8,8 +8,11 @@ pub(crate) mod atomic;
 mod format;
 #[cfg(not(target_arch = "wasm32"))]
 mod rows;
+#[cfg(not(target_arch = "wasm32"))]
+mod source;
 
 use std::io::Cursor;
+use std::ops::Range;
 use std::path::Path;
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
@@ -19,6 +22,8 @@ pub use format::check_writable;
 pub use format::{OutputFormat, batch_path};
 #[cfg(not(target_arch = "wasm32"))]
 pub use rows::RowWriter;
+#[cfg(not(target_arch = "wasm32"))]
+pub use source::{PngRows, RowFile};
 
 use crate::error::{Error, Result};
 use crate::weights::source::Source;
@@ -184,6 +189,28 @@ impl Image {
         let mut rows = RowWriter::create(path, self.width, self.height, metadata)?;
         rows.write_f32(&self.data)?;
         rows.finish()
+    }
+}
+
+/// A picture whose rows are read when they are needed: mostly from the top, with overlaps, some more than once.
+pub trait RowSource {
+    /// Width and height in pixels.
+    fn size(&self) -> (usize, usize);
+
+    /// RGB interleaved, `[rows, width, 3]`, -1 black to 1 white.
+    ///
+    /// # Errors
+    /// Whatever keeps a row from being read.
+    fn rows(&self, rows: Range<usize>) -> Result<Vec<f32>>;
+}
+
+impl RowSource for Image {
+    fn size(&self) -> (usize, usize) {
+        (self.width(), self.height())
+    }
+
+    fn rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
+        Ok(self.data()[rows.start * self.width() * 3..rows.end * self.width() * 3].to_vec())
     }
 }
 

@@ -1,6 +1,8 @@
 //! `infgen encode`
 
-use infgen::image::{ResizeFilter, check_writable};
+use std::path::Path;
+
+use infgen::image::{PngRows, ResizeFilter, RowSource, check_writable};
 use infgen::{Image, Latent, Result};
 use serde_json::json;
 
@@ -10,22 +12,22 @@ use crate::run::{Run, weights};
 pub fn encode(run: &Run, args: &EncodeArgs) -> Result<()> {
     Latent::check_ending(&args.output)?;
     check_writable(&args.output)?;
-    let picture = run.stage("read", |_| Image::open(&args.image))?;
+    let picture = run.stage("read", |_| open(&args.image))?;
     let engine = run.engine()?;
     let encoder = run.stage("load", |_| engine.load_encoder(weights(args.weights.as_deref())))?;
     let scale = encoder.facts().scale;
     // diffusers' VaeImageProcessor rounds down to the multiple, too.
-    let asked = args.size.map_or((picture.width(), picture.height()), |size| (size.width, size.height));
+    let asked = args.size.map_or(picture.size(), |size| (size.width, size.height));
     let (width, height) = (fit(asked.0, scale), fit(asked.1, scale));
     if (width, height) != asked {
         run.say(&format!("note: {}x{} becomes {width}x{height}, the encoder works in steps of {scale} pixels", asked.0, asked.1));
     }
-    let resized = run.stage("resize", |_| sized(&picture, width, height))?;
+    let picture = run.stage("resize", |_| sized(picture, width, height))?;
     let noise = args.sample.then(|| {
         let count = encoder.facts().latent_channels * (width / scale) * (height / scale);
         infgen::noise::torch_cpu_randn(args.seed, count)
     });
-    let latent = run.stage("encode", |observer| encoder.encode(&resized, noise.as_deref(), observer))?;
+    let latent = run.stage("encode", |observer| encoder.encode_rows(&*picture, noise.as_deref(), observer))?;
     run.stage("write", |_| latent.save(&args.output))?;
     let summary =
         json!({ "command": "encode", "width": width, "height": height, "latent": latent.shape(), "model": encoder.facts().model });
@@ -38,10 +40,22 @@ fn fit(length: usize, step: usize) -> usize {
     (length / step * step).max(step)
 }
 
+/// A picture to encode, in memory or not.
+pub type Picture = Box<dyn RowSource + Sync>;
+
+/// Opens `path`; a PNG is read only when its rows are asked for.
+pub fn open(path: &Path) -> Result<Picture> {
+    Ok(match PngRows::open(path)? {
+        Some(rows) => Box::new(rows),
+        None => Box::new(Image::open(path)?),
+    })
+}
+
 /// `picture` at this size, untouched where it has it already.
-pub fn sized(picture: &Image, width: usize, height: usize) -> Result<Image> {
-    if (picture.width(), picture.height()) == (width, height) {
-        return Ok(picture.clone());
+pub fn sized(picture: Picture, width: usize, height: usize) -> Result<Picture> {
+    let (w, h) = picture.size();
+    if (w, h) == (width, height) {
+        return Ok(picture);
     }
-    picture.resize(width, height, ResizeFilter::Lanczos3)
+    Ok(Box::new(Image::new(w, h, picture.rows(0..h)?)?.resize(width, height, ResizeFilter::Lanczos3)?))
 }

@@ -1,20 +1,23 @@
 //! `infgen upscale`: the paper's training-free extrapolation, L_n = E(I_{n-1}), I_n = D(L_n, size_n).
 
-use infgen::engine::MAX_SIDE;
-use infgen::{Error, Image, Result};
+use std::path::Path;
+
+use infgen::engine::{Form, MAX_SIDE, Rows};
+use infgen::image::RowFile;
+use infgen::{Error, Result};
 use serde_json::json;
 
 use crate::args::UpscaleArgs;
 use crate::decode::{Writer, check_output};
-use crate::encode::sized;
+use crate::encode::{open, sized};
 use crate::run::{Run, weights};
 
 /// Largest growth of a side in one round.
 const MAX_STEP: f64 = 2.0;
 
 pub fn upscale(run: &Run, args: &UpscaleArgs) -> Result<()> {
-    let mut picture = run.stage("read", |_| Image::open(&args.image))?;
-    let own = (picture.width(), picture.height());
+    let mut picture = run.stage("read", |_| open(&args.image))?;
+    let own = picture.size();
     let target = match (args.size, args.scale) {
         (Some(size), _) => (size.width, size.height),
         (None, scale) => {
@@ -40,15 +43,15 @@ pub fn upscale(run: &Run, args: &UpscaleArgs) -> Result<()> {
         let detail = format!("encodes to the space `{}`, the decoder reads `{}`", from.name(), to.name());
         return Err(Error::Invalid { what: "encoder", detail });
     }
-    let sizes = rounds(own, target);
+    let step = encoder.facts().scale;
+    let sizes = rounds(own, target, step);
     let settings = json!({ "image": args.image.file_name().map(|n| n.to_string_lossy()), "rounds": sizes });
     for (n, &size) in sizes.iter().enumerate() {
-        run.say(&format!("round {} of {}: {}x{} to {}x{}", n + 1, sizes.len(), picture.width(), picture.height(), size.0, size.1));
+        let (w, h) = picture.size();
+        run.say(&format!("round {} of {}: {w}x{h} to {}x{}", n + 1, sizes.len(), size.0, size.1));
         // The decoder's positions are relative, so the small stretch to the encoder's step is undone by decoding to `size`.
-        let step = encoder.facts().scale;
-        let (w, h) = (picture.width().next_multiple_of(step), picture.height().next_multiple_of(step));
-        let padded = sized(&picture, w, h)?;
-        let latent = run.stage("encode", |observer| encoder.encode(&padded, None, observer))?;
+        picture = sized(picture, w.next_multiple_of(step), h.next_multiple_of(step))?;
+        let latent = run.stage("encode", |observer| encoder.encode_rows(&*picture, None, observer))?;
         let writer = Writer {
             decoder: &decoder,
             size,
@@ -58,9 +61,15 @@ pub fn upscale(run: &Run, args: &UpscaleArgs) -> Result<()> {
         if n + 1 == sizes.len() {
             run.stage("decode", |observer| writer.run(&latent, &args.output, observer))?;
         } else {
-            let float = run.stage("decode", |observer| pollster::block_on(decoder.decode_async(&latent, size.0, size.1, observer)))?;
-            let clamped = float.into_data().into_iter().map(|v| v.clamp(-1.0, 1.0)).collect();
-            picture = Image::new(size.0, size.1, clamped)?;
+            // Between rounds the picture lies on the disk that the result goes to, which has room for it.
+            let mut file = RowFile::create_in(args.output.parent().unwrap_or(Path::new("")), size.0, size.1)?;
+            let mut sink = |_, rows: Rows| {
+                let Rows::Float(mut values) = rows else { unreachable!("rows come in the form asked for") };
+                values.iter_mut().for_each(|v| *v = v.clamp(-1.0, 1.0));
+                file.write(&values)
+            };
+            run.stage("decode", |observer| decoder.decode_rows(&latent, size.0, size.1, Form::Float, observer, &mut sink))?;
+            picture = Box::new(file);
         }
     }
     let summary = json!({ "command": "upscale", "width": target.0, "height": target.1, "rounds": sizes });
@@ -68,15 +77,20 @@ pub fn upscale(run: &Run, args: &UpscaleArgs) -> Result<()> {
     Ok(())
 }
 
-/// Sizes of the rounds from `own` to `target`: as few as grow no side by more than [`MAX_STEP`], evenly spaced.
-fn rounds(own: (usize, usize), target: (usize, usize)) -> Vec<(usize, usize)> {
-    let growth = (target.0 as f64 / own.0 as f64).max(target.1 as f64 / own.1 as f64);
-    let count = (growth.ln() / MAX_STEP.ln() - 1e-9).ceil().max(1.0) as usize;
-    let side = |own: usize, target: usize, n: usize| match n == count {
-        true => target,
-        false => (own as f64 * (target as f64 / own as f64).powf(n as f64 / count as f64)).round() as usize,
-    };
-    (1..=count).map(|n| (side(own.0, target.0, n), side(own.1, target.1, n))).collect()
+/// Sizes of the rounds from `own` to `target`, planned backwards: halved, and rounded up to what the encoder takes, until no side
+/// grows by more than [`MAX_STEP`].
+fn rounds(own: (usize, usize), target: (usize, usize), step: usize) -> Vec<(usize, usize)> {
+    let far = |size: (usize, usize)| size.0 as f64 > MAX_STEP * own.0 as f64 || size.1 as f64 > MAX_STEP * own.1 as f64;
+    let half = |side: usize, own: usize| side.div_ceil(2).max(own.min(side)).next_multiple_of(step);
+    let mut sizes = vec![target];
+    while far(sizes[0]) {
+        let next = (half(sizes[0].0, own.0), half(sizes[0].1, own.1));
+        if next == sizes[0] {
+            break;
+        }
+        sizes.insert(0, next);
+    }
+    sizes
 }
 
 #[cfg(test)]
@@ -85,16 +99,18 @@ mod tests {
 
     #[test]
     fn no_round_grows_a_side_by_more_than_two_and_the_last_is_exact() {
-        assert_eq!(rounds((512, 512), (1024, 1024)), [(1024, 1024)]);
-        assert_eq!(rounds((512, 512), (4096, 4096)), [(1024, 1024), (2048, 2048), (4096, 4096)]);
-        assert_eq!(rounds((500, 300), (100, 60)), [(100, 60)]);
-        for (own, target) in [((512, 512), (1025, 700)), ((37, 91), (3000, 100)), ((1, 1), (777, 3))] {
-            let sizes = rounds(own, target);
+        assert_eq!(rounds((512, 512), (1024, 1024), 8), [(1024, 1024)]);
+        assert_eq!(rounds((512, 512), (4096, 4096), 8), [(1024, 1024), (2048, 2048), (4096, 4096)]);
+        assert_eq!(rounds((512, 512), (3072, 3072), 8), [(768, 768), (1536, 1536), (3072, 3072)]);
+        assert_eq!(rounds((500, 300), (100, 60), 8), [(100, 60)]);
+        for (own, target) in [((512, 512), (1025, 700)), ((37, 91), (3000, 100)), ((1, 1), (777, 3)), ((3, 5000), (9000, 5000))] {
+            let sizes = rounds(own, target, 8);
             assert_eq!(sizes.last(), Some(&target));
+            assert!(sizes[..sizes.len() - 1].iter().all(|size| size.0 % 8 == 0 && size.1 % 8 == 0), "{sizes:?}");
             let mut from = own;
             for size in sizes {
-                // Rounding to whole pixels may pass the factor by half a pixel.
-                assert!(size.0 as f64 <= 2.0 * from.0 as f64 + 1.0 && size.1 as f64 <= 2.0 * from.1 as f64 + 1.0, "{from:?} {size:?}");
+                // A picture below the encoder's step is stretched to it first.
+                assert!(size.0 <= (2 * from.0).max(16) && size.1 <= (2 * from.1).max(16), "{from:?} {size:?}");
                 from = size;
             }
         }
