@@ -55,6 +55,8 @@ pub struct EngineOptions {
     pub host_memory: Option<u64>,
     /// Ask the device for no more than WebGPU's default limits, and no `shader-f16`.
     pub default_limits: bool,
+    /// Keep compiled pipelines in the user's cache folder for the next start, where backend and driver allow it (Vulkan).
+    pub pipeline_cache: bool,
     /// For tests: kernels of this family whatever the device.
     #[doc(hidden)]
     pub kernels: Option<KernelFamily>,
@@ -185,6 +187,7 @@ impl Engine {
             device: options.device,
             memory_ceiling: options.memory,
             default_limits: options.default_limits,
+            pipeline_cache: options.pipeline_cache,
             kernels: options.kernels,
             ..GpuOptions::default()
         })

@@ -327,3 +327,45 @@ fn a_picture_is_encoded_and_inspected() {
     assert!(text.contains("AutoencoderKL"), "{text}");
     assert!(data("vae-small").exists());
 }
+
+/// Compiled pipelines are kept in the user's cache folder; a damaged file, or a folder that cannot be, changes nothing but the speed.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_damaged_pipeline_cache_is_ignored_and_written_anew() {
+    if !has_device() {
+        return;
+    }
+    let fixture = Fixture::new();
+    let cache = fixture.at("cache");
+    let (weights, latent) = (fixture.weights.path().to_str().unwrap().to_owned(), fixture.at("latent.safetensors"));
+    let decode = |cache: &Path, name: &str| {
+        let output = fixture.at(name);
+        let arguments = ["decode", "--weights", &weights, "--latent", latent.to_str().unwrap(), "--size", "9x7", "--output"];
+        let result = Command::new(env!("CARGO_BIN_EXE_infgen"))
+            .args(arguments)
+            .args([output.as_os_str(), "--quiet".as_ref()])
+            .env("XDG_CACHE_HOME", cache)
+            .output()
+            .unwrap();
+        assert!(result.status.success() && result.stderr.is_empty(), "{}", String::from_utf8_lossy(&result.stderr));
+        std::fs::read(output).unwrap()
+    };
+    let first = decode(&cache, "first.png");
+    let files = || std::fs::read_dir(cache.join("infgen")).into_iter().flatten().map(|f| f.unwrap().path()).collect::<Vec<_>>();
+    let [file] = &files()[..] else {
+        println!("SKIPPED: this driver has no pipeline cache");
+        return;
+    };
+    let kept = std::fs::read(file).unwrap();
+    for damaged in [&kept[..kept.len() / 2], b"nonsense"] {
+        std::fs::write(file, damaged).unwrap();
+        assert_eq!(decode(&cache, "again.png"), first);
+        assert_ne!(std::fs::read(file).unwrap(), damaged);
+    }
+    assert_eq!(files().len(), 1, "a temporary file was left behind");
+    // A file where the folder should be.
+    let blocked = fixture.at("blocked");
+    std::fs::create_dir(&blocked).unwrap();
+    std::fs::write(blocked.join("infgen"), "").unwrap();
+    assert_eq!(decode(&blocked, "uncached.png"), first);
+}

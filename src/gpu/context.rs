@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use super::adapter::{self, AdapterFacts};
+#[cfg(not(target_arch = "wasm32"))]
+use super::cache::PipelineStore;
 use super::execute::Pace;
 use super::kernel::{Bind, Kernel, Storage, Variant};
 use super::plan::align;
@@ -34,6 +36,8 @@ pub struct GpuOptions {
     /// For tests: use `shader-f16` on a software device too, where packing is faster.
     #[doc(hidden)]
     pub native_f16: bool,
+    /// Keep compiled pipelines in the user's cache folder, where backend and driver allow it (Vulkan).
+    pub pipeline_cache: bool,
     /// For tests: activations start as NaN, and every tensor gets a guard band on both sides, inside the bindings, whose
     /// change makes the run fail.
     pub guard_memory: bool,
@@ -107,6 +111,8 @@ pub struct Gpu {
     pub(crate) guard: u64,
     ledger: Arc<Ledger>,
     pipelines: Mutex<HashMap<(&'static str, Variant), Arc<Pipeline>>>,
+    #[cfg(not(target_arch = "wasm32"))]
+    store: PipelineStore,
     /// Buffers of the last run, kept for the next.
     idle: Mutex<Vec<Arc<Buffer>>>,
     pub(crate) pace: Mutex<Pace>,
@@ -193,6 +199,9 @@ impl Gpu {
         let (facts, adapter) = adapter::choose(&instance, options.device.as_deref(), surface).await?;
         let offered = adapter.features();
         let mut features = wgpu::Features::TIMESTAMP_QUERY & offered;
+        if options.pipeline_cache {
+            features |= wgpu::Features::PIPELINE_CACHE & offered;
+        }
         let mut limits = wgpu::Limits::default();
         if !options.default_limits {
             limits = adapter.limits();
@@ -234,7 +243,14 @@ impl Gpu {
             max_invocations: limits.max_compute_invocations_per_workgroup,
             offset_alignment: limits.min_storage_buffer_offset_alignment as u64,
         };
+        #[cfg(not(target_arch = "wasm32"))]
+        let store = match super::cache::folder() {
+            Some(folder) if features.contains(wgpu::Features::PIPELINE_CACHE) => PipelineStore::open(&device, &facts, &folder),
+            _ => PipelineStore::none(),
+        };
         Ok(Gpu {
+            #[cfg(not(target_arch = "wasm32"))]
+            store,
             poller: Poller::start(&device),
             handles: Handles { instance, adapter, device: device.clone(), queue: queue.clone() },
             device,
@@ -443,6 +459,11 @@ impl Gpu {
         if let Some(pipeline) = lock(&self.pipelines).get(&key) {
             return pipeline.clone();
         }
+        let began = web_time::Instant::now();
+        #[cfg(not(target_arch = "wasm32"))]
+        let cache = self.store.cache();
+        #[cfg(target_arch = "wasm32")]
+        let cache = None;
         let variant = &key.1;
         let source = format!("{}{}", variant.prelude(), kernel.wgsl);
         let checks = wgpu::ShaderRuntimeChecks { bounds_checks: true, force_loop_bounding: false, ..wgpu::ShaderRuntimeChecks::checked() };
@@ -480,8 +501,11 @@ impl Gpu {
             module: &module,
             entry_point: Some("main"),
             compilation_options: wgpu::PipelineCompilationOptions { constants: &constants, zero_initialize_workgroup_memory: false },
-            cache: None,
+            cache,
         });
+        #[cfg(not(target_arch = "wasm32"))]
+        self.store.grew();
+        log::debug!("pipeline {} {:?}: {:.1} ms", kernel.name, variant.consts, began.elapsed().as_secs_f64() * 1e3);
         let mut pipelines = lock(&self.pipelines);
         let id = pipelines.len();
         pipelines.entry(key).or_insert_with(|| Arc::new(Pipeline { raw, layout, id })).clone()

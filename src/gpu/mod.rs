@@ -4,6 +4,8 @@
 //! reads the results back. Rooms above `kernels` use [`Recorder`] and [`Tensor`] only.
 
 mod adapter;
+#[cfg(not(target_arch = "wasm32"))]
+mod cache;
 mod context;
 mod convert;
 mod execute;

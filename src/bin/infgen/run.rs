@@ -75,6 +75,7 @@ impl Run {
             dtype: self.common.dtype.into(),
             memory: self.common.memory,
             host_memory: self.common.host_memory,
+            pipeline_cache: true,
             ..EngineOptions::default()
         };
         let engine = self.stage("device", |_| Engine::new(options))?;
