@@ -126,6 +126,12 @@ pub enum Error {
         /// What was searched, what was found, and what to install.
         detail: String,
     },
+    /// There is no window to be had: no display, or one that the device cannot draw on.
+    #[error("no window could be opened: {detail}")]
+    Display {
+        /// What was missing.
+        detail: String,
+    },
     /// The work needs more GPU memory than the ceiling allows. Nothing was dispatched.
     #[error("this needs {needed} bytes of GPU memory ({}), more than the ceiling of {ceiling} bytes; raise --memory to at least {needed}, or ask for a smaller size", human_bytes(*needed))]
     MemoryCeiling {

@@ -33,6 +33,8 @@ pub mod pipeline;
 pub mod reference;
 pub mod schedulers;
 pub mod tokenizer;
+#[cfg(all(feature = "viewer", not(target_arch = "wasm32")))]
+pub mod viewer;
 pub mod weights;
 
 pub use engine::{Decoder, Decoding, Dtype, Encoder, Engine, EngineOptions, Estimate, Rect, Weights};

@@ -187,6 +187,11 @@ impl Gpu {
         Gpu::open(options, adapter::instance(), None).await
     }
 
+    /// What adapters and surfaces come from.
+    pub fn instance() -> wgpu::Instance {
+        adapter::instance()
+    }
+
     /// Opens a device that can present on `surface`, a surface of `instance`.
     ///
     /// # Errors
@@ -439,13 +444,18 @@ impl Gpu {
 
     /// Fails if the device is lost or an earlier call was rejected; `during` says what was going on.
     pub(crate) fn check(&self, during: &str) -> Result<()> {
-        if let Some(reason) = self.lost.get() {
-            return Err(Error::DeviceLost { during: during.to_owned(), reason: reason.clone() });
+        if let Some(loss) = self.loss(during) {
+            return Err(loss);
         }
         match lock(&self.failure).take() {
             Some(detail) => Err(Error::Gpu { during: during.to_owned(), detail }),
             None => Ok(()),
         }
+    }
+
+    /// The loss of the device, if it was lost; `during` says what was going on.
+    pub fn loss(&self, during: &str) -> Option<Error> {
+        self.lost.get().map(|reason| Error::DeviceLost { during: during.to_owned(), reason: reason.clone() })
     }
 
     /// Makes sure that callbacks of what was submitted get called.

@@ -559,6 +559,15 @@ impl Run<'_> {
         let at = done.await;
         self.gpu.check(&layer)?;
         let began = submitted.max(*last_done);
+        let took = at.saturating_duration_since(began);
+        if took > 4 * self.gpu.submission_time() {
+            log::debug!(
+                "a submission of {layer} took {:.0} ms, {:.0} predicted, {} pipelines",
+                took.as_secs_f64() * 1e3,
+                predicted * 1e3,
+                parts.len()
+            );
+        }
         lock(&self.gpu.pace).learn(&parts, predicted, at.saturating_duration_since(began).as_secs_f64());
         *last_done = at;
         Ok(work)

@@ -87,6 +87,15 @@ pub enum Command {
     /// Generate pictures from text with Stable Diffusion 1.x or 2.x, at any size
     #[command(after_help = GENERATE_HELP)]
     Generate(Box<GenerateArgs>),
+    /// Open a window that shows a latent decoded at exactly the pixels it covers
+    #[cfg(feature = "viewer")]
+    #[command(after_help = "Examples:
+  infgen view examples/sample.safetensors
+  infgen view photo.jpg                                 encoded first
+  infgen view z.npy --weights decoder/ --compare vae/   two decoders side by side
+
+Keys: wheel or + - zoom, drag moves, F fits, W fills the window, 1 is 100 %, C compares, ? lists all.")]
+    View(ViewArgs),
     /// Say what a weights or latent file holds, and which model it is
     Inspect(InspectArgs),
     /// Time kernels and whole decodes, beside the device's own peak
@@ -341,6 +350,28 @@ pub struct BenchArgs {
     /// Measurements of each; the median is shown
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repeat: u32,
+}
+
+#[cfg(feature = "viewer")]
+#[derive(Debug, clap::Args)]
+pub struct ViewArgs {
+    /// Latent, picture (encoded first) or decoder to open
+    pub file: Option<PathBuf>,
+    /// Decoder: InfGen, AutoencoderKL or TAESD, as a file or folder [default: the one that ships]
+    #[arg(long, value_name = "FILE")]
+    pub weights: Option<PathBuf>,
+    /// Another decoder to compare with
+    #[arg(long, value_name = "FILE")]
+    pub compare: Option<PathBuf>,
+    /// Size of the window in physical pixels [default: as it was left]
+    #[arg(long, value_name = "WxH")]
+    pub size: Option<Size>,
+    /// Start without menus and status line, as the Tab key leaves it
+    #[arg(long)]
+    pub bare: bool,
+    /// Write what happens to this file, one JSON object a line
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub events: Option<PathBuf>,
 }
 
 /// `1920x1080`

@@ -8,6 +8,8 @@ mod generate;
 mod info;
 mod run;
 mod upscale;
+#[cfg(feature = "viewer")]
+mod view;
 
 use std::process::ExitCode;
 
@@ -33,6 +35,8 @@ fn main() -> ExitCode {
         Command::Encode(encode) => encode::encode(&run, &encode),
         Command::Generate(generate) => generate::generate(&run, &generate),
         Command::Upscale(upscale) => upscale::upscale(&run, &upscale),
+        #[cfg(feature = "viewer")]
+        Command::View(view) => view::view(&run, &view),
         Command::Bench(bench) => bench::bench(&run, &bench),
     };
     match result {

@@ -1,0 +1,26 @@
+//! `infgen view`
+
+use infgen::Result;
+use infgen::viewer::{self, ViewerOptions};
+
+use crate::args::ViewArgs;
+use crate::run::Run;
+
+pub fn view(run: &Run, args: &ViewArgs) -> Result<()> {
+    let options = ViewerOptions {
+        device: run.common.device.clone(),
+        dtype: run.common.dtype.into(),
+        memory: run.common.memory,
+        file: args.file.clone(),
+        weights: args.weights.clone(),
+        compare: args.compare.clone(),
+        size: args.size.map(|size| (size.width.min(16384) as u32, size.height.min(16384) as u32)),
+        bare: args.bare,
+        events: args.events.clone(),
+    };
+    let report = run.stage("view", |interrupt| viewer::run(options, interrupt))?;
+    if run.common.json {
+        println!("{report}");
+    }
+    Ok(())
+}
