@@ -14,7 +14,7 @@ use infgen::weights::recognise::{self, Recognised};
 use infgen::weights::{View, Weights};
 use pollster::block_on;
 
-const CASES: [&str; 4] = ["unet-sd1", "unet-sd2", "unet-odd", "unet-distilled"];
+const CASES: [&str; 5] = ["unet-sd1", "unet-sd2", "unet-quiet", "unet-odd", "unet-distilled"];
 
 /// Relative L2 of each tap in f32.
 const F32_LIMIT: f64 = 1e-4;
