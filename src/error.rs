@@ -104,6 +104,14 @@ pub enum Error {
         /// What was looked for.
         detail: String,
     },
+    /// A model that is no file here and could not be fetched from the hub either.
+    #[error("{id}: no such file or folder, and from the hub it cannot be had: {detail}")]
+    Hub {
+        /// The id, `org/name`.
+        id: String,
+        /// What went wrong, and what to do.
+        detail: String,
+    },
     /// An argument is outside its range, or arguments contradict each other.
     #[error("{what}: {detail}")]
     Invalid {

@@ -22,6 +22,8 @@ pub mod bounded;
 pub mod engine;
 pub mod error;
 pub mod gpu;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod hub;
 pub mod image;
 pub mod kernels;
 pub mod latent;

@@ -275,7 +275,7 @@ fn what_cannot_be_generated_is_refused_in_one_line_that_says_what_to_do() {
     let never = f.models.scratch.path().join("never.png");
     let (folder, file) = (f.folder(), f.file());
     let at = |name: &str| f.at(name);
-    refused(&["--model", &at("nothing/here/x"), "-p", "x"], &never, &["nothing/here/x", "no such file or folder", "not downloaded"]);
+    refused(&["--model", &at("nothing/here/x"), "-p", "x"], &never, &["nothing/here/x", "no such file or folder", "no hub id"]);
     refused(&["--model", &at("model/unet"), "-p", "x"], &never, &["unet", "name the folder above"]);
     refused(&["--model", &at("model/vae/diffusion_pytorch_model.safetensors"), "-p", "x"], &never, &["AutoencoderKL", "one part only"]);
     refused(&["--model", &at("."), "-p", "x"], &never, &["model.safetensors", "name the file itself"]);

@@ -71,7 +71,8 @@ impl Observer {
         self.cancelled.load(Ordering::Relaxed)
     }
 
-    fn report(&self, progress: Progress<'_>) {
+    /// Tells the observer how far the work is.
+    pub fn report(&self, progress: Progress<'_>) {
         if let Some(call) = &self.on_progress {
             let (from, all) = self.part.unwrap_or((0.0, 1.0));
             call(Progress { done: from + progress.done * all, ..progress });

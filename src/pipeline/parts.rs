@@ -63,7 +63,7 @@ impl Parts {
         let meta = match std::fs::metadata(path) {
             Ok(meta) => meta,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let detail = format!("there is no such file or folder, and models are not downloaded by this version; {FOLDERS}");
+                let detail = format!("there is no such file or folder, and it is no hub id (org/name) either; {FOLDERS}");
                 return Err(unknown(path, detail));
             }
             Err(source) => return Err(Error::Io { path: path.to_owned(), source }),
@@ -313,7 +313,10 @@ fn whole_file_in(folder: &Path) -> Option<PathBuf> {
 }
 
 /// Refuses pipelines of other families by the name in `model_index.json`.
-fn check_index(folder: &Path) -> Result<()> {
+///
+/// # Errors
+/// [`Error::UnknownModel`] with the name; [`Error::Io`] and [`Error::Malformed`] for a file that cannot be read.
+pub fn check_index(folder: &Path) -> Result<()> {
     const SUPPORTED: [&str; 7] = [
         "StableDiffusionPipeline",
         "StableDiffusionImg2ImgPipeline",

@@ -180,6 +180,7 @@ const GENERATE_HELP: &str = "Examples:
   infgen generate --model sd15/ -p \"a watercolour\" --image photo.jpg --strength 0.6 -o watercolour.png
   infgen generate --model sd15-inpainting/ -p \"a cat\" --image sofa.png --mask seat.png -o cat.png
   infgen generate --model sd15/ -p \"a portrait\" --lora style.safetensors:0.8 --batch 4 -o portrait.png
+  infgen generate --model org/name -p \"a map\" -o map.png     (from the hub, once; kept in its cache)
 
 Notes:
   A seed gives the noise of PyTorch's CPU generator on every device, so diffusers with
@@ -189,9 +190,15 @@ Notes:
 
 #[derive(Debug, clap::Args)]
 pub struct GenerateArgs {
-    /// Model: a diffusers folder or a single-file checkpoint (.safetensors)
+    /// Model: a diffusers folder, a single-file checkpoint (.safetensors), or a hub id (org/name, org/name/file.safetensors)
     #[arg(long, value_name = "M", help_heading = "Model")]
     pub model: String,
+    /// Server of hub ids [default: $HF_ENDPOINT, or the public hub]
+    #[arg(long, value_name = "URL", help_heading = "Model")]
+    pub hub_endpoint: Option<String>,
+    /// Branch, tag or commit of a hub id [default: main]
+    #[arg(long, value_name = "REV", help_heading = "Model")]
+    pub revision: Option<String>,
     /// LoRA merged into the model, with its strength; can be given several times
     #[arg(long = "lora", value_name = "FILE[:STRENGTH]", value_parser = parse_lora, help_heading = "Model")]
     pub loras: Vec<LoraArg>,

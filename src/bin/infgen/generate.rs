@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use infgen::engine::MAX_SIDE;
 use infgen::error::human_bytes;
+use infgen::hub::{self, HubId, HubOptions};
 use infgen::image::{OutputFormat, ResizeFilter, batch_path, check_writable};
 use infgen::pipeline::{Parts, Pipeline, PipelineOptions, Preview, Request};
 use infgen::schedulers::{Prediction, Sampler};
 use infgen::weights::recognise::{self, Recognised};
-use infgen::{Error, Image, Latent, Result, Weights};
+use infgen::{Dtype, Error, Image, Latent, Result, Weights};
 use serde_json::json;
 
 use crate::args::{GenerateArgs, PredictionArg, Size};
@@ -107,7 +108,8 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
         OutputFormat::from_path(path)?;
         check_writable(path)?;
     }
-    let parts = run.stage("read", |_| Parts::open(Path::new(&args.model)))?;
+    let model = model_path(run, args)?;
+    let parts = run.stage("read", |_| Parts::open(&model))?;
     let image = args.image.as_ref().map(|path| run.stage("read", |_| Image::open(path))).transpose()?;
     let mask = args.mask.as_ref().map(|path| run.stage("read", |_| Image::open(path))).transpose()?;
     let init_noise = args.init_noise.as_ref().map(|path| run.stage("read", |_| Latent::open(path))).transpose()?;
@@ -268,6 +270,20 @@ fn stage_one_size(args: &GenerateArgs, parts: &Parts, image: Option<&Image>, noi
         .or_else(|| noise.map(|noise| Size { width: noise.width() * scale, height: noise.height() * scale }))
         .or_else(|| image.map(|image| Size { width: whole(image.width()), height: whole(image.height()) }))
         .unwrap_or(Size { width: parts.native_side, height: parts.native_side })
+}
+
+/// The path of the model: as given, or what its hub id stands for.
+fn model_path(run: &Run, args: &GenerateArgs) -> Result<PathBuf> {
+    let path = PathBuf::from(&args.model);
+    let id = if path.exists() { None } else { HubId::parse(&args.model) };
+    let Some(id) = id else { return Ok(path) };
+    let options = HubOptions {
+        endpoint: args.hub_endpoint.clone(),
+        revision: args.revision.clone(),
+        half: Dtype::from(run.common.dtype) == Dtype::F16,
+        ..HubOptions::default()
+    };
+    run.stage("fetch", |observer| hub::fetch(&id, &options, observer))
 }
 
 /// From the clock: another one every time.
