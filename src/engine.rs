@@ -60,6 +60,9 @@ pub struct EngineOptions {
     /// For tests: kernels of this family whatever the device.
     #[doc(hidden)]
     pub kernels: Option<KernelFamily>,
+    /// For planning only: see [`GpuOptions::as_discrete`].
+    #[doc(hidden)]
+    pub as_discrete: bool,
 }
 
 /// Where weights come from.
@@ -189,6 +192,7 @@ impl Engine {
             default_limits: options.default_limits,
             pipeline_cache: options.pipeline_cache,
             kernels: options.kernels,
+            as_discrete: options.as_discrete,
             ..GpuOptions::default()
         })
         .await?;

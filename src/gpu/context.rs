@@ -44,7 +44,14 @@ pub struct GpuOptions {
     /// For tests: kernels of this family whatever the device.
     #[doc(hidden)]
     pub kernels: Option<KernelFamily>,
+    /// For planning only: kernels and limits of a discrete GPU whose bindings and buffers may have 4 GiB less 4 bytes. What is planned
+    /// then cannot be run here.
+    #[doc(hidden)]
+    pub as_discrete: bool,
 }
+
+/// Largest binding of common drivers of discrete GPUs.
+const LARGE: u64 = u32::MAX as u64 - 3;
 
 /// Bytes held now and at most so far.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -247,6 +254,20 @@ impl Gpu {
             max_workgroup_storage: limits.max_compute_workgroup_storage_size,
             max_invocations: limits.max_compute_invocations_per_workgroup,
             offset_alignment: limits.min_storage_buffer_offset_alignment as u64,
+        };
+        let (facts, profile) = match options.as_discrete {
+            true => (
+                AdapterFacts { kind: "discrete".into(), ..facts },
+                DeviceProfile {
+                    software: false,
+                    family: KernelFamily::Tile,
+                    native_f16: true,
+                    max_binding: LARGE,
+                    max_buffer: LARGE,
+                    ..profile
+                },
+            ),
+            false => (facts, profile),
         };
         #[cfg(not(target_arch = "wasm32"))]
         let store = match super::cache::folder() {

@@ -45,6 +45,9 @@ pub const ATTENTION_VALUES_LANES: Kernel = Kernel {
 /// Most bytes of scores that the three passes keep at a time, unless eight queries have more.
 const SCORES_BYTES: usize = 8 << 20;
 
+/// Most keys of the three passes: beyond, a chunk is a few queries, and recording alone takes minutes.
+const THREE_PASSES_MAX_KEYS: usize = 1 << 17;
+
 /// Widest head of [`ATTENTION_LANES`], in quads, and the queries that one of its lanes takes.
 const LANES_MAX_QUADS: usize = 8;
 const LANES_QUERIES: u32 = 4;
@@ -62,7 +65,7 @@ pub fn attention(rec: &mut Recorder, q: &Tensor, k: &Tensor, v: &Tensor, heads: 
     assert_eq!(d4 * 4 * heads, q.channels, "attention: head dim must be a multiple of 4");
     assert!(k.shape() == v.shape() && k.channels == q.channels, "attention: k and v shapes");
     let software = rec.profile().software;
-    if software && d4 > LANES_MAX_QUADS && d4.is_multiple_of(2) {
+    if software && d4 > LANES_MAX_QUADS && d4.is_multiple_of(2) && k.pixels() <= THREE_PASSES_MAX_KEYS {
         let y = rec.tensor(q.height, q.width, q.channels, elem);
         three_passes(rec, [q, k, v, &y], heads, scale, causal);
         return y;
