@@ -195,6 +195,37 @@ pub enum Error {
     Cancelled,
 }
 
+impl Error {
+    /// The variant's name: what programs tell errors apart by where the type is out of reach (JavaScript, JSON).
+    pub fn code(&self) -> &'static str {
+        match self {
+            Error::Io { .. } => "Io",
+            Error::Malformed { .. } => "Malformed",
+            Error::Pickle { .. } => "Pickle",
+            Error::MissingTensor { .. } => "MissingTensor",
+            Error::TensorShape { .. } => "TensorShape",
+            Error::TensorType { .. } => "TensorType",
+            Error::NonFiniteTensor { .. } => "NonFiniteTensor",
+            Error::F16Range { .. } => "F16Range",
+            Error::Config { .. } => "Config",
+            Error::NoBuiltin { .. } => "NoBuiltin",
+            Error::UnknownModel { .. } => "UnknownModel",
+            Error::Hub { .. } => "Hub",
+            Error::Invalid { .. } => "Invalid",
+            Error::NonFinite { .. } => "NonFinite",
+            Error::NoAdapter { .. } => "NoAdapter",
+            Error::Display { .. } => "Display",
+            Error::MemoryCeiling { .. } => "MemoryCeiling",
+            Error::HostMemory { .. } => "HostMemory",
+            Error::BufferTooLarge { .. } => "BufferTooLarge",
+            Error::OutOfMemory { .. } => "OutOfMemory",
+            Error::DeviceLost { .. } => "DeviceLost",
+            Error::Gpu { .. } => "Gpu",
+            Error::Cancelled => "Cancelled",
+        }
+    }
+}
+
 /// Result with this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 

@@ -196,6 +196,14 @@ impl Latent {
         Ok(sizes)
     }
 
+    /// The bytes of a `.safetensors` file: tensor `latent`, f32 `[B, C, h, w]`, the space in its metadata.
+    pub fn to_safetensors(&self) -> Vec<u8> {
+        let space = self.space.as_deref().map(|space| (SPACE_KEY, space));
+        let mut file = crate::weights::write::header(TENSOR, &self.shape(), space.as_slice());
+        file.extend(self.data.iter().flat_map(|x| x.to_le_bytes()));
+        file
+    }
+
     /// Writes f32 `[B, C, h, w]` by the ending: `.safetensors` (tensor `latent`, the space in its metadata) or `.npy`.
     /// The file appears whole or not at all.
     ///

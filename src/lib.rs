@@ -37,6 +37,8 @@ pub mod schedulers;
 pub mod tokenizer;
 #[cfg(all(feature = "viewer", not(target_arch = "wasm32")))]
 pub mod viewer;
+#[cfg(target_arch = "wasm32")]
+mod web;
 pub mod weights;
 
 pub use engine::{Decoder, Decoding, Dtype, Encoder, Engine, EngineOptions, Estimate, Rect, Weights};

@@ -3,11 +3,17 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::work::{Front, IMAGE, Work, WorkPlan};
-use super::{Dtype, Estimate, MAX_SIDE, Rect, block, channels_last, hint};
+#[cfg(not(target_arch = "wasm32"))]
+use super::block;
+#[cfg(not(target_arch = "wasm32"))]
+use super::work::IMAGE;
+use super::work::{Front, Work, WorkPlan};
+use super::{Dtype, Estimate, MAX_SIDE, Rect, channels_last, hint};
 use crate::bounded::{Form, HostRows, Prepared, Rows, Sink};
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Observer, Outputs, Picture, Timing};
+use crate::gpu::{Gpu, Observer, Picture};
+#[cfg(not(target_arch = "wasm32"))]
+use crate::gpu::{Outputs, Timing};
 use crate::image::Image;
 use crate::latent::{Latent, LatentSpace};
 use crate::models::autoencoder_kl::VaeDecoder;

@@ -3,11 +3,15 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+#[cfg(not(target_arch = "wasm32"))]
+use super::block;
 use super::work::{Front, Work, WorkPlan};
-use super::{Dtype, MAX_SIDE, block, channels_first, hint};
+use super::{Dtype, MAX_SIDE, channels_first, hint};
 use crate::bounded::{Form, HostRows, Rows};
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Observer, Outputs};
+#[cfg(not(target_arch = "wasm32"))]
+use crate::gpu::Outputs;
+use crate::gpu::{Gpu, Observer};
 use crate::image::{Image, RowSource};
 use crate::latent::{Latent, LatentSpace};
 use crate::models::autoencoder_kl::VaeEncoder;

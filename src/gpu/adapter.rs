@@ -78,7 +78,10 @@ async fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
     #[cfg(not(target_arch = "wasm32"))]
     let mut adapters = instance.enumerate_adapters(wgpu::Backends::PRIMARY).await;
     #[cfg(target_arch = "wasm32")]
-    let mut adapters: Vec<wgpu::Adapter> = instance.request_adapter(&Default::default()).await.into_iter().collect();
+    let mut adapters: Vec<wgpu::Adapter> = {
+        let options = wgpu::RequestAdapterOptions { power_preference: wgpu::PowerPreference::HighPerformance, ..Default::default() };
+        instance.request_adapter(&options).await.into_iter().collect()
+    };
     adapters.sort_by_key(|adapter| match adapter.get_info().device_type {
         wgpu::DeviceType::DiscreteGpu => 0,
         wgpu::DeviceType::IntegratedGpu => 1,
@@ -123,8 +126,13 @@ pub(crate) async fn choose(
 
 fn pick(all: &[AdapterFacts], wanted: Option<&str>) -> Result<usize> {
     if all.is_empty() {
-        let detail = "no Vulkan, Metal or DX12 driver was found; on Debian or Ubuntu `apt-get install mesa-vulkan-drivers` \
-                      installs drivers for AMD, Intel and a software fallback, NVIDIA's driver brings its own";
+        let detail = if cfg!(target_arch = "wasm32") {
+            "this browser gives the page no WebGPU device; current versions of Chrome, Edge, Safari and Firefox do, on pages \
+             opened over https or from localhost, with a graphics driver that they accept"
+        } else {
+            "no Vulkan, Metal or DX12 driver was found; on Debian or Ubuntu `apt-get install mesa-vulkan-drivers` \
+             installs drivers for AMD, Intel and a software fallback, NVIDIA's driver brings its own"
+        };
         return Err(Error::NoAdapter { detail: detail.into() });
     }
     let Some(wanted) = wanted else { return Ok(0) };

@@ -1,5 +1,6 @@
 //! Scaled dot-product attention.
 
+use super::product;
 use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Tensor};
 
 /// `attention.wgsl`
@@ -90,7 +91,7 @@ pub fn attention(rec: &mut Recorder, q: &Tensor, k: &Tensor, v: &Tensor, heads: 
         bindings: vec![Binding::part(q, part), Binding::whole(k), Binding::whole(v), Binding::part(&y, part)],
         params: vec![n as u32, m as u32, heads as u32, causal as u32, scale.to_bits()],
         grid: [heads as u32, n.div_ceil(queries) as u32, 1],
-        flops: 4 * (n * m * q.channels) as u64,
+        flops: 4 * product([n, m, q.channels]),
     });
     y
 }

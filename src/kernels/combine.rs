@@ -1,5 +1,6 @@
 //! What a sampler does to latents: linear combinations, masks, rescaled guidance. All in f32.
 
+use super::product;
 use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Tensor};
 
 /// `combine.wgsl`
@@ -52,7 +53,7 @@ pub fn combine_into(rec: &mut Recorder, terms: &[(&Tensor, f64)], clip: Option<f
         bindings,
         params: head.into_iter().chain(coefficients).chain(quads).collect(),
         grid: [1, y.units().div_ceil(256) as u32, 1],
-        flops: 2 * (terms.len() * y.pixels() * y.channels) as u64,
+        flops: 2 * product([terms.len(), y.pixels(), y.channels]),
     });
 }
 
@@ -74,7 +75,7 @@ pub fn blend_into(rec: &mut Recorder, a: &Tensor, b: &Tensor, mask: &Tensor, y: 
         bindings: vec![Binding::whole(a), Binding::whole(b), Binding::whole(mask), Binding::part(y, Footprint::rows(1, 256, 0, 256))],
         params: vec![y.units() as u32, y.quads() as u32],
         grid: [1, y.units().div_ceil(256) as u32, 1],
-        flops: 4 * (y.pixels() * y.channels) as u64,
+        flops: 4 * product([y.pixels(), y.channels]),
     });
 }
 
@@ -88,7 +89,7 @@ pub fn guidance_rescale(rec: &mut Recorder, text: &Tensor, x: &Tensor, phi: f64)
         bindings: vec![Binding::whole(text), Binding::whole(x), Binding::whole(&y)],
         params: vec![x.units() as u32, x.quads() as u32, x.channels as u32, (phi as f32).to_bits()],
         grid: [1, 1, 1],
-        flops: 11 * (x.pixels() * x.channels) as u64,
+        flops: 11 * product([x.pixels(), x.channels]),
     });
     y
 }

@@ -1,7 +1,7 @@
 //! Convolutions: 3x3, and nearest-2x upsampling followed by 3x3.
 
 use super::group_norm::{Norm, norm_apply};
-use super::{Act, Packed, channel_lanes, lanes, tiles};
+use super::{Act, Packed, channel_lanes, lanes, product, tiles};
 use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, KernelFamily, Recorder, Tensor};
 
 /// `conv2d_3x3_lanes.wgsl`
@@ -241,7 +241,7 @@ fn conv2d_3x3_lanes(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
             rleft,
         ],
         grid: [(y.width as u32).div_ceil(8 * pixel_lanes), y.height as u32, (y.quads() as u32).div_ceil(channel_lanes)],
-        flops: 18 * (y.pixels() * weights.cin * weights.cout) as u64,
+        flops: 18 * product([y.pixels(), weights.cin, weights.cout]),
     });
     y
 }
@@ -282,7 +282,7 @@ fn conv2d_3x3_tile(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
             rleft,
         ],
         grid: [groups, y.height.div_ceil(rows) as u32, y.width.div_ceil(columns) as u32],
-        flops: 18 * (y.pixels() * weights.cin * weights.cout) as u64,
+        flops: 18 * product([y.pixels(), weights.cin, weights.cout]),
     });
     y
 }
@@ -330,7 +330,7 @@ pub fn upsample2x_conv2d_3x3_window(rec: &mut Recorder, x: &Tensor, weights: &Co
         ],
         params,
         grid,
-        flops: 32 * (sh * sw * weights.cin * weights.cout) as u64,
+        flops: 32 * product([sh, sw, weights.cin, weights.cout]),
     });
     y
 }
@@ -397,7 +397,7 @@ pub fn conv2d_strided_window(
             act as u32,
         ],
         grid: [(y.width as u32).div_ceil(4 * pixel_lanes), y.height as u32, (y.quads() as u32).div_ceil(channel_lanes)],
-        flops: 2 * (kernel * kernel * y.pixels() * weights.cin * weights.cout) as u64,
+        flops: 2 * product([kernel, kernel, y.pixels(), weights.cin, weights.cout]),
     });
     y
 }

@@ -1,5 +1,6 @@
 //! The gated linear unit of Stable Diffusion's transformer blocks.
 
+use super::product;
 use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Tensor};
 
 /// `geglu.wgsl`
@@ -20,7 +21,7 @@ pub fn geglu(rec: &mut Recorder, x: &Tensor, elem: Elem) -> Tensor {
         bindings: vec![Binding::whole(x), Binding::part(&y, Footprint::rows(1, 256, 0, 256))],
         params: vec![y.units() as u32, y.quads() as u32],
         grid: [1, y.units().div_ceil(256) as u32, 1],
-        flops: 12 * (y.pixels() * y.channels) as u64,
+        flops: 12 * product([y.pixels(), y.channels]),
     });
     y
 }

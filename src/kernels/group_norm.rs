@@ -1,6 +1,6 @@
 //! Group normalisation: statistics of blocks, merged in a fixed order, folded into a scale and a shift per channel.
 
-use super::limit;
+use super::{limit, product};
 use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Tensor};
 
 /// `group_norm_stats.wgsl`
@@ -121,7 +121,7 @@ fn fold_joined(rec: &mut Recorder, rows: &[(Tensor, usize)], (h, w): (usize, usi
             rows[0].1.div_ceil(4) as u32,
         ],
         grid: [1, 1, 1],
-        flops: 8 * (h.div_ceil(BLOCK_ROWS) * channels) as u64,
+        flops: 8 * product([h.div_ceil(BLOCK_ROWS), channels]),
     });
     affine
 }
@@ -143,7 +143,7 @@ pub fn statistics(rec: &mut Recorder, x: &Tensor) -> Tensor {
         ],
         params: vec![h as u32, w as u32, c4 as u32, limit(x.elem).to_bits()],
         grid: [(columns * c4).div_ceil(64) as u32, block_rows as u32, 1],
-        flops: 4 * (h * w * channels) as u64,
+        flops: 4 * product([h, w, channels]),
     });
     let rows = rec.tensor(block_rows, 2, c4 * 4, Elem::F32);
     rec.dispatch(Dispatch {
@@ -152,7 +152,7 @@ pub fn statistics(rec: &mut Recorder, x: &Tensor) -> Tensor {
         bindings: vec![Binding::whole(&blocks), Binding::whole(&rows)],
         params: vec![h as u32, w as u32, c4 as u32],
         grid: [(block_rows * c4).div_ceil(64) as u32, 1, 1],
-        flops: 8 * (block_rows * columns * channels) as u64,
+        flops: 8 * product([block_rows, columns, channels]),
     });
     rows
 }
@@ -167,7 +167,7 @@ pub fn norm_apply(rec: &mut Recorder, x: &Tensor, affine: &Tensor, silu: bool, e
         bindings: vec![Binding::part(x, part), Binding::whole(affine), Binding::part(&y, part)],
         params: vec![x.units() as u32, x.quads() as u32],
         grid: [1, x.units().div_ceil(256) as u32, 1],
-        flops: 8 * (x.pixels() * x.channels) as u64,
+        flops: 8 * product([x.pixels(), x.channels]),
     });
     y
 }

@@ -1,5 +1,6 @@
 //! Fourier features of InfGen's implicit neural positional embedding.
 
+use super::product;
 use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Tensor};
 
 /// `inpe_features.wgsl`
@@ -40,7 +41,7 @@ pub fn inpe_features(rec: &mut Recorder, b: &Tensor, features: usize, at: GridRo
             lat_span.to_bits(),
         ],
         grid: [1, y.units().div_ceil(64) as u32, 1],
-        flops: 30 * (y.pixels() * y.channels) as u64,
+        flops: 30 * product([y.pixels(), y.channels]),
     });
     y
 }

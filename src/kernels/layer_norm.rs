@@ -1,5 +1,6 @@
 //! Layer normalisation of tokens.
 
+use super::product;
 use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Tensor};
 
 /// `layer_norm.wgsl`
@@ -30,7 +31,7 @@ pub fn layer_norm(rec: &mut Recorder, x: &Tensor, weights: &LayerNormWeights, el
         bindings: vec![Binding::part(x, part), Binding::whole(&weights.affine), Binding::part(&y, part)],
         params: vec![x.pixels() as u32, x.channels as u32, x.quads() as u32, weights.eps.to_bits()],
         grid: [1, x.pixels().div_ceil(8) as u32, 1],
-        flops: 7 * (x.pixels() * x.channels) as u64,
+        flops: 7 * product([x.pixels(), x.channels]),
     });
     y
 }

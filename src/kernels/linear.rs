@@ -1,6 +1,6 @@
 //! Matrix products: linear layers on tokens, and 1x1 convolutions, which are the same thing.
 
-use super::{Act, Packed, channel_lanes, lanes, tiles};
+use super::{Act, Packed, channel_lanes, lanes, product, tiles};
 use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, KernelFamily, Recorder, Tensor};
 
 /// `linear_lanes.wgsl`
@@ -97,6 +97,6 @@ pub fn linear_into(rec: &mut Recorder, x: &Tensor, weights: &LinearWeights, resi
         ],
         params: vec![rows as u32, x.quads() as u32, y.quads() as u32, act as u32],
         grid: [groups, rows.div_ceil(run) as u32, 1],
-        flops: 2 * (rows * weights.inputs * weights.outputs) as u64,
+        flops: 2 * product([rows, weights.inputs, weights.outputs]),
     });
 }

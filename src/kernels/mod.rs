@@ -96,6 +96,11 @@ pub(crate) fn tiles(cout4: usize) -> (u32, u32, u32) {
     (channels as u32, pair as u32, (tiles / pair) as u32)
 }
 
+/// Sizes multiplied in 64 bits: operations are counted where `usize` has 32, in the browser.
+pub(crate) fn product<const N: usize>(sizes: [usize; N]) -> u64 {
+    sizes.iter().map(|&n| n as u64).product()
+}
+
 /// Size of a value from which on it counts as an overflow: the largest f16 where stores saturate, infinity in f32.
 pub(crate) fn limit(elem: Elem) -> f32 {
     if elem == Elem::Half { 65504.0 } else { f32::INFINITY }

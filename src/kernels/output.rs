@@ -1,6 +1,6 @@
 //! The last steps: 8-bit pixels, and a check of values that no normalisation has seen.
 
-use super::limit;
+use super::{limit, product};
 use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Tensor, picture_pitch};
 
 /// `image_to_rgba8.wgsl`
@@ -43,7 +43,7 @@ fn rgba8(rec: &mut Recorder, x: &Tensor, width: usize, height: usize, pitch: usi
         ],
         params: [x.width, width, pitch, top, left].map(|v| v as u32).to_vec(),
         grid: [width.div_ceil(64) as u32, height as u32, 1],
-        flops: 9 * (width * height) as u64,
+        flops: 9 * product([width, height]),
     });
     y
 }

@@ -1,6 +1,7 @@
 //! Resampling: bilinear of a token grid, nearest of a plane.
 
 use super::inpe::GridRows;
+use super::product;
 use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Tensor};
 
 /// `resample_bilinear.wgsl`
@@ -28,7 +29,7 @@ pub fn resample_bilinear(rec: &mut Recorder, x: &Tensor, at: GridRows, elem: Ele
             at.row0 as u32,
         ],
         grid: [1, y.units().div_ceil(64) as u32, 1],
-        flops: 9 * (y.pixels() * y.channels) as u64,
+        flops: 9 * product([y.pixels(), y.channels]),
     });
     y
 }

@@ -1,7 +1,8 @@
 //! The models that ship inside the library.
 //!
 //! `build.rs` looks for them: with `weights/infgen-tiny-sd.safetensors` (or `encoder-tiny-sd`) and its line in
-//! `weights/SHA256SUMS` present it is embedded, without it a build carries none and says so when asked.
+//! `weights/SHA256SUMS` present it is embedded, without it a build carries none and says so when asked. A build for the
+//! browser embeds none: the package has the files beside it.
 
 use super::Weights;
 use crate::error::{Error, Result};
@@ -44,6 +45,14 @@ impl Builtin {
     /// Whether this build carries it.
     pub fn is_present(self) -> bool {
         self.embedded().is_some()
+    }
+
+    /// SHA-256 of that file, where this build knows it.
+    pub fn sha256(self) -> Option<&'static str> {
+        match self {
+            Self::Decoder => option_env!("INFGEN_SHA256_DECODER"),
+            Self::Encoder => option_env!("INFGEN_SHA256_ENCODER"),
+        }
     }
 
     fn embedded(self) -> Option<Embedded> {

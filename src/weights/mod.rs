@@ -122,8 +122,8 @@ impl Weights {
             metadata.extend(header.metadata);
             for (name, info) in header.tensors {
                 let (begin, end) = info.data_offsets;
-                let bytes = header.data_start + begin as u64..header.data_start + end as u64;
-                let entry = Entry { shard, dtype: info.dtype, shape: info.shape, bytes };
+                let bytes = header.data_start + begin..header.data_start + end;
+                let entry = Entry { shard, dtype: info.dtype, shape: info.shape.iter().map(|&d| d as usize).collect(), bytes };
                 if tensors.insert(name.clone(), entry).is_some() {
                     return Err(source.malformed("shard", format!("tensor `{name}` is also in another shard")));
                 }

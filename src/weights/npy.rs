@@ -62,6 +62,7 @@ pub(crate) fn read(source: &Source, max_elements: usize) -> Result<(Vec<usize>, 
 }
 
 /// The bytes that precede the data of a little-endian f32 array in C order.
+#[cfg(not(target_arch = "wasm32"))]
 pub(crate) fn header(shape: &[usize]) -> Vec<u8> {
     let dims = match shape {
         [one] => format!("{one},"),

@@ -1,0 +1,57 @@
+//! Every variant of a kernel that must compile: with naga (tests/shaders.rs) and in a browser (tests/web.rs).
+
+use infgen::gpu::{Bind, Kernel, Storage};
+
+/// Values of the `override` constants in use: lanes of a CPU and of a GPU, heads of the networks' widths.
+pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
+    let lanes = || [(1, 8), (2, 4), (4, 2), (8, 1), (1, 64), (2, 32), (4, 16), (8, 8)];
+    let tiles = || [(1, 1), (2, 1), (4, 1), (8, 1), (8, 2)];
+    match kernel.name {
+        "linear_lanes" => [(2, 1, 8), (4, 2, 4), (8, 4, 2), (8, 8, 1), (2, 1, 64), (4, 2, 32), (8, 4, 16), (8, 8, 8)]
+            .into_iter()
+            .flat_map(|(lc, cl, rl)| [0, 1].map(|r| vec![("LC", lc), ("CL", cl), ("RL", rl), ("RESIDUAL", r)]))
+            .collect(),
+        "conv2d_3x3_lanes" => {
+            lanes().into_iter().flat_map(|(lc, lp)| [0, 1].map(|r| vec![("LC", lc), ("LP", lp), ("RESIDUAL", r)])).collect()
+        }
+        "conv2d_3x3_tile" => tiles()
+            .into_iter()
+            .flat_map(|(lc, lt)| (0..6).map(move |n| vec![("LC", lc), ("LT", lt), ("NORM", n / 2), ("RESIDUAL", n % 2)]))
+            .collect(),
+        "conv2d_phase_tile" => tiles().map(|(lc, lt)| vec![("LC", lc), ("LT", lt)]).into(),
+        "linear_tile" => tiles().into_iter().flat_map(|(lc, lt)| [0, 1].map(|r| vec![("LC", lc), ("LT", lt), ("RESIDUAL", r)])).collect(),
+        "conv2d_phase_lanes" => lanes().map(|(lc, lp)| vec![("LC", lc), ("LP", lp)]).into(),
+        "conv2d_direct" => lanes().into_iter().flat_map(|(lc, lp)| [1, 3].map(|k| vec![("LC", lc), ("LP", lp), ("K", k)])).collect(),
+        "attention_lanes" => [1, 5, 8].map(|d4| vec![("D4", d4), ("WG", 8)]).to_vec(),
+        "attention" => [
+            (1, 1, 8, 1),
+            (5, 1, 64, 5),
+            (10, 2, 64, 5),
+            (16, 1, 8, 16),
+            (40, 8, 64, 5),
+            (128, 8, 8, 16),
+            (128, 16, 64, 8),
+            (1024, 128, 128, 8),
+        ]
+        .map(|(d4, s, wg, qn)| vec![("D4", d4), ("S", s), ("WG", wg), ("QN", qn)])
+        .into(),
+        "norm_apply" => vec![vec![("SILU", 0)], vec![("SILU", 1)]],
+        _ => vec![vec![]],
+    }
+}
+
+/// Storage kinds of X, W and Y that occur together: a device has one kind of f16, and any of the three may be f32.
+pub fn storages(kernel: &Kernel) -> Vec<[Storage; 3]> {
+    let uses = |kinds: &[Bind]| kernel.bindings.iter().any(|b| kinds.contains(b));
+    let used = [uses(&[Bind::X, Bind::X8]), uses(&[Bind::W, Bind::W8]), uses(&[Bind::Y, Bind::YRead])];
+    let mut all = vec![];
+    for half in [Storage::F16, Storage::Packed] {
+        for bits in 0..8 {
+            let storage = std::array::from_fn(|i| if used[i] && bits >> i & 1 == 1 { half } else { Storage::F32 });
+            if !all.contains(&storage) {
+                all.push(storage);
+            }
+        }
+    }
+    all
+}
