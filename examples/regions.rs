@@ -10,7 +10,7 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let side = |text: &str| text.split('x').filter_map(|side| side.parse().ok()).collect::<Vec<usize>>();
     let [size, rect, memory @ ..] = &arguments[..] else { panic!("usage: regions WxH WxH [MiB]") };
-    let ([width, height], [w, h]) = (side(size)[..], side(rect)[..]) else { panic!("a size is WIDTHxHEIGHT") };
+    let [width, height, w, h] = [side(size), side(rect)].concat()[..] else { panic!("a size is WIDTHxHEIGHT") };
     let memory = memory.first().map(|mib| mib.parse::<u64>().expect("a number of MiB") << 20);
     let engine = Engine::new(EngineOptions { memory, ..EngineOptions::default() })?;
     let decoder = engine.load_decoder(Weights::Builtin)?;
