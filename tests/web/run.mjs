@@ -1,4 +1,4 @@
-// Drives headless Chromium over the built package: node run.mjs DIST WORK [soak]
+// Drives headless Chromium over the built package: node run.mjs DIST WORK [soak|part of a check's name|...]
 //
 // tests/web.rs puts into WORK what the native engine computed, and compares what this leaves there. Every check throws.
 
@@ -45,6 +45,7 @@ const browser = await puppeteer.launch({
   executablePath: chromium,
   userDataDir: profile,
   protocolTimeout: 500_000,
+  timeout: 180_000,
   args: [
     '--headless=new', '--no-sandbox', '--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader',
     // With another renderer behind it the GPU process dies as soon as WebGPU draws on a canvas.
@@ -55,6 +56,7 @@ const browser = await puppeteer.launch({
 
 async function fresh(url = '/work/blank.html', viewport) {
   const page = await browser.newPage();
+  page.setDefaultTimeout(180_000);
   if (viewport) await page.setViewport(viewport);
   page.on('pageerror', (error) => note(`page error: ${error.message}`));
   page.on('console', (message) => ['error', 'warn'].includes(message.type()) && note(`console: ${message.text()}`));
@@ -520,6 +522,19 @@ const checks = {
     await shot('demo-phone');
     await page.click('#save');
     await shot('demo-save');
+    assert.match(await page.$eval('#cost', (p) => p.textContent), /GPU memory/);
+    // Enter saves, at the size that was typed.
+    await page.evaluate(() => {
+      window.saved = new Promise((resolve) => {
+        HTMLAnchorElement.prototype.click = function click() {
+          resolve(fetch(this.href).then((r) => r.blob()).then(createImageBitmap).then((p) => `${this.download} ${p.width}x${p.height}`));
+        };
+      });
+      document.getElementById('width').select();
+    });
+    await page.keyboard.type('48');
+    await page.keyboard.press('Enter');
+    assert.equal(await page.evaluate(() => saved), 'strip-48x20.png 48x20');
     await page.close();
   },
 
@@ -587,7 +602,7 @@ const shared = {};
 try {
   await mkdir(work, { recursive: true });
   for (const [name, check] of Object.entries(checks)) {
-    if (mode === 'soak' ? name !== 'memory stays flat' : mode !== 'test' && !name.includes(mode)) continue;
+    if (mode === 'soak' ? name !== 'memory stays flat' : mode !== 'test' && !mode.split('|').some((part) => name.includes(part))) continue;
     note(`-- ${name}`);
     try {
       await check.call(shared);
