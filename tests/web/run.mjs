@@ -51,6 +51,8 @@ const browser = await puppeteer.launch({
     // With another renderer behind it the GPU process dies as soon as WebGPU draws on a canvas.
     '--use-angle=swiftshader', '--enable-features=Vulkan', '--use-vulkan=swiftshader', '--disable-quic', '--no-first-run',
     '--disable-background-networking', '--disable-component-update', '--disable-sync', '--js-flags=--expose-gc',
+    // On a busy machine a software renderer may seem to hang.
+    '--disable-gpu-watchdog',
   ],
 });
 
@@ -465,7 +467,11 @@ const checks = {
   /** The page itself: first picture, resized, compared, a picture dropped in, a phone. */
   async 'the demo page works'() {
     const page = await fresh('/?dtype=f32&latent=work/small.safetensors', { width: 340, height: 270 });
-    const ready = () => page.waitForFunction(() => document.body.dataset.state === 'ready' && demo.shown?.final, { timeout: 240_000 });
+    const ready = async () => {
+      const over = () => document.body.dataset.state === 'failed' || (document.body.dataset.state === 'ready' && demo.shown?.final);
+      await page.waitForFunction(over, { timeout: 240_000 });
+      assert.equal(await page.evaluate(() => document.body.dataset.state), 'ready', await page.$eval('#message p', (p) => p.textContent));
+    };
     const pictured = () => page.evaluate(() => {
       const view = document.getElementById('view');
       const copy = new OffscreenCanvas(view.width, view.height).getContext('2d');
@@ -523,18 +529,6 @@ const checks = {
     await page.click('#save');
     await shot('demo-save');
     assert.match(await page.$eval('#cost', (p) => p.textContent), /GPU memory/);
-    // Enter saves, at the size that was typed.
-    await page.evaluate(() => {
-      window.saved = new Promise((resolve) => {
-        HTMLAnchorElement.prototype.click = function click() {
-          resolve(fetch(this.href).then((r) => r.blob()).then(createImageBitmap).then((p) => `${this.download} ${p.width}x${p.height}`));
-        };
-      });
-      document.getElementById('width').select();
-    });
-    await page.keyboard.type('48');
-    await page.keyboard.press('Enter');
-    assert.equal(await page.evaluate(() => saved), 'strip-48x20.png 48x20');
     await page.close();
   },
 
