@@ -232,6 +232,21 @@ fn loras_change_the_latent_as_the_merged_weights_would() {
     assert!(relative_l2(&with, &want) < 1e-4, "{:.2e}", relative_l2(&with, &want));
     assert!(relative_l2(&with, &plain) > 1e-2, "the LoRA changes nothing");
 
+    // The same changes in PEFT's names, which have no alpha of their own: half the strength.
+    let peft: Vec<Tensor> = lora
+        .into_iter()
+        .filter(|tensor| !tensor.name.ends_with(".alpha"))
+        .map(|tensor| {
+            let (stem, role) = tensor.name.split_once(".lora_").unwrap();
+            let (part, name, _) = targets.iter().find(|(.., kohya)| *kohya == stem).unwrap();
+            let role = if role.starts_with("down") { "lora_A" } else { "lora_B" };
+            Tensor { name: format!("{part}.{}.{role}.weight", name.trim_end_matches(".weight")), ..tensor }
+        })
+        .collect();
+    let other_names = f.at("peft.safetensors");
+    write(Path::new(&other_names), &peft, Dtype::F32);
+    assert_eq!(generate(&f.folder(), Some(&format!("{other_names}:0.4")), "peft.npy"), with);
+
     let foreign = f.at("foreign.safetensors");
     let tensor = |name: &str| Tensor { name: name.into(), shape: vec![1, 1], values: vec![1.0] };
     write(
@@ -267,6 +282,88 @@ fn a_picture_can_be_changed_in_part() {
     done(&[&common[..], &output, &["--sampler", "euler-a", "--steps", "4", "--strength", "0.75", "--mask", &mask_path]].concat());
     let distance = relative_l2(&f.latent("i.npy"), &f.case.expected("inpaint").1);
     assert!(distance < 2e-3, "{distance:.2e}");
+}
+
+#[test]
+fn an_inpainting_model_takes_mask_and_picture() {
+    if !has_device() {
+        return;
+    }
+    let f = Fixture::new();
+    let (image, mask) = picture();
+    let (image_path, mask_path, nine) = (f.at("image.png"), f.at("mask.png"), f.models.nine.display().to_string());
+    image.save(&image_path, &[]).unwrap();
+    mask.save(&mask_path, &[]).unwrap();
+    let (latent, png) = (f.at("n.npy"), f.at("n.png"));
+    let common =
+        ["generate", "--model", &nine, "-p", "a photo of a cat", "-n", "blurry", "-s", "42", "--dtype", "f32", "--sampler", "ddim"];
+    done(&[&common[..], &["--steps", "3", "--image", &image_path, "--mask", &mask_path, "--save-latent", &latent, "-o", &png]].concat());
+    let distance = relative_l2(&f.latent("n.npy"), &f.case.expected("inpaint-nine").1);
+    assert!(distance < 2e-3, "{distance:.2e}");
+    let never = f.models.scratch.path().join("never.png");
+    refused(&["--model", &nine, "-p", "x"], &never, &["inpainting model", "--image and --mask"]);
+}
+
+#[test]
+fn a_batch_is_decoded_at_any_size() {
+    if !has_device() {
+        return;
+    }
+    let f = Fixture::new();
+    let (output, latent, folder) = (f.at("b.jpg"), f.at("b.safetensors"), f.folder());
+    let arguments = ["generate", "--model", &folder, "-p", "a cat", "--steps", "2", "-s", "7", "--batch", "2", "--size", "100x70"];
+    let report = done(&[&arguments[..], &["--latent-size", "64x48", "--save-latent", &latent, "-o", &output]].concat());
+    assert_eq!((&report["decoder"], report["outputs"].as_array().unwrap().len()), (&"builtin".into(), 2));
+    assert_eq!(Latent::open(&latent).unwrap().shape(), [2, 4, 6, 8]);
+    let pictures = ["b-000.jpg", "b-001.jpg"].map(|name| infgen::Image::open(f.at(name)).unwrap());
+    assert!(pictures.iter().all(|picture| (picture.width(), picture.height()) == (100, 70)));
+    assert_ne!(pictures[0].data(), pictures[1].data(), "each has its own noise");
+    assert!(!Path::new(&output).exists());
+}
+
+/// An interrupt ends it soon, with status 1, one line, and no picture.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_leaves_no_picture() {
+    if !has_device() {
+        return;
+    }
+    let f = Fixture::new();
+    let (png, preview, folder) = (f.at("c.png"), f.at("preview.png"), f.folder());
+    let arguments = [
+        "generate",
+        "-q",
+        "--model",
+        &folder,
+        "-p",
+        "a cat",
+        "--sampler",
+        "euler",
+        "--steps",
+        "900",
+        "--preview",
+        &preview,
+        "--preview-every",
+        "1",
+    ];
+    let mut child = Command::new(env!("CARGO_BIN_EXE_infgen"))
+        .args(arguments)
+        .args(["-o", &png])
+        .env("XDG_RUNTIME_DIR", std::env::temp_dir())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let begun = std::time::Instant::now();
+    while !Path::new(&preview).exists() {
+        assert!(begun.elapsed().as_secs() < 300 && child.try_wait().unwrap().is_none(), "it ended before its first preview");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let asked = std::time::Instant::now();
+    let output = child.wait_with_output().unwrap();
+    println!("ended {:.2} s after it was asked to", asked.elapsed().as_secs_f64());
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(1), "infgen: cancelled\n"));
+    assert!(!Path::new(&png).exists());
 }
 
 #[test]

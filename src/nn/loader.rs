@@ -1,7 +1,7 @@
 //! From a weights file to packed tensors on the device, one at a time.
 
 use crate::error::{Error, Result};
-use crate::gpu::{Elem, Gpu, Tensor};
+use crate::gpu::{Elem, Gpu, Observer, Progress, Tensor};
 use crate::weights::View;
 
 /// Storage types of a model. Sums, statistics and position codes are f32 whatever it says.
@@ -31,6 +31,15 @@ pub struct Loader<'a> {
     pending: std::sync::atomic::AtomicU64,
     /// Bytes that loading would take on the device, where nothing is loaded.
     planned: Option<std::sync::Arc<std::sync::atomic::AtomicU64>>,
+    observed: Option<std::sync::Arc<Observed>>,
+}
+
+/// Who is told how much has been read, of how much.
+#[derive(Debug)]
+struct Observed {
+    observer: Observer,
+    total: u64,
+    done: std::sync::atomic::AtomicU64,
 }
 
 /// Largest finite f16.
@@ -42,12 +51,18 @@ const PORTION: u64 = 32 << 20;
 impl<'a> Loader<'a> {
     /// Loads from `view` onto `gpu`.
     pub fn new(gpu: &'a Gpu, view: &'a View<'a>, precision: Precision) -> Loader<'a> {
-        Loader { gpu, view, precision, pending: Default::default(), planned: None }
+        Loader { gpu, view, precision, pending: Default::default(), planned: None, observed: None }
     }
 
     /// A loader that reads no data and uploads nothing: what it loads can be recorded and planned, not run.
     pub fn planning(gpu: &'a Gpu, view: &'a View<'a>, precision: Precision) -> Loader<'a> {
         Loader { planned: Some(Default::default()), ..Loader::new(gpu, view, precision) }
+    }
+
+    /// Tells `observer` after every tensor how far the model of these `tensors` is, and stops when it is cancelled.
+    pub fn observed(self, observer: &Observer, tensors: &[(String, Vec<usize>)]) -> Loader<'a> {
+        let total = tensors.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum();
+        Loader { observed: Some(std::sync::Arc::new(Observed { observer: observer.clone(), total, done: Default::default() })), ..self }
     }
 
     /// Bytes that the weights asked for so far would take; 0 for a loader that is not [`Loader::planning`].
@@ -57,7 +72,7 @@ impl<'a> Loader<'a> {
 
     /// The same with other storage types.
     pub fn with(&self, precision: Precision) -> Loader<'a> {
-        Loader { planned: self.planned.clone(), ..Loader::new(self.gpu, self.view, precision) }
+        Loader { planned: self.planned.clone(), observed: self.observed.clone(), ..Loader::new(self.gpu, self.view, precision) }
     }
 
     /// Storage types of what is loaded.
@@ -73,8 +88,16 @@ impl<'a> Loader<'a> {
     /// The values of `name`, which must have this shape and be finite.
     ///
     /// # Errors
-    /// As [`View::get`].
+    /// As [`View::get`]; [`Error::Cancelled`] if the observer asks to stop.
     pub async fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        if let Some(observed) = &self.observed {
+            if observed.observer.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let count = shape.iter().product::<usize>() as u64;
+            let done = observed.done.fetch_add(count, std::sync::atomic::Ordering::Relaxed);
+            observed.observer.report(Progress { done: done as f64 / observed.total.max(1) as f64, layer: name });
+        }
         if self.planned.is_some() {
             self.view.check(&[(name.to_owned(), shape.to_vec())])?;
             return Ok(vec![0.0; shape.iter().product()]);

@@ -292,7 +292,7 @@ impl Pipeline {
         let mut generator = TorchGenerator::new(request.seed);
         let start = self.prepare(request, &mut generator, observer).await?;
 
-        let unet = self.load_unet(request.width, request.height).await?;
+        let unet = self.load_unet(request.width, request.height, observer).await?;
         let begun = web_time::Instant::now();
         let latents = self.denoise(&unet, &contexts, &schedule, request, guidance, start, &generator, observer, report).await;
         let data = latents.map_err(|error| hint(error, self.engine.dtype()))?;
@@ -358,7 +358,8 @@ impl Pipeline {
     /// The text encoder's output for each prompt: `[tokens, width]`.
     async fn encode_tokens(&self, tokens: &[Tokens], clip_skip: usize, observer: &Observer) -> Result<Vec<Vec<f32>>> {
         let view = self.parts.text_view()?.patched(self.text_patches.clone());
-        let encoder = ClipText::load(&Loader::new(self.gpu(), &view, self.precision()), &self.parts.text).await?;
+        let encoder =
+            ClipText::load(&Loader::new(self.gpu(), &view, self.precision()).observed(&observer.quiet(), &[]), &self.parts.text).await?;
         self.gpu().flush().await?;
         let mut contexts = Vec::new();
         for tokens in tokens {
@@ -402,9 +403,9 @@ impl Pipeline {
         !width.is_multiple_of(multiple) || !height.is_multiple_of(multiple)
     }
 
-    async fn load_unet(&self, width: usize, height: usize) -> Result<Unet> {
+    async fn load_unet(&self, width: usize, height: usize, observer: &Observer) -> Result<Unet> {
         let view = self.parts.unet_view()?.patched(self.unet_patches.clone());
-        let loader = Loader::new(self.gpu(), &view, self.precision());
+        let loader = Loader::new(self.gpu(), &view, self.precision()).observed(observer, &self.parts.unet.tensors());
         let unet = Unet::load(&loader, &self.parts.unet, self.any_size(width, height)).await?;
         self.gpu().flush().await?;
         Ok(unet)

@@ -22,7 +22,20 @@ pub struct Case {
     pub vae: Value,
     pub scheduler: Value,
     pub runs: Vec<Run>,
+    pub blocks: Blocks,
     tensors: std::collections::BTreeMap<String, Vec<Spec>>,
+}
+
+/// One call of the UNet, of which every block's output is kept as `block.<tap>`.
+#[derive(Deserialize)]
+pub struct Blocks {
+    pub prompt: String,
+    pub timestep: f64,
+    pub seed: u64,
+    /// Of rows, columns, channels.
+    pub stride: [usize; 3],
+    /// In the order of computation.
+    pub taps: Vec<String>,
 }
 
 #[derive(Deserialize, Clone)]
@@ -54,6 +67,11 @@ pub struct Run {
     #[serde(default)]
     pub strength: f64,
     #[serde(default)]
+    pub prediction: Option<String>,
+    /// On the inpainting model.
+    #[serde(default)]
+    pub nine: bool,
+    #[serde(default)]
     pub ids: Vec<u32>,
 }
 
@@ -83,7 +101,8 @@ impl Case {
 
     /// The tensors of `unet`, `text_encoder` or `vae`.
     pub fn tensors(&self, part: &str) -> Vec<Tensor> {
-        let seed = self.seed ^ (synthetic::fnv1a64(part.as_bytes()) & 0xffff);
+        let of = part.trim_end_matches("_nine");
+        let seed = self.seed ^ (synthetic::fnv1a64(of.as_bytes()) & 0xffff);
         let fill = |(name, shape, amp, offset): &Spec| Tensor {
             name: name.clone(),
             shape: shape.clone(),
@@ -110,6 +129,19 @@ impl Case {
         std::fs::write(folder.join("model_index.json"), json!({ "_class_name": "StableDiffusionPipeline" }).to_string()).unwrap();
         // The vocabulary is the embedded one; the folder's own is tested in tests/tokenizer.rs.
         assert_eq!(ClipTokenizer::embedded().max_id(), 49407);
+    }
+
+    /// Writes the inpainting form: a mask and a masked picture behind the latent.
+    pub fn write_inpainting_folder(&self, folder: &Path) {
+        self.write_folder(folder);
+        let mut config = self.unet.clone();
+        config["in_channels"] = json!(9);
+        std::fs::write(folder.join("unet/config.json"), config.to_string()).unwrap();
+        let wide = self.tensors("unet_nine");
+        let own = self.tensors("unet").into_iter().filter(|tensor| wide.iter().all(|other| other.name != tensor.name));
+        let all: Vec<Tensor> = own.chain(self.tensors("unet_nine")).collect();
+        write(&folder.join("unet/diffusion_pytorch_model.safetensors"), &all, Dtype::F32);
+        std::fs::write(folder.join("model_index.json"), json!({ "_class_name": "StableDiffusionInpaintPipeline" }).to_string()).unwrap();
     }
 
     /// Writes the same weights as a CompVis checkpoint.
@@ -227,14 +259,18 @@ pub struct Models {
     pub scratch: tempfile::TempDir,
     pub folder: PathBuf,
     pub file: PathBuf,
+    /// The inpainting form.
+    pub nine: PathBuf,
 }
 
 pub fn models(case: &Case) -> Models {
     let scratch = tempfile::tempdir().unwrap();
     let (folder, file) = (scratch.path().join("model"), scratch.path().join("model.safetensors"));
+    let nine = scratch.path().join("inpainting");
     case.write_folder(&folder);
+    case.write_inpainting_folder(&nine);
     case.write_single_file(&file, Dtype::F32);
-    Models { scratch, folder, file }
+    Models { scratch, folder, file, nine }
 }
 
 pub fn relative_l2(got: &[f32], want: &[f32]) -> f64 {

@@ -1,4 +1,4 @@
-// Drives headless Chromium over the built package: node run.mjs DIST WORK [soak]
+// Drives headless Chromium over the built package: node run.mjs DIST WORK [soak|part of a check's name|...]
 //
 // tests/web.rs puts into WORK what the native engine computed, and compares what this leaves there. Every check throws.
 
@@ -45,16 +45,20 @@ const browser = await puppeteer.launch({
   executablePath: chromium,
   userDataDir: profile,
   protocolTimeout: 500_000,
+  timeout: 180_000,
   args: [
     '--headless=new', '--no-sandbox', '--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader',
     // With another renderer behind it the GPU process dies as soon as WebGPU draws on a canvas.
     '--use-angle=swiftshader', '--enable-features=Vulkan', '--use-vulkan=swiftshader', '--disable-quic', '--no-first-run',
     '--disable-background-networking', '--disable-component-update', '--disable-sync', '--js-flags=--expose-gc',
+    // On a busy machine a software renderer may seem to hang.
+    '--disable-gpu-watchdog',
   ],
 });
 
 async function fresh(url = '/work/blank.html', viewport) {
   const page = await browser.newPage();
+  page.setDefaultTimeout(180_000);
   if (viewport) await page.setViewport(viewport);
   page.on('pageerror', (error) => note(`page error: ${error.message}`));
   page.on('console', (message) => ['error', 'warn'].includes(message.type()) && note(`console: ${message.text()}`));
@@ -463,7 +467,11 @@ const checks = {
   /** The page itself: first picture, resized, compared, a picture dropped in, a phone. */
   async 'the demo page works'() {
     const page = await fresh('/?dtype=f32&latent=work/small.safetensors', { width: 340, height: 270 });
-    const ready = () => page.waitForFunction(() => document.body.dataset.state === 'ready' && demo.shown?.final, { timeout: 240_000 });
+    const ready = async () => {
+      const over = () => document.body.dataset.state === 'failed' || (document.body.dataset.state === 'ready' && demo.shown?.final);
+      await page.waitForFunction(over, { timeout: 240_000 });
+      assert.equal(await page.evaluate(() => document.body.dataset.state), 'ready', await page.$eval('#message p', (p) => p.textContent));
+    };
     const pictured = () => page.evaluate(() => {
       const view = document.getElementById('view');
       const copy = new OffscreenCanvas(view.width, view.height).getContext('2d');
@@ -520,6 +528,7 @@ const checks = {
     await shot('demo-phone');
     await page.click('#save');
     await shot('demo-save');
+    assert.match(await page.$eval('#cost', (p) => p.textContent), /GPU memory/);
     await page.close();
   },
 
@@ -587,7 +596,7 @@ const shared = {};
 try {
   await mkdir(work, { recursive: true });
   for (const [name, check] of Object.entries(checks)) {
-    if (mode === 'soak' ? name !== 'memory stays flat' : mode !== 'test' && !name.includes(mode)) continue;
+    if (mode === 'soak' ? name !== 'memory stays flat' : mode !== 'test' && !mode.split('|').some((part) => name.includes(part))) continue;
     note(`-- ${name}`);
     try {
       await check.call(shared);

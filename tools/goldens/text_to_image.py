@@ -3,7 +3,8 @@
     python tools/goldens/text_to_image.py [--check]
 
 Weights are synthetic (synthetic.py), so none are stored: case.json lists every tensor of the UNet, the text encoder and the VAE with its
-amplitude, and the configurations; tests/generate.rs writes the folder and the single-file form from it. The vocabulary is the real one.
+amplitude, and the configurations; tests/common/text_to_image.rs writes the folder and the single-file form from it. The vocabulary is the real one.
+One call of the UNet is kept block by block, so that a failure names the block.
 Values are computed in f32 by diffusers 0.42, as its users run it.
 """
 
@@ -17,6 +18,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import clip_vocabulary
+import unet as unet_case
+from golden import channels_last
 from synthetic import Spec, fnv1a64
 
 OUT = Path(__file__).resolve().parents[2] / "tests" / "data" / "text-to-image"
@@ -41,6 +44,11 @@ VAE = {
     "layers_per_block": 1, "norm_num_groups": 32, "out_channels": 3, "sample_size": 64, "scaling_factor": 0.18215,
     "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
 }
+
+# The inpainting form: as UNET, with a mask and a masked picture behind the latent.
+NINE = {**UNET, "in_channels": 9}
+# One call of the UNet, block by block: every third row and column, every fifth channel.
+BLOCKS = {"prompt": "a photo of a cat", "timestep": 801.0, "seed": 42, "stride": [3, 3, 5]}
 
 LONG = "a very long prompt that goes on and on " * 12 + "and is cut"
 
@@ -105,6 +113,12 @@ def runs():
     yield {**base, "name": "image", "sampler": "ddim", "image": True, "strength": 0.6, "steps": 5}
     yield {**base, "name": "image-euler-a", "sampler": "euler-a", "image": True, "strength": 0.5, "steps": 6, "batch": 2}
     yield {**base, "name": "inpaint", "sampler": "euler-a", "image": True, "mask": True, "strength": 0.75, "steps": 4}
+    for sampler in ("pndm", "heun", "dpmpp-2m"):
+        yield {**base, "name": f"image-{sampler}", "sampler": sampler, "image": True, "strength": 0.7, "steps": 5}
+    for sampler in ("ddim", "dpmpp-2m", "euler"):
+        yield {**base, "name": f"v-{sampler}", "sampler": sampler, "prediction": "v_prediction", "steps": 3}
+    yield {**base, "name": "inpaint-nine", "sampler": "ddim", "image": True, "mask": True, "nine": True, "strength": 1.0, "steps": 3}
+    yield {**base, "name": "inpaint-nine-part", "sampler": "pndm", "image": True, "mask": True, "nine": True, "strength": 0.7, "steps": 5}
     yield {**base, "name": "inpaint-whole", "sampler": "ddim", "image": True, "mask": True, "strength": 1.0, "steps": 3}
 
 
@@ -128,6 +142,13 @@ def make(out: Path) -> None:
     modules = models()
     parts = specs(modules)
     fill(modules, parts)
+    nine = diffusers.UNet2DConditionModel.from_config(NINE).eval()
+    state = nine.state_dict()
+    wide = Spec("conv_in.weight", tuple(state["conv_in.weight"].shape), *amplitude("unet", "conv_in.weight", state["conv_in.weight"].shape))
+    with torch.no_grad():
+        for name, tensor in modules["unet"].state_dict().items():
+            state[name].copy_(torch.from_numpy(wide.values(SEED ^ fnv1a64(b"unet") & 0xFFFF)) if name == wide.name else tensor)
+    parts["unet_nine"] = [wide]
     classes = {"ddim": ("DDIMScheduler", {}), "pndm": ("PNDMScheduler", {}), "euler": ("EulerDiscreteScheduler", {}),
                "euler-a": ("EulerAncestralDiscreteScheduler", {}), "heun": ("HeunDiscreteScheduler", {}), "ddpm": ("DDPMScheduler", {}),
                "dpmpp-2m": ("DPMSolverMultistepScheduler", {}), "lcm": ("LCMScheduler", {}),
@@ -138,14 +159,18 @@ def make(out: Path) -> None:
         clip_vocabulary.write_folder(Path(scratch))
         tokenizer = CLIPTokenizer.from_pretrained(scratch)
         kinds = {}
-        for kind, name in (("text", "StableDiffusionPipeline"), ("image", "StableDiffusionImg2ImgPipeline"), ("inpaint", "StableDiffusionInpaintPipeline")):
+        for kind, name in (("text", "StableDiffusionPipeline"), ("image", "StableDiffusionImg2ImgPipeline"), ("inpaint", "StableDiffusionInpaintPipeline"),
+                           ("nine", "StableDiffusionInpaintPipeline")):
             kinds[kind] = getattr(diffusers, name)(
-                vae=modules["vae"], text_encoder=modules["text_encoder"], tokenizer=tokenizer, unet=modules["unet"],
+                vae=modules["vae"], text_encoder=modules["text_encoder"], tokenizer=tokenizer,
+                unet=nine if kind == "nine" else modules["unet"],
                 scheduler=diffusers.PNDMScheduler.from_config(own), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
             kinds[kind].set_progress_bar_config(disable=True)
         for run in runs():
-            pipe = kinds["inpaint" if run.get("mask") else "image" if run.get("image") else "text"]
+            pipe = kinds["nine" if run.get("nine") else "inpaint" if run.get("mask") else "image" if run.get("image") else "text"]
             name, extra = classes[run["sampler"]] if run["sampler"] else ("PNDMScheduler", {})
+            if run.get("prediction"):
+                extra = {**extra, "prediction_type": run["prediction"]}
             pipe.scheduler = getattr(diffusers, name).from_config(own, **extra)
             args = {"prompt": run["prompt"], "num_inference_steps": run["steps"], "guidance_scale": run["cfg"], "output_type": "latent",
                     "negative_prompt": run["negative"] or None, "num_images_per_prompt": run["batch"],
@@ -164,10 +189,17 @@ def make(out: Path) -> None:
             ids = tokenizer(prompt, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
             expected[f"embedding.{name}"] = modules["text_encoder"](ids)[0][0].numpy()[::4, ::3].copy()
             listed.append({"name": f"embedding.{name}", "prompt": prompt, "ids": ids[0].tolist()})
+        ids = tokenizer(BLOCKS["prompt"], padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+        latent = torch.randn(1, 4, 8, 8, generator=torch.Generator("cpu").manual_seed(BLOCKS["seed"]))
+        taps = unet_case.run(modules["unet"], latent, modules["text_encoder"](ids)[0], BLOCKS["timestep"], None)
+        y, x, c = BLOCKS["stride"]
+        for name, value in taps.items():
+            expected[f"block.{name}"] = np.ascontiguousarray(np.asarray(value)[::y, ::x, ::c], np.float32)
+        blocks = {**BLOCKS, "taps": list(taps)}
     finite = all(np.isfinite(v).all() for v in expected.values())
     assert finite, "a latent is not finite"
     out.mkdir(parents=True, exist_ok=True)
-    case = {"seed": SEED, "unet": UNET, "text_encoder": TEXT, "vae": VAE, "scheduler": own, "runs": listed,
+    case = {"seed": SEED, "unet": UNET, "text_encoder": TEXT, "vae": VAE, "scheduler": own, "runs": listed, "blocks": blocks,
             "tensors": {part: [[s.name, list(s.shape), s.amp, s.offset] for s in all_specs] for part, all_specs in parts.items()}}
     rows = ",\n".join(f'  {json.dumps(k)}: {json.dumps(v)}' for k, v in case.items())
     (out / "case.json").write_text("{\n" + rows + "\n}\n")

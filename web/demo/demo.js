@@ -307,6 +307,7 @@ function saveDialog() {
   $('height').value = size.h;
   $('locked').disabled = !state.decoder.facts.anySize;
   estimate();
+  $('saving').returnValue = ''; // Escape leaves the last one
   $('saving').showModal();
 }
 

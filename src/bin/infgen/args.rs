@@ -207,37 +207,37 @@ pub struct GenerateArgs {
     pub prediction: Option<PredictionArg>,
 
     /// What to show
-    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Picture")]
     pub prompt: String,
     /// What not to show
-    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Picture")]
     pub negative: Option<String>,
     /// Read (word:1.2) and [word] in the prompts as emphasis
-    #[arg(long)]
+    #[arg(long, help_heading = "Picture")]
     pub emphasis: bool,
     /// Steps [default: 50; lcm: 4]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "Picture")]
     pub steps: Option<usize>,
     /// Sampler [default: the model's own]
-    #[arg(long, value_enum, value_name = "S")]
+    #[arg(long, value_enum, value_name = "S", help_heading = "Picture")]
     pub sampler: Option<SamplerArg>,
     /// Guidance scale; 1 is without, and twice as fast [default: 7.5; lcm: 1.5]
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Picture")]
     pub cfg: Option<f64>,
     /// Seed of all noise, 0 to 2^32 - 1 [default: another one every time]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", help_heading = "Picture")]
     pub seed: Option<u64>,
     /// Number of pictures, from one stream of noise: name-000.png, name-001.png, ...
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Picture")]
     pub batch: usize,
     /// Leave out the last N layers of the text encoder
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Picture")]
     pub clip_skip: usize,
     /// Noise of the sampler ddim, 0 to 1
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = "Picture")]
     pub eta: f64,
     /// Share by which guided predictions take the spread of unguided ones, 0 to 1
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = "Picture")]
     pub guidance_rescale: f64,
 
     /// Size at which the model works, in pixels; multiples of 8 [default: the picture's or the model's own]
