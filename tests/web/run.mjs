@@ -267,7 +267,7 @@ const checks = {
     await this.page.close();
   },
 
-  /** A checkpoint of 1.5 GiB with a decoder of 350 MiB in it: only that travels, and little of it is held at a time. */
+  /** A checkpoint of 1.6 GiB with a decoder of more than 400 MiB in it: only that travels, and little of it is held at a time. */
   async 'large files stream'() {
     const page = await fresh();
     const result = await page.evaluate(async () => {
