@@ -327,12 +327,13 @@ impl Pipeline {
             peaks.push(gpu.peak_bytes(&rec.finish()) + loader.planned_bytes());
         }
         peaks.push(self.plan_denoiser(request).await?);
-        // Decoders adapt to the ceiling; whether this one can is known once its weights are there.
-        let decoder = self.engine.load_decoder_async(decoder).await?;
-        let latent = Latent::new([1, channels, h, w], vec![0.0; channels * h * w])?;
-        let decode = decoder.estimate(&latent, size.0, size.1);
+        // Decoders adapt to the ceiling; whether this one can is known once its weights are there. If not even they fit, what they ask for is a
+        // lower bound, and the denoiser mostly needs more.
+        let decode = match self.engine.load_decoder_async(decoder).await {
+            Ok(decoder) => decoder.estimate(&Latent::new([1, channels, h, w], vec![0.0; channels * h * w])?, size.0, size.1),
+            Err(error) => Err(error),
+        };
         self.engine.forget_decoder();
-        drop(decoder);
         gpu.trim();
         peaks.push(match decode {
             Ok(estimate) => estimate.peak_bytes,
