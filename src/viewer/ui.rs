@@ -327,6 +327,9 @@ impl Controls {
     }
 
     fn status(&mut self, ui: &mut Ui, status: &Status<'_>, commands: &mut Vec<Command>) {
+        // In a narrow window what goes on takes the place of the facts.
+        let roomy = ui.available_width() > 430.0;
+        let working = status.task.is_some() || status.scene.running().is_some() || status.waiting;
         ui.horizontal(|ui| {
             ui.spacing_mut().item_spacing.x = 10.0;
             if let Some((name, done)) = status.task {
@@ -366,6 +369,9 @@ impl Controls {
                 let facts = format!("{} ({}), {}", status.device.name, status.device.backend, status.device.driver);
                 let name = status.device.name.split(" (").next().unwrap_or_default();
                 ui.add(egui::Label::new(name).truncate()).on_hover_text(facts);
+                if working && !roomy {
+                    return;
+                }
                 ui.separator();
                 ui.label(human_bytes(status.memory.current)).on_hover_text(format!(
                     "GPU memory; at most so far {}, decoded pictures {}",
