@@ -126,6 +126,8 @@ pub struct Gpu {
     submission_nanos: AtomicU64,
     /// First error that no scope caught, and the reason of a device loss.
     failure: Arc<Mutex<Option<String>>>,
+    /// Held while something is submitted, see [`Gpu::configure`].
+    pub(super) gate: Mutex<()>,
     lost: Arc<OnceLock<String>>,
     pub(crate) max_workgroups: u32,
     /// Limits on bytes a binding and workgroups a dispatch that tests set, see [`Gpu::force_cuts`].
@@ -292,6 +294,7 @@ impl Gpu {
             pipelines: Mutex::default(),
             idle: Mutex::default(),
             failure,
+            gate: Mutex::default(),
             lost,
             max_workgroups: limits.max_compute_workgroups_per_dimension,
             cuts: Mutex::default(),
@@ -477,6 +480,12 @@ impl Gpu {
     /// The loss of the device, if it was lost; `during` says what was going on.
     pub fn loss(&self, during: &str) -> Option<Error> {
         self.lost.get().map(|reason| Error::DeviceLost { during: during.to_owned(), reason: reason.clone() })
+    }
+
+    /// Hands commands to the queue.
+    pub(crate) fn submit(&self, commands: impl IntoIterator<Item = wgpu::CommandBuffer>) {
+        let _gate = lock(&self.gate);
+        self.queue.submit(commands);
     }
 
     /// Makes sure that callbacks of what was submitted get called.

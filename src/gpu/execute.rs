@@ -386,7 +386,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::DeviceLost`], [`Error::Gpu`].
     pub async fn flush(&self) -> Result<()> {
-        self.queue.submit([]);
+        self.submit([]);
         let done = Done::default();
         let signal = done.clone();
         self.queue.on_submitted_work_done(move || signal.set());
@@ -626,7 +626,7 @@ impl Run<'_> {
             for offset in [0, guard + largest] {
                 let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
                 encoder.copy_buffer_to_buffer(&buffer.raw, offset, staging, 0, guard);
-                self.gpu.queue.submit([encoder.finish()]);
+                self.gpu.submit([encoder.finish()]);
                 if self.gpu.map(staging, guard).await?.iter().any(|&byte| byte != GUARD) {
                     let detail = format!("a kernel wrote outside a tensor: guard band at byte {offset} of slot {slot}");
                     return Err(Error::Gpu { during: "checking guard bands".into(), detail });
@@ -660,7 +660,7 @@ impl Run<'_> {
             let size = step.min(tensor.bytes() - offset);
             let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
             encoder.copy_buffer_to_buffer(source, start + offset, staging, 0, size);
-            self.gpu.queue.submit([encoder.finish()]);
+            self.gpu.submit([encoder.finish()]);
             let bytes = self.gpu.map(staging, size).await?;
             match tensor.elem {
                 _ if raw => units.extend_from_slice(&bytes),
@@ -766,7 +766,7 @@ impl<'a> Batch<'a> {
             encoder.resolve_query_set(query_set, 0..2, resolved, 0);
             encoder.copy_buffer_to_buffer(resolved, 0, staging, 0, 16);
         }
-        gpu.queue.submit([encoder.finish()]);
+        gpu.submit([encoder.finish()]);
         let done = Done::default();
         let signal = done.clone();
         gpu.queue.on_submitted_work_done(move || signal.set());

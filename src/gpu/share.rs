@@ -4,6 +4,8 @@
 //! ([`Gpu::set_submission_time`]), so frames get their turn between them.
 
 use std::sync::Arc;
+#[cfg(not(target_arch = "wasm32"))]
+use std::sync::PoisonError;
 
 use super::context::{Gpu, Ledger};
 use super::tensor::Tensor;
@@ -76,6 +78,22 @@ impl Gpu {
     /// wgpu's handles of this device, for a shell that presents on it.
     pub fn handles(&self) -> Handles {
         self.handles.clone()
+    }
+
+    /// Configures a surface to present on. wgpu wants the queue empty for that and fails if another thread submits
+    /// meanwhile, so running work pauses between two submissions.
+    ///
+    /// # Errors
+    /// [`Error::Display`] with wgpu's reason, for instance a window that is gone.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn configure(&self, surface: &wgpu::Surface<'_>, config: &wgpu::SurfaceConfiguration) -> Result<()> {
+        let _gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        surface.configure(&self.device, config);
+        match pollster::block_on(scope.pop()) {
+            Some(error) => Err(Error::Display { detail: error.to_string() }),
+            None => Ok(()),
+        }
     }
 
     /// An empty picture of `width x height` pixels.
@@ -155,7 +173,7 @@ impl Gpu {
             },
             wgpu::Extent3d { width: w, height: h, depth_or_array_layers: 1 },
         );
-        self.queue.submit([encoder.finish()]);
+        self.submit([encoder.finish()]);
         let bytes = self.map(&staging.raw, row * u64::from(h)).await?;
         Ok(bytes.chunks_exact(row as usize).flat_map(|line| &line[..4 * w as usize]).copied().collect())
     }
@@ -169,6 +187,6 @@ impl Gpu {
             picture.texture.as_image_copy(),
             picture.texture.size(),
         );
-        self.queue.submit([encoder.finish()]);
+        self.submit([encoder.finish()]);
     }
 }

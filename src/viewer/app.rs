@@ -11,10 +11,12 @@ use winit::event::WindowEvent;
 use winit::event_loop::{ActiveEventLoop, ControlFlow, EventLoop, EventLoopProxy};
 use winit::window::{Fullscreen, Window, WindowId};
 
+use super::device::{budget, context, open_engine, surface_config};
 use super::files::{self, Opened};
 use super::jobs::{self, Done, Message, Pick, Worker};
 use super::measure::Measure;
 use super::paint::Painter;
+use super::prompt;
 use super::save;
 use super::scene::{Ended, Scene};
 use super::settings::{self, Settings, Theme};
@@ -23,10 +25,8 @@ use super::ui::{self, Command, Controls};
 use super::work::Side;
 use crate::engine::{Dtype, Engine};
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, GpuOptions, Handles, Observer};
-
-/// Time one submission should take while a window shares the queue: two in flight and a frame stay below 50 ms.
-const SUBMISSION: Duration = Duration::from_millis(12);
+use crate::gpu::{Gpu, Handles, Observer};
+use crate::pipeline::{Pipeline, Preview};
 
 /// Frames that take longer are logged.
 const LONG_FRAME: Duration = Duration::from_millis(60);
@@ -46,6 +46,8 @@ pub struct ViewerOptions {
     pub weights: Option<PathBuf>,
     /// Decoder to compare with.
     pub compare: Option<PathBuf>,
+    /// Text-to-image model: a diffusers folder or a single-file checkpoint.
+    pub model: Option<PathBuf>,
     /// Size of the window in physical pixels.
     pub size: Option<(u32, u32)>,
     /// Start without controls, as the Tab key leaves it.
@@ -148,6 +150,8 @@ struct Task {
     observer: Observer,
     progress: f64,
     capture: Option<Capture>,
+    /// A prompt is being followed.
+    generating: bool,
     /// A file that is being opened, for the list of recent ones.
     opening: Option<PathBuf>,
 }
@@ -176,48 +180,19 @@ struct Shell {
     /// Captures that wait for the picture to be complete.
     waiting: Option<Capture>,
     clipboard: Option<arboard::Clipboard>,
+    model: Option<Arc<Pipeline>>,
     repaint_at: Option<Instant>,
     /// What was logged as shown last.
     shown: Value,
     probing: bool,
+    /// Whether the surface is configured for the window's size. Before a frame, not in every step of a resize: it waits for
+    /// the work in flight.
+    fits: bool,
     /// Of the last frame: until it had a texture to draw into, and until its commands were submitted.
     acquired: Duration,
     recorded: Duration,
     lost: bool,
     window: Arc<Window>,
-}
-
-fn surface_config(surface: &wgpu::Surface<'_>, handles: &Handles, size: PhysicalSize<u32>) -> Result<wgpu::SurfaceConfiguration> {
-    let unusable = || Error::Display { detail: "the device cannot draw into this window".into() };
-    let mut config = surface.get_default_config(&handles.adapter, size.width.max(1), size.height.max(1)).ok_or_else(unusable)?;
-    // Pictures are sRGB-encoded bytes and must reach the screen as they are, so no format that encodes once more.
-    let formats = surface.get_capabilities(&handles.adapter).formats;
-    let plain = [wgpu::TextureFormat::Bgra8Unorm, wgpu::TextureFormat::Rgba8Unorm];
-    config.format = plain.into_iter().find(|format| formats.contains(format)).ok_or_else(unusable)?;
-    config.view_formats.clear();
-    config.present_mode = wgpu::PresentMode::AutoVsync;
-    config.desired_maximum_frame_latency = 1;
-    Ok(config)
-}
-
-/// Opens the device for a window and loads the decoder.
-fn open_engine(options: &ViewerOptions, instance: wgpu::Instance, surface: &wgpu::Surface<'_>) -> Result<Arc<Engine>> {
-    let wanted = GpuOptions { device: options.device.clone(), memory_ceiling: options.memory, ..GpuOptions::default() };
-    let gpu = pollster::block_on(Gpu::for_surface(&wanted, instance, surface))?;
-    gpu.set_submission_time(SUBMISSION);
-    Ok(Arc::new(Engine::on(gpu, options.dtype)))
-}
-
-/// Controls are laid out once a frame: what is pressed there must not count twice.
-fn context() -> egui::Context {
-    let egui = egui::Context::default();
-    egui.options_mut(|options| options.max_passes = std::num::NonZeroUsize::MIN);
-    egui
-}
-
-/// Bytes of decoded pictures kept: a quarter of the ceiling, else 512 MiB.
-fn budget(options: &ViewerOptions) -> u64 {
-    options.memory.map_or(512 << 20, |ceiling| ceiling / 4)
 }
 
 impl Shell {
@@ -237,7 +212,7 @@ impl Shell {
         let engine = open_engine(&options, instance, &surface)?;
         let handles = engine.gpu().handles();
         let config = surface_config(&surface, &handles, window.inner_size())?;
-        surface.configure(&handles.device, &config);
+        engine.gpu().configure(&surface, &config)?;
 
         let egui = context();
         let max_texture = handles.device.limits().max_texture_dimension_2d as usize;
@@ -270,9 +245,11 @@ impl Shell {
             task_count: 0,
             waiting: None,
             clipboard: None,
+            model: None,
             repaint_at: None,
             shown: Value::Null,
             probing: false,
+            fits: true,
             acquired: Duration::ZERO,
             recorded: Duration::ZERO,
             lost: false,
@@ -286,7 +263,7 @@ impl Shell {
 
     /// Loads the decoders and the file that were asked for.
     fn start(&mut self) {
-        let ViewerOptions { weights, compare, file, .. } = self.options.clone();
+        let ViewerOptions { weights, compare, model, file, .. } = self.options.clone();
         let main = match &weights {
             Some(path) => files::decoder(&self.engine, path),
             None => files::builtin(&self.engine),
@@ -300,8 +277,13 @@ impl Shell {
             Some(Err(error)) => self.controls.fail(&error),
             None => {}
         }
+        match model.map(|path| files::model(&self.engine, &path)) {
+            Some(Ok(model)) => self.use_model(*model),
+            Some(Err(error)) => self.controls.fail(&error),
+            None => {}
+        }
         if let Some(file) = file {
-            self.open_file(file, Side::A);
+            self.open_file(file, Side::A, false);
         }
     }
 
@@ -315,17 +297,27 @@ impl Shell {
             WindowEvent::Resized(size) => {
                 if size.width > 0 && size.height > 0 {
                     (self.config.width, self.config.height) = (size.width, size.height);
-                    self.surface.configure(&self.handles.device, &self.config);
+                    self.fits = false;
                 }
                 self.window.request_redraw();
             }
             WindowEvent::DroppedFile(path) => {
                 let right = self.scene.compare() != Compare::Off
                     && self.scene.pointer.is_some_and(|(x, _)| x >= self.scene.split.column(self.controls.canvas[2] as usize) as f64);
-                self.open_file(path, if right { Side::B } else { Side::A });
+                self.open_file(path, if right { Side::B } else { Side::A }, right);
             }
             WindowEvent::RedrawRequested => self.frame(events),
             _ => {}
+        }
+    }
+
+    /// Fits the surface to the window.
+    fn configure(&mut self) {
+        self.fits = true;
+        if let Err(error) = self.engine.gpu().configure(&self.surface, &self.config)
+            && !self.lost
+        {
+            self.failed(&error);
         }
     }
 
@@ -339,7 +331,10 @@ impl Shell {
             }
             Message::Decoded(id, result, seconds) => match self.scene.ended(id, result, seconds) {
                 Ended::Quiet => {}
-                Ended::Cancelled(after) => self.measure.cancels.add(after),
+                Ended::Cancelled(after) => {
+                    self.measure.cancels.add(after);
+                    self.measure.log(json!({ "event": "cancelled", "after": after.as_secs_f64() }));
+                }
                 Ended::Decoded => self.measure.decoded += 1,
                 Ended::Notice(text) => self.controls.notice(text),
                 Ended::Failed(error) => self.failed(&error),
@@ -351,6 +346,7 @@ impl Shell {
                     self.controls.pixel = Some((at, [rgba[0], rgba[1], rgba[2]]));
                 }
             }
+            Message::Preview(id, preview) => self.previewed(id, &preview),
             Message::Picked(pick, path, after) => self.picked(pick, path, after),
             Message::Quit => {}
         }
@@ -373,6 +369,7 @@ impl Shell {
 
     fn task_done(&mut self, id: u64, result: Result<Done>, seconds: f64) {
         let Some(task) = self.task.take_if(|task| task.id == id) else { return };
+        self.scene.set_preview(None);
         match result {
             Ok(Done::Opened(opened)) => {
                 if let Some(path) = &task.opening {
@@ -382,6 +379,7 @@ impl Shell {
                         (Opened::Document(_), _) => self.options.file = Some(path.clone()),
                         (Opened::Decoder(_), Side::A) => self.options.weights = Some(path.clone()),
                         (Opened::Decoder(_), Side::B) => self.options.compare = Some(path.clone()),
+                        (Opened::Model(_), _) => self.options.model = Some(path.clone()),
                     }
                 }
                 self.measure.log(json!({ "event": "opened", "seconds": seconds }));
@@ -390,10 +388,20 @@ impl Shell {
                         if let Some(note) = &document.note {
                             self.controls.notice(note.clone());
                         }
-                        self.scene.show(document);
+                        if let Some(settings) = &document.settings {
+                            self.controls.prompt.recall(settings);
+                        }
+                        self.scene.show(*document);
                     }
+                    (Opened::Model(model), _) => self.use_model(*model),
                     (Opened::Decoder(decoder), side) => self.scene.load(side, decoder),
                 }
+                self.title();
+            }
+            Ok(Done::Generated(document)) => {
+                self.measure.log(json!({ "event": "generated", "seconds": seconds, "settings": document.settings }));
+                self.controls.notice(document.note.clone().unwrap_or_default());
+                self.scene.show(*document);
                 self.title();
             }
             Ok(Done::Saved(path)) => {
@@ -418,14 +426,46 @@ impl Shell {
         }
         self.task_count += 1;
         let observer = self.tasks.run(false, self.task_count, Message::Done, work);
-        self.task.insert(Task { id: self.task_count, name, observer, progress: 0.0, capture: None, opening: None })
+        self.task.insert(Task { id: self.task_count, name, observer, progress: 0.0, capture: None, opening: None, generating: false })
+    }
+
+    fn use_model(&mut self, model: Pipeline) {
+        self.controls.prompt.fit(model.parts());
+        if let Some(settings) = self.scene.settings() {
+            self.controls.prompt.recall(settings);
+        }
+        self.model = Some(Arc::new(model));
+    }
+
+    /// Follows the prompt.
+    fn generate(&mut self) {
+        let Some(model) = self.model.clone() else { return };
+        let request = self.controls.prompt.request();
+        let (proxy, id) = (self.proxy.clone(), self.task_count + 1);
+        let task = self.run_task("generating".into(), move |observer| prompt::generate(&model, &request, id, &proxy, observer));
+        task.generating = true;
+    }
+
+    fn previewed(&mut self, id: u64, preview: &Preview) {
+        if self.task.as_ref().is_none_or(|task| task.id != id) {
+            return;
+        }
+        let Preview { width, height, rgb } = preview;
+        match pollster::block_on(self.engine.gpu().picture_from_rgb8(*width, *height, rgb)) {
+            Ok(picture) => {
+                self.measure.log(json!({ "event": "preview", "width": width, "height": height }));
+                self.scene.set_preview(Some(picture));
+            }
+            Err(error) => log::warn!("preview: {error}"),
+        }
     }
 
     /// Opens whatever `path` is; a decoder goes to `side`.
-    fn open_file(&mut self, path: PathBuf, side: Side) {
+    fn open_file(&mut self, path: PathBuf, side: Side, as_decoder: bool) {
         let (engine, file) = (self.engine.clone(), path.clone());
         let name = format!("opening {}", files::name_of(&path));
-        let task = self.run_task(name, move |observer| Ok(Done::Opened(Box::new((files::open(&engine, &file, observer)?, side)))));
+        let task =
+            self.run_task(name, move |observer| Ok(Done::Opened(Box::new((files::open(&engine, &file, as_decoder, observer)?, side)))));
         task.opening = Some(path);
     }
 
@@ -436,6 +476,7 @@ impl Shell {
                 .set_title("Open a latent, a picture or a decoder")
                 .add_filter("All that can be opened", &["safetensors", "npy", "png", "jpg", "jpeg", "webp", "json"])
                 .add_filter("All files", &["*"]),
+            Pick::Model => dialog.set_title("Open a text-to-image model's folder"),
             Pick::Decoder | Pick::Other => dialog.set_title("Open a decoder").add_filter("Weights", &["safetensors", "json"]),
             Pick::Save | Pick::SaveView => dialog
                 .set_title("Save as")
@@ -446,7 +487,11 @@ impl Shell {
         // On macOS dialogs belong to the main thread; elsewhere they must not block it.
         let ask = move || {
             let start = Instant::now();
-            let path = if matches!(pick, Pick::Save | Pick::SaveView) { dialog.save_file() } else { dialog.pick_file() };
+            let path = match pick {
+                Pick::Save | Pick::SaveView => dialog.save_file(),
+                Pick::Model => dialog.pick_folder(),
+                _ => dialog.pick_file(),
+            };
             let _ = proxy.send_event(Message::Picked(pick, path, start.elapsed()));
         };
         if cfg!(target_os = "macos") {
@@ -467,9 +512,9 @@ impl Shell {
             return;
         };
         match pick {
-            Pick::Open => self.open_file(path, Side::A),
-            Pick::Decoder => self.open_file(path, Side::A),
-            Pick::Other => self.open_file(path, Side::B),
+            Pick::Open | Pick::Model => self.open_file(path, Side::A, false),
+            Pick::Decoder => self.open_file(path, Side::A, true),
+            Pick::Other => self.open_file(path, Side::B, true),
             Pick::Save => self.controls.save_as(&path),
             Pick::SaveView => self.waiting = Some(Capture::File(path)),
         }
@@ -477,7 +522,8 @@ impl Shell {
 
     fn save_picture(&mut self, path: PathBuf, w: usize, h: usize) {
         let Some((loaded, latent)) = self.scene.subject() else { return };
-        let about = self.scene.document().map_or(String::new(), |(name, ..)| name.to_owned());
+        let name = self.scene.document().map_or("", |(name, ..)| name);
+        let about = self.scene.settings().cloned().unwrap_or_else(|| json!({ "latent": name, "region": null }));
         self.run_task(format!("saving {}", files::name_of(&path)), move |observer| {
             save::picture(&loaded.decoder, &latent, (w, h), &path, &about, observer).map(Done::Saved)
         });
@@ -575,9 +621,25 @@ impl Shell {
     fn apply(&mut self, events: &ActiveEventLoop, command: Command) {
         match command {
             Command::Pick(pick) => self.pick(pick),
-            Command::Open(path) => self.open_file(path, Side::A),
+            Command::Open(path) => self.open_file(path, Side::A, false),
+            Command::Generate => self.generate(),
+            Command::CompareVae => match self.model.as_ref().map(|model| model.parts().vae_path()) {
+                Some(Ok(path)) => self.open_file(path, Side::B, true),
+                Some(Err(error)) => self.controls.fail(&error),
+                None => {}
+            },
             Command::Change(change) => self.scene.change(change),
             Command::Compare(compare) => self.scene.set_compare(compare),
+            Command::StepFile(forward) => {
+                if let Some(next) = self.options.file.as_deref().and_then(|path| files::neighbour(path, forward)) {
+                    self.open_file(next, Side::A, false);
+                }
+            }
+            Command::Reopen => {
+                if let Some(path) = self.options.file.clone() {
+                    self.open_file(path, Side::A, false);
+                }
+            }
             Command::StepBatch(by) => self.scene.step_batch(by),
             Command::SavePicture { path, w, h } => self.save_picture(path, w, h),
             Command::Copy => self.waiting = Some(Capture::Clipboard),
@@ -621,12 +683,12 @@ impl Shell {
             Ok(config) => self.config = config,
             Err(error) => return self.failed(&error),
         }
-        self.surface.configure(&self.handles.device, &self.config);
+        self.engine = engine.clone();
+        self.configure();
         self.painter = Painter::new(&self.handles, self.config.format);
         self.egui_renderer = egui_wgpu::Renderer::new(&self.handles.device, self.config.format, Default::default());
         self.scene.cancel();
         self.scene = Scene::new(engine.clone(), Worker::start("decode", self.proxy.clone()), budget(&self.options));
-        self.engine = engine;
         // egui sends its font texture once a context.
         self.egui = context();
         self.egui_state = egui_winit::State::new(
@@ -638,7 +700,10 @@ impl Shell {
             None,
         );
         self.set_theme(self.settings.theme);
+        let prompt = std::mem::take(&mut self.controls.prompt);
         self.controls = Controls::new(self.controls.bars);
+        self.controls.prompt = prompt;
+        self.model = None;
         self.shown = Value::Null;
         self.start();
     }
@@ -648,8 +713,18 @@ impl Shell {
         if let Some(loss) = self.engine.gpu().loss("presenting") {
             self.failed(&loss);
         }
+        if !self.fits && !self.lost {
+            self.configure();
+        }
         let mut input = self.egui_state.take_egui_input(&self.window);
-        self.controls.take_tab(&mut input);
+        self.controls.take_tab(&self.egui, &mut input);
+        // Of the surface, which the window can be ahead of.
+        let points = egui_winit::pixels_per_point(&self.egui, &self.window);
+        input.screen_rect = Some(egui::Rect::from_min_size(
+            egui::Pos2::ZERO,
+            egui::vec2(self.config.width as f32 / points, self.config.height as f32 / points),
+        ));
+        let model = self.model.as_ref().map(|model| (files::name_of(&model.parts().path), model.parts().vae_path().is_ok()));
         let status = ui::Status {
             scene: &self.scene,
             settings: &self.settings,
@@ -657,6 +732,8 @@ impl Shell {
             memory: self.engine.memory(),
             task: self.task.as_ref().map(|task| (task.name.as_str(), task.progress)),
             waiting: self.waiting.is_some(),
+            model: model.as_ref().map(|(name, vae)| (name.as_str(), *vae)),
+            generating: self.task.as_ref().is_some_and(|task| task.generating),
         };
         let mut commands = Vec::new();
         let egui = self.egui.clone();
@@ -723,7 +800,7 @@ impl Shell {
             Current::Success(frame) | Current::Suboptimal(frame) => frame,
             Current::Outdated | Current::Lost => {
                 if !self.lost {
-                    self.surface.configure(&self.handles.device, &self.config);
+                    self.configure();
                     self.window.request_redraw();
                 }
                 return false;
@@ -736,7 +813,7 @@ impl Shell {
         };
         self.acquired = asked.elapsed();
         let view = frame.texture.create_view(&Default::default());
-        let size = (self.config.width, self.config.height);
+        let size = (frame.texture.width(), frame.texture.height());
         let screen = egui_wgpu::ScreenDescriptor { size_in_pixels: [size.0, size.1], pixels_per_point };
         let mut encoder = self.handles.device.create_command_encoder(&Default::default());
         let extra = self.egui_renderer.update_buffers(&self.handles.device, &self.handles.queue, &mut encoder, jobs, &screen);

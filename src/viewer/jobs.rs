@@ -11,6 +11,7 @@ use super::files::Opened;
 use crate::engine::{Decoding, Rect};
 use crate::error::Result;
 use crate::gpu::{Observer, Picture};
+use crate::pipeline::Preview;
 
 /// What wakes the window's thread.
 pub enum Message {
@@ -22,6 +23,8 @@ pub enum Message {
     Progress(bool, u64, f64),
     /// A pixel that was read back.
     Pixel(PixelAt, Result<[u8; 4]>),
+    /// What a running generation looks like, and its task.
+    Preview(u64, Preview),
     /// The program was interrupted.
     Quit,
     /// A file dialog ended.
@@ -37,6 +40,8 @@ pub enum Pick {
     Decoder,
     /// Weights to compare with.
     Other,
+    /// A folder with a text-to-image model.
+    Model,
     /// A name to save the picture under.
     Save,
     /// A name to save the view under.
@@ -66,6 +71,8 @@ pub enum Done {
     Opened(Box<(Opened, super::work::Side)>),
     /// A picture was written.
     Saved(std::path::PathBuf),
+    /// A prompt was followed.
+    Generated(Box<super::files::Document>),
     /// Pixels for the clipboard: width, height, RGBA.
     Captured(usize, usize, Vec<u8>),
 }

@@ -7,10 +7,12 @@
 mod app;
 mod cache;
 mod demand;
+mod device;
 mod files;
 mod jobs;
 mod measure;
 mod paint;
+mod prompt;
 mod save;
 mod scene;
 mod settings;

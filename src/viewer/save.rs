@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use crate::engine::{Decoder, Form, Rows, rgb8};
 use crate::error::Result;
 use crate::gpu::Observer;
@@ -18,13 +20,15 @@ pub fn picture(
     latent: &Latent,
     (w, h): (usize, usize),
     path: &Path,
-    about: &str,
+    about: &Value,
     observer: &Observer,
 ) -> Result<PathBuf> {
     let format = OutputFormat::from_path(path)?;
     format.check_size(w, h)?;
     check_writable(path)?;
-    let settings = serde_json::json!({ "latent": about, "size": format!("{w}x{h}"), "region": null }).to_string();
+    let mut settings = about.clone();
+    settings["size"] = format!("{w}x{h}").into();
+    let settings = settings.to_string();
     let metadata = [("Software", concat!("infgen ", env!("CARGO_PKG_VERSION"))), ("infgen", settings.as_str())];
     let mut file = RowWriter::create(path, w, h, &metadata)?;
     // Rows are written as they come: a picture of 16384 pixels is never whole in memory.

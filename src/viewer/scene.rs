@@ -4,6 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use super::cache::Cache;
 use super::demand::{Demand, Pieces, Shown};
 use super::files::{Document, LoadedDecoder};
@@ -57,6 +59,8 @@ pub struct Scene {
     max_texture: usize,
     seconds: Option<f64>,
     stopped: bool,
+    /// Shown in place of the document while one is generated.
+    preview: Option<Arc<Picture>>,
 }
 
 /// The open document.
@@ -66,6 +70,7 @@ struct Shows {
     index: usize,
     latent: Arc<Latent>,
     original: Option<Arc<Picture>>,
+    settings: Option<Value>,
 }
 
 /// What an ended job has to say to people.
@@ -111,20 +116,32 @@ impl Scene {
             max_texture,
             seconds: None,
             stopped: false,
+            preview: None,
         }
     }
 
     /// Shows `document` from its first latent on.
     pub fn show(&mut self, document: Document) {
-        let Document { name, latents, original, .. } = document;
+        let Document { name, latents, original, settings, .. } = document;
+        self.preview = None;
         let Some(latent) = latents.select(0) else { return };
-        self.document = Some(Shows { name, latents, index: 0, latent: Arc::new(latent), original: original.map(Arc::new) });
+        self.document = Some(Shows { name, latents, index: 0, latent: Arc::new(latent), original: original.map(Arc::new), settings });
         self.forget(|_| true);
         self.view = None;
         self.make_view();
         if !self.can_compare(self.compare) {
             self.compare = Compare::Off;
         }
+    }
+
+    /// Shows a rough picture in place of the document, or the document again.
+    pub fn set_preview(&mut self, preview: Option<Picture>) {
+        self.preview = preview.map(Arc::new);
+    }
+
+    /// How the document was generated.
+    pub fn settings(&self) -> Option<&Value> {
+        self.document.as_ref()?.settings.as_ref()
     }
 
     /// Puts a decoder in its place.
@@ -394,7 +411,7 @@ impl Scene {
 
     /// Whether all that the view shows is there at full resolution.
     pub fn is_complete(&self) -> bool {
-        !self.stopped && self.demand().is_some() && self.wanted().is_empty() && self.rest.is_over(Instant::now())
+        !self.stopped && self.preview.is_none() && self.demand().is_some() && self.wanted().is_empty() && self.rest.is_over(Instant::now())
     }
 
     /// Whether the worker decodes.
@@ -453,8 +470,12 @@ impl Scene {
 
     /// Rectangles to draw, first to last, with the canvas' corner at `corner` of the target.
     pub fn quads(&self, corner: (u32, u32)) -> Vec<Quad> {
-        let Some(demand) = self.demand() else { return vec![] };
         let (w, h) = (self.canvas.0 as u32, self.canvas.1 as u32);
+        if let Some(preview) = &self.preview {
+            let place = View::new(Level { w: preview.width(), h: preview.height() }, self.canvas).place(true, MAX_SIDE);
+            return vec![quad(preview, place, corner, [corner.0, corner.1, w, h], Filter::Smooth)];
+        }
+        let Some(demand) = self.demand() else { return vec![] };
         let column = if self.compare == Compare::Off { w } else { self.split.column(self.canvas.0) as u32 };
         let left = [corner.0, corner.1, column, h];
         let right = [corner.0 + column, corner.1, w - column, h];

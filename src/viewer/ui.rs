@@ -7,6 +7,7 @@ use egui::{Align, Align2, Color32, Event, Key as Press, Layout, Modifiers, Mouse
 
 use super::app::shown_path;
 use super::jobs::{Pick, PixelAt};
+use super::prompt::Prompt;
 use super::scene::Scene;
 use super::settings::{Settings, Theme};
 use super::split::Compare;
@@ -24,8 +25,18 @@ pub enum Command {
     Change(Box<dyn FnOnce(&mut View)>),
     Compare(Compare),
     StepBatch(isize),
-    SavePicture { path: PathBuf, w: usize, h: usize },
+    /// The next file of the folder, or the one before.
+    StepFile(bool),
+    /// The same file again.
+    Reopen,
+    SavePicture {
+        path: PathBuf,
+        w: usize,
+        h: usize,
+    },
     Copy,
+    Generate,
+    CompareVae,
     CancelTask,
     Theme(Theme),
     ClearRecent,
@@ -42,11 +53,14 @@ pub struct Status<'a> {
     pub device: &'a AdapterFacts,
     pub memory: MemoryUse,
     pub task: Option<(&'a str, f64)>,
+    /// The text-to-image model's name, and whether it brings a VAE.
+    pub model: Option<(&'a str, bool)>,
+    pub generating: bool,
     pub waiting: bool,
 }
 
 /// Keys, as the help lists them.
-const KEYS: [(&str, &str); 16] = [
+const KEYS: [(&str, &str); 19] = [
     ("wheel, pinch, + -", "zoom at the pointer"),
     ("drag, arrows", "move"),
     ("F, double click", "fit the window"),
@@ -55,7 +69,10 @@ const KEYS: [(&str, &str); 16] = [
     ("C", "next comparison"),
     ("drag the line", "move the split"),
     ("Page Up, Page Down", "other latents of a batch"),
-    ("Ctrl+O", "open a latent, a picture or a decoder"),
+    ("[  ]", "previous, next file of the folder"),
+    ("Ctrl+R", "open the file again"),
+    ("P", "prompt: text to image"),
+    ("Ctrl+O", "open a latent, a picture, a decoder or a model"),
     ("Ctrl+S", "save the picture at any size"),
     ("Ctrl+Shift+S", "save the view"),
     ("Ctrl+C", "copy the view"),
@@ -70,6 +87,9 @@ const NOTICE: Duration = Duration::from_secs(6);
 
 /// Bars are left out of windows that are smaller, in points.
 const MIN_FOR_BARS: egui::Vec2 = vec2(240.0, 150.0);
+
+/// The prompt panel is left out of windows that are narrower, in points.
+const MIN_FOR_PANEL: f32 = 360.0;
 
 /// Screen pixels that an arrow key moves the picture by, as a share of the canvas.
 const ARROW: f64 = 0.1;
@@ -91,6 +111,8 @@ pub struct Controls {
     pub pixel: Option<(PixelAt, [u8; 3])>,
     /// Whether the error dialog offers to open the device again.
     pub can_restart: bool,
+    /// The prompt panel.
+    pub prompt: Prompt,
     error: Option<String>,
     notice: Option<(String, Instant)>,
     help: bool,
@@ -110,6 +132,7 @@ impl Controls {
             canvas: [0, 0, 1, 1],
             pixel: None,
             can_restart: false,
+            prompt: Prompt::default(),
             error: None,
             notice: None,
             help: false,
@@ -152,8 +175,8 @@ impl Controls {
     }
 
     /// Tab shows and hides the bars; to egui it would move the keyboard's focus, which dialogs need.
-    pub fn take_tab(&mut self, input: &mut egui::RawInput) {
-        if self.error.is_some() || self.save.is_some() {
+    pub fn take_tab(&mut self, ctx: &egui::Context, input: &mut egui::RawInput) {
+        if self.error.is_some() || self.save.is_some() || ctx.egui_wants_keyboard_input() {
             return;
         }
         input.events.retain(|event| match event {
@@ -172,6 +195,10 @@ impl Controls {
         if self.bars && room.x >= MIN_FOR_BARS.x && room.y >= MIN_FOR_BARS.y {
             egui::Panel::top("menus").show(ui, |ui| self.menus(ui, status, commands));
             egui::Panel::bottom("status").show(ui, |ui| self.status(ui, status, commands));
+        }
+        if self.prompt.open && room.x >= MIN_FOR_PANEL {
+            let panel = egui::Panel::left("prompt").resizable(true).default_size(250.0).size_range(180.0..=room.x * 0.6);
+            panel.show(ui, |ui| self.prompt.show(ui, status.model, status.generating, commands));
         }
         self.canvas(ui, status, commands);
         self.help(&ctx);
@@ -231,6 +258,7 @@ impl Controls {
         let open = status.scene.document().is_some();
         item(ui, "Open…", "Ctrl+O", true, Command::Pick(Pick::Open));
         item(ui, "Open decoder…", "", true, Command::Pick(Pick::Decoder));
+        item(ui, "Open model folder…", "", true, Command::Pick(Pick::Model));
         ui.menu_button("Recent", |ui| {
             for path in &status.settings.recent {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -282,6 +310,9 @@ impl Controls {
             }),
         );
         ui.separator();
+        if ui.add(egui::Button::selectable(self.prompt.open, "Prompt").shortcut_text("P")).clicked() {
+            self.prompt.open = !self.prompt.open;
+        }
         item(ui, "Full screen", "F11", Command::Fullscreen);
         ui.menu_button("Theme", |ui| {
             for (theme, name) in [(Theme::System, "As the desktop"), (Theme::Dark, "Dark"), (Theme::Light, "Light")] {
@@ -296,6 +327,9 @@ impl Controls {
     }
 
     fn status(&mut self, ui: &mut Ui, status: &Status<'_>, commands: &mut Vec<Command>) {
+        // In a narrow window what goes on takes the place of the facts.
+        let roomy = ui.available_width() > 430.0;
+        let working = status.task.is_some() || status.scene.running().is_some() || status.waiting;
         ui.horizontal(|ui| {
             ui.spacing_mut().item_spacing.x = 10.0;
             if let Some((name, done)) = status.task {
@@ -335,6 +369,9 @@ impl Controls {
                 let facts = format!("{} ({}), {}", status.device.name, status.device.backend, status.device.driver);
                 let name = status.device.name.split(" (").next().unwrap_or_default();
                 ui.add(egui::Label::new(name).truncate()).on_hover_text(facts);
+                if working && !roomy {
+                    return;
+                }
                 ui.separator();
                 ui.label(human_bytes(status.memory.current)).on_hover_text(format!(
                     "GPU memory; at most so far {}, decoded pictures {}",
@@ -369,7 +406,7 @@ impl Controls {
         let on_canvas = |at: egui::Pos2| (f64::from(at.x) * points - f64::from(x), f64::from(at.y) * points - f64::from(y));
         self.pointer = response.hover_pos().map(on_canvas);
         let scene = status.scene;
-        if scene.document().is_none() {
+        if scene.document().is_none() && !status.generating {
             self.welcome(ui, rect, status);
         }
 
@@ -410,6 +447,9 @@ impl Controls {
         }
         if response.contains_pointer() {
             self.wheel(&ctx, commands);
+        }
+        if ctx.input_mut(|input| input.consume_key(Modifiers::COMMAND, Press::Q)) {
+            commands.push(Command::Quit);
         }
         let dialog = self.error.is_some() || self.save.is_some();
         if !dialog && !ctx.egui_wants_keyboard_input() {
@@ -457,9 +497,9 @@ impl Controls {
             let control = modifiers.matches_logically(Modifiers::COMMAND);
             match key {
                 Press::O if control => commands.push(Command::Pick(Pick::Open)),
+                Press::R if control => commands.push(Command::Reopen),
                 Press::S if modifiers.command && modifiers.shift => commands.push(Command::Pick(Pick::SaveView)),
                 Press::S if control && status.scene.document().is_some() => self.open_save(status),
-                Press::Q if control => commands.push(Command::Quit),
                 Press::F12 if modifiers.command && modifiers.shift && std::env::var_os("INFGEN_VIEW_TEST").is_some() => {
                     commands.push(Command::LoseDevice);
                 }
@@ -476,9 +516,12 @@ impl Controls {
                 Press::ArrowRight => commands.push(change(move |view| view.pan(-dx, 0.0))),
                 Press::ArrowUp => commands.push(change(move |view| view.pan(0.0, dy))),
                 Press::ArrowDown => commands.push(change(move |view| view.pan(0.0, -dy))),
+                Press::OpenBracket => commands.push(Command::StepFile(false)),
+                Press::CloseBracket => commands.push(Command::StepFile(true)),
                 Press::PageUp => commands.push(Command::StepBatch(-1)),
                 Press::PageDown => commands.push(Command::StepBatch(1)),
                 Press::C => commands.push(Command::Compare(status.scene.compare().next(|compare| status.scene.can_compare(compare)))),
+                Press::P => self.prompt.open = !self.prompt.open,
                 Press::F11 => commands.push(Command::Fullscreen),
                 Press::Questionmark => self.help = !self.help,
                 Press::Escape if self.help => self.help = false,
@@ -491,7 +534,7 @@ impl Controls {
     fn welcome(&self, ui: &Ui, rect: egui::Rect, status: &Status<'_>) {
         let painter = ui.painter_at(rect);
         let visuals = ui.visuals();
-        let size = (rect.height() / 12.0).clamp(9.0, 26.0);
+        let size = (rect.height() / 12.0).min(rect.width() / 16.0).clamp(9.0, 26.0);
         let text = if status.task.is_some() { "opening …" } else { "Drop a latent or a picture here" };
         painter.text(
             rect.center() - vec2(0.0, size * 0.7),

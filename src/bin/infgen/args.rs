@@ -93,6 +93,7 @@ pub enum Command {
   infgen view examples/sample.safetensors
   infgen view photo.jpg                                 encoded first
   infgen view z.npy --weights decoder/ --compare vae/   two decoders side by side
+  infgen view --model sd15/                             pictures from prompts
 
 Keys: wheel or + - zoom, drag moves, F fits, W fills the window, 1 is 100 %, C compares, ? lists all.")]
     View(ViewArgs),
@@ -362,7 +363,7 @@ pub struct BenchArgs {
 #[cfg(feature = "viewer")]
 #[derive(Debug, clap::Args)]
 pub struct ViewArgs {
-    /// Latent, picture (encoded first) or decoder to open
+    /// Latent, picture (encoded first), decoder or text-to-image model to open
     pub file: Option<PathBuf>,
     /// Decoder: InfGen, AutoencoderKL or TAESD, as a file or folder [default: the one that ships]
     #[arg(long, value_name = "FILE")]
@@ -370,6 +371,9 @@ pub struct ViewArgs {
     /// Another decoder to compare with
     #[arg(long, value_name = "FILE")]
     pub compare: Option<PathBuf>,
+    /// Text-to-image model for the prompt panel: a diffusers folder or a single-file checkpoint
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<PathBuf>,
     /// Size of the window in physical pixels [default: as it was left]
     #[arg(long, value_name = "WxH")]
     pub size: Option<Size>,

@@ -14,6 +14,7 @@ pub fn view(run: &Run, args: &ViewArgs) -> Result<()> {
         file: args.file.clone(),
         weights: args.weights.clone(),
         compare: args.compare.clone(),
+        model: args.model.clone(),
         size: args.size.map(|size| (size.width.min(16384) as u32, size.height.min(16384) as u32)),
         bare: args.bare,
         events: args.events.clone(),

@@ -1,0 +1,259 @@
+//! The prompt panel: what is typed, what is asked of the model, and what of it comes back from a saved picture.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::Path;
+
+use egui::{ComboBox, DragValue, Key as Press, Modifiers, RichText, TextEdit, Ui};
+use serde_json::{Value, json};
+use winit::event_loop::EventLoopProxy;
+
+use super::files::Document;
+use super::jobs::{Done, Message};
+use super::ui::Command;
+use crate::error::Result;
+use crate::gpu::Observer;
+use crate::pipeline::{Parts, Pipeline, Request};
+use crate::schedulers::Sampler;
+
+/// Longest side that the panel offers for stage one: attention over a latent costs the square of its size.
+const MAX_STAGE_ONE: usize = 2048;
+
+/// Steps and guidance of models that are made for few of them.
+const LCM: (usize, f64) = (4, 1.5);
+
+/// What is typed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prompt {
+    /// Whether the panel is shown.
+    pub open: bool,
+    prompt: String,
+    negative: String,
+    steps: usize,
+    cfg: f64,
+    seed: u64,
+    /// Draw a new seed for each run.
+    random: bool,
+    /// None: the model's own.
+    sampler: Option<Sampler>,
+    width: usize,
+    height: usize,
+    /// Sides are multiples of it.
+    scale: usize,
+}
+
+impl Default for Prompt {
+    fn default() -> Self {
+        Prompt {
+            open: false,
+            prompt: String::new(),
+            negative: String::new(),
+            steps: 30,
+            cfg: 7.5,
+            seed: 0,
+            random: true,
+            sampler: None,
+            width: 512,
+            height: 512,
+            scale: 8,
+        }
+    }
+}
+
+impl Prompt {
+    /// A model was loaded: its own size, and steps that suit its sampler.
+    pub fn fit(&mut self, parts: &Parts) {
+        self.open = true;
+        self.scale = parts.scale();
+        (self.width, self.height) = (parts.native_side, parts.native_side);
+        if parts.scheduler(None).is_ok_and(|own| own.sampler() == Sampler::Lcm) {
+            (self.steps, self.cfg) = LCM;
+        }
+    }
+
+    /// What to ask of the model; draws the seed first, if it is to be drawn.
+    pub fn request(&mut self) -> Request {
+        if self.random {
+            self.seed = RandomState::new().build_hasher().finish() & 0xffff_ffff;
+        }
+        Request {
+            negative: self.negative.clone(),
+            steps: self.steps,
+            cfg: self.cfg,
+            seed: self.seed,
+            sampler: self.sampler,
+            preview_every: 1,
+            ..Request::new(self.prompt.clone(), self.width, self.height)
+        }
+    }
+
+    /// Takes over what `settings`, of a picture made by `infgen generate` or here, says.
+    pub fn recall(&mut self, settings: &Value) {
+        let text = |key: &str| settings[key].as_str().map(str::to_owned);
+        let Some(prompt) = text("prompt") else { return };
+        self.prompt = prompt;
+        self.negative = text("negative_prompt").unwrap_or_default();
+        self.steps = settings["steps"].as_u64().map_or(self.steps, |steps| (steps as usize).clamp(1, 1000));
+        self.cfg = settings["cfg"].as_f64().filter(|cfg| cfg.is_finite()).map_or(self.cfg, |cfg| cfg.clamp(0.0, 30.0));
+        if let Some(seed) = settings["seed"].as_u64() {
+            (self.seed, self.random) = (seed, false);
+        }
+        self.sampler = text("sampler").and_then(|name| Sampler::from_name(&name));
+        let size = text("latent_size").and_then(|size| {
+            let (w, h) = size.split_once('x')?;
+            Some((w.parse().ok()?, h.parse().ok()?))
+        });
+        if let Some((w, h)) = size {
+            (self.width, self.height) = (self.side(w), self.side(h));
+        }
+    }
+
+    fn side(&self, side: usize) -> usize {
+        (side / self.scale * self.scale).clamp(self.scale, MAX_STAGE_ONE)
+    }
+
+    /// One frame of the panel. `model`: its name and whether it brings a VAE.
+    pub fn show(&mut self, ui: &mut Ui, model: Option<(&str, bool)>, busy: bool, commands: &mut Vec<Command>) {
+        ui.add_space(4.0);
+        ui.horizontal_wrapped(|ui| {
+            ui.strong(model.map_or("No model", |(name, _)| name));
+            if ui.small_button("Open…").on_hover_text("A folder as diffusers saves it").clicked() {
+                commands.push(Command::Pick(super::jobs::Pick::Model));
+            }
+        });
+        if model.is_none() {
+            ui.weak("Open or drop a Stable Diffusion 1.x or 2.x model: a diffusers folder, or a single-file checkpoint in safetensors.");
+        }
+        ui.separator();
+        egui::ScrollArea::vertical().show(ui, |ui| {
+            let wide = ui.available_width();
+            ui.label("Prompt");
+            let prompt = ui.add(TextEdit::multiline(&mut self.prompt).desired_rows(3).desired_width(wide));
+            ui.label("Not wanted");
+            let negative = ui.add(TextEdit::multiline(&mut self.negative).desired_rows(1).desired_width(wide));
+            egui::Grid::new("request").num_columns(2).spacing([8.0, 4.0]).show(ui, |ui| {
+                ui.label("Steps");
+                ui.add(DragValue::new(&mut self.steps).range(1..=1000));
+                ui.end_row();
+                ui.label("Guidance");
+                ui.add(DragValue::new(&mut self.cfg).range(0.0..=30.0).speed(0.1).max_decimals(2));
+                ui.end_row();
+                ui.label("Sampler");
+                ComboBox::from_id_salt("sampler").selected_text(self.sampler.map_or("the model's own", Sampler::name)).show_ui(ui, |ui| {
+                    ui.selectable_value(&mut self.sampler, None, "the model's own");
+                    for sampler in Sampler::ALL {
+                        ui.selectable_value(&mut self.sampler, Some(sampler), sampler.name());
+                    }
+                });
+                ui.end_row();
+                ui.label("Stage one");
+                ui.horizontal(|ui| {
+                    let (least, unit) = (self.scale, self.scale as f64);
+                    ui.add(DragValue::new(&mut self.width).range(least..=MAX_STAGE_ONE).speed(unit));
+                    ui.label("×");
+                    ui.add(DragValue::new(&mut self.height).range(least..=MAX_STAGE_ONE).speed(unit));
+                });
+                (self.width, self.height) = (self.side(self.width), self.side(self.height));
+                ui.end_row();
+                ui.label("Seed");
+                ui.horizontal(|ui| {
+                    ui.add_enabled(!self.random, DragValue::new(&mut self.seed).range(0..=u32::MAX as u64));
+                    ui.checkbox(&mut self.random, "new each time");
+                });
+                ui.end_row();
+            });
+            ui.add_space(6.0);
+            let keys = (prompt.has_focus() || negative.has_focus()) && ui.input_mut(|i| i.consume_key(Modifiers::COMMAND, Press::Enter));
+            let possible = model.is_some() && !busy;
+            ui.horizontal_wrapped(|ui| {
+                let button = egui::Button::new(RichText::new("Generate").strong()).shortcut_text("Ctrl+Enter");
+                if ui.add_enabled(possible, button).clicked() || (keys && possible) {
+                    commands.push(Command::Generate);
+                }
+                if busy && ui.button("Cancel").clicked() {
+                    commands.push(Command::CancelTask);
+                }
+                if model.is_some_and(|(_, vae)| vae) && ui.button("Compare with its VAE").clicked() {
+                    commands.push(Command::CompareVae);
+                }
+            });
+        });
+    }
+}
+
+/// Runs `request`, sending previews as task `id`.
+///
+/// # Errors
+/// As [`Pipeline::generate`].
+pub fn generate(pipeline: &Pipeline, request: &Request, id: u64, proxy: &EventLoopProxy<Message>, observer: &Observer) -> Result<Done> {
+    let generated = pipeline.generate(request, observer, &|report| {
+        if let Some(preview) = report.preview {
+            // Fails when the window is gone; then there is no one to show it to.
+            let _ = proxy.send_event(Message::Preview(id, preview.clone()));
+        }
+    })?;
+    let settings = json!({
+        "model": pipeline.parts().path.display().to_string(), "prompt": request.prompt, "negative_prompt": request.negative,
+        "steps": request.steps, "sampler": generated.sampler.name(), "cfg": request.cfg, "seed": request.seed,
+        "latent_size": format!("{}x{}", request.width, request.height),
+    });
+    let mut notes = vec![format!("seed {}, {:.1} s", request.seed, generated.denoise_seconds)];
+    notes.extend(generated.notes);
+    let name = if request.prompt.trim().is_empty() { "no prompt" } else { request.prompt.trim() };
+    let name: String = name.chars().take(60).collect();
+    let document = Document { name, latents: generated.latent, original: None, note: Some(notes.join("; ")), settings: Some(settings) };
+    Ok(Done::Generated(Box::new(document)))
+}
+
+/// The settings that `infgen` wrote into the PNG at `path`, if it did.
+pub fn settings_of(path: &Path) -> Option<Value> {
+    let reader = png::Decoder::new(std::io::BufReader::new(std::fs::File::open(path).ok()?)).read_info().ok()?;
+    let info = reader.info();
+    let latin = info.uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == "infgen").map(|chunk| chunk.text.clone());
+    let utf8 = || info.utf8_text.iter().find(|chunk| chunk.keyword == "infgen").and_then(|chunk| chunk.get_text().ok());
+    serde_json::from_str(&latin.or_else(utf8)?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::RowWriter;
+
+    #[test]
+    fn settings_return_from_a_picture_and_nonsense_changes_little() {
+        let folder = tempfile::tempdir().unwrap();
+        for prompt in ["a lighthouse", "ein Haus für 1 €"] {
+            let path = folder.path().join("x.png");
+            let settings = json!({
+                "prompt": prompt, "negative_prompt": "fog", "steps": 12, "cfg": 3.5, "seed": 77, "sampler": "euler-a", "latent_size": "320x200"
+            });
+            let text = settings.to_string();
+            let mut file = RowWriter::create(&path, 1, 1, &[("infgen", text.as_str())]).unwrap();
+            file.write_rgb8(&[1, 2, 3]).unwrap();
+            file.finish().unwrap();
+            let mut panel = Prompt::default();
+            panel.recall(&settings_of(&path).unwrap());
+            let request = panel.request();
+            assert_eq!((request.prompt.as_str(), request.negative.as_str(), request.seed), (prompt, "fog", 77));
+            assert_eq!((request.steps, request.cfg, request.sampler), (12, 3.5, Some(Sampler::EulerAncestral)));
+            assert_eq!((request.width, request.height), (320, 200));
+        }
+        assert_eq!(settings_of(folder.path()), None);
+        let mut panel = Prompt::default();
+        panel.recall(&json!({ "latent": "not generated", "steps": 3 }));
+        assert_eq!(panel, Prompt::default());
+        panel.recall(&json!({ "prompt": "x", "steps": 0, "cfg": "7", "seed": -1, "sampler": "magic", "latent_size": "0x99999999" }));
+        let request = panel.request();
+        assert_eq!((request.steps, request.cfg, request.sampler), (1, 7.5, None));
+        assert_eq!((request.width, request.height), (8, MAX_STAGE_ONE));
+    }
+
+    #[test]
+    fn a_drawn_seed_is_new_and_a_fixed_one_stays() {
+        let mut panel = Prompt::default();
+        let drawn: std::collections::HashSet<u64> = (0..8).map(|_| panel.request().seed).collect();
+        assert!(drawn.len() > 6 && drawn.iter().all(|&seed| seed <= u64::from(u32::MAX)));
+        panel.random = false;
+        panel.seed = 5;
+        assert_eq!((panel.request().seed, panel.request().seed), (5, 5));
+    }
+}
