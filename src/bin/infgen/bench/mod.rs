@@ -174,6 +174,7 @@ fn decodes(
         let latent = Latent::new([1, channels, side, side], infgen::noise::torch_cpu_randn(1, channels * side * side))?;
         let flops = decoder.estimate(&latent, size, size)?.flops;
         let before = engine.gpu().compiled();
+        engine.gpu().trim();
         engine.gpu().reset_peak();
         let rounds = args.repeat.min(if bench.software { 2 } else { 5 });
         let (first, later) =
