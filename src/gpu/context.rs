@@ -256,7 +256,7 @@ impl Gpu {
                 AdapterFacts { kind: "discrete".into(), ..facts },
                 DeviceProfile {
                     software: false,
-                    family: KernelFamily::Tile,
+                    kernels: KernelPlan::fixed(false),
                     native_f16: true,
                     max_binding: LARGE,
                     max_buffer: LARGE,
