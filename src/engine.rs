@@ -2,6 +2,8 @@
 
 mod decoder;
 mod encoder;
+#[cfg(not(target_arch = "wasm32"))]
+mod tune;
 mod work;
 
 use std::path::{Path, PathBuf};
@@ -42,6 +44,19 @@ pub enum Dtype {
     F32,
 }
 
+/// Whether kernels are chosen by measuring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Tuning {
+    /// The fixed choice of the device's class.
+    #[default]
+    Off,
+    /// Measured at the first use of a GPU, about a second, and remembered in the user's cache folder. Software devices keep the
+    /// fixed choice, and so does the browser.
+    Gpus,
+    /// Software devices too.
+    Always,
+}
+
 /// How to open an [`Engine`].
 #[derive(Debug, Clone, Default)]
 pub struct EngineOptions {
@@ -57,6 +72,11 @@ pub struct EngineOptions {
     pub default_limits: bool,
     /// Keep compiled pipelines in the user's cache folder for the next start, where backend and driver allow it (Vulkan).
     pub pipeline_cache: bool,
+    /// Whether the kernels of convolutions and linear layers are chosen by measuring. The choice is part of the bits: decodes are equal
+    /// to the bit on engines with the same one ([`Engine::kernels`]).
+    pub tuning: Tuning,
+    /// Where pipelines and that choice are kept; none: the user's cache folder.
+    pub cache_folder: Option<PathBuf>,
     /// For tests: kernels of this family whatever the device.
     #[doc(hidden)]
     pub kernels: Option<KernelFamily>,
@@ -186,16 +206,24 @@ impl Engine {
     /// # Errors
     /// [`Error::NoAdapter`].
     pub async fn new_async(options: EngineOptions) -> Result<Engine> {
-        let gpu = Gpu::new(&GpuOptions {
+        #[cfg_attr(target_arch = "wasm32", expect(unused_mut, reason = "a page has no place to remember a choice"))]
+        let mut gpu = Gpu::new(&GpuOptions {
             device: options.device,
             memory_ceiling: options.memory,
             default_limits: options.default_limits,
             pipeline_cache: options.pipeline_cache,
+            cache_folder: options.cache_folder,
             kernels: options.kernels,
             as_discrete: options.as_discrete,
             ..GpuOptions::default()
         })
         .await?;
+        #[cfg(not(target_arch = "wasm32"))]
+        if options.kernels.is_none() {
+            let elem = if options.dtype == Dtype::F32 { crate::gpu::Elem::F32 } else { crate::gpu::Elem::Half };
+            let plan = tune::plan(&gpu, elem, options.tuning).await?;
+            gpu.set_kernels(plan);
+        }
         let host_memory = options.host_memory.unwrap_or_else(host_memory);
         Ok(Engine { host_memory, ..Engine::on(gpu, options.dtype) })
     }
@@ -214,6 +242,11 @@ impl Engine {
     /// The device itself, for programs that record kernels of their own.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    /// Which kernels it computes with, as words.
+    pub fn kernels(&self) -> String {
+        self.gpu.profile().kernels.to_string()
     }
 
     /// Storage type of what it loads.

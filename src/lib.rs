@@ -41,7 +41,7 @@ pub mod viewer;
 mod web;
 pub mod weights;
 
-pub use engine::{Decoder, Decoding, Dtype, Encoder, Engine, EngineOptions, Estimate, Rect, Weights};
+pub use engine::{Decoder, Decoding, Dtype, Encoder, Engine, EngineOptions, Estimate, Rect, Tuning, Weights};
 pub use error::{Error, Result};
 pub use gpu::{Observer, Progress};
 pub use image::Image;

@@ -8,7 +8,7 @@ use common::devices::{self, Config, configs, skipped};
 use common::suite::Suite;
 use common::synthetic::fill;
 use common::{stored, wide};
-use infgen::gpu::{Bind, Binding, Dispatch, Elem, GpuOptions, Kernel, Recorder, Tensor};
+use infgen::gpu::{Bind, Binding, DeviceProfile, Dispatch, Elem, GpuOptions, Kernel, KernelFamily, KernelPlan, Recorder, Tensor};
 use infgen::kernels::attention::attention;
 use infgen::kernels::conv2d::{self, ConvWeights, Geometry};
 use infgen::kernels::group_norm::{self, GroupNormWeights};
@@ -116,35 +116,59 @@ fn planes(config: &Config) -> impl Iterator<Item = (usize, usize, usize, usize)>
     WIDE.iter().chain(narrow).copied()
 }
 
+/// The `n`th plane of a list, with another activation each.
+fn conv2d_3x3_case(suite: &mut Suite, config: &Config, n: usize, plane: (usize, usize, usize, usize), residual: bool) {
+    let (elem, (h, w, cin, cout)) = (config.elem, plane);
+    let (act, activation) = ACTS[n % ACTS.len()];
+    let label = format!("{h}x{w} {cin}->{cout} {act:?} residual={residual}");
+    let conv = Conv::new(&label, (h, w, cin), cout, 3, elem);
+    let added = values(&label, "residual", h * w * cout, 1.0, elem);
+    let record = |rec: &mut Recorder| {
+        let (x, weights) = conv.upload(rec, elem, &conv2d::pack_square(&conv.weight, cout, cin, 3));
+        let added = residual.then(|| rec.upload(&added, h, w, cout, elem));
+        conv2d::conv2d_3x3(rec, &x, None, &weights, added.as_ref(), act, elem)
+    };
+    suite.case(config, &label, record, || {
+        let sums = conv.reference(reference::Geometry::same(3)).into_iter();
+        sums.zip(&added).map(|(v, &r)| activation.apply(if residual { v.plus(r as f64) } else { v })).collect()
+    });
+}
+
 #[test]
 fn conv2d_3x3_agrees_with_its_definition() {
     let Some((mut suite, configs)) = start("conv2d_3x3_agrees_with_its_definition") else { return };
     for config in &configs {
-        let elem = config.elem;
-        for (n, (h, w, cin, cout)) in planes(config).enumerate() {
+        let config = &Config { profile: DeviceProfile { kernels: KernelPlan::uniform(KernelFamily::Lanes), ..config.profile }, ..*config };
+        for (n, plane) in planes(config).enumerate() {
             let both: &[bool] = match config.name {
-                _ if cout < 29 => &[false],
+                _ if plane.3 < 29 => &[false],
                 "f32" | "f16" | "packed" => &[false, true],
                 _ => &[true],
             };
-            for &residual in both {
-                let (act, activation) = ACTS[n % ACTS.len()];
-                let label = format!("{h}x{w} {cin}->{cout} {act:?} residual={residual}");
-                let conv = Conv::new(&label, (h, w, cin), cout, 3, elem);
-                let added = values(&label, "residual", h * w * cout, 1.0, elem);
-                let record = |rec: &mut Recorder| {
-                    let (x, weights) = conv.upload(rec, elem, &conv2d::pack_square(&conv.weight, cout, cin, 3));
-                    let added = residual.then(|| rec.upload(&added, h, w, cout, elem));
-                    conv2d::conv2d_3x3(rec, &x, None, &weights, added.as_ref(), act, elem)
-                };
-                suite.case(config, &label, record, || {
-                    let sums = conv.reference(reference::Geometry::same(3)).into_iter();
-                    sums.zip(&added).map(|(v, &r)| activation.apply(if residual { v.plus(r as f64) } else { v })).collect()
-                });
-            }
+            both.iter().for_each(|&residual| conv2d_3x3_case(&mut suite, config, n, plane, residual));
         }
     }
     suite.finish(80);
+}
+
+#[test]
+fn conv2d_3x3_in_pairs_agrees_with_its_definition() {
+    let Some((mut suite, configs)) = start("conv2d_3x3_in_pairs_agrees_with_its_definition") else { return };
+    for config in configs.into_iter().filter(|c| matches!(c.name, "f16" | "packed")) {
+        let pairs = DeviceProfile { kernels: KernelPlan::uniform(KernelFamily::Pairs), ..config.profile };
+        let config = Config { profile: pairs, ..config };
+        // The kernel takes seconds to compile on a software device: narrow planes and sums without a residual in one storage kind.
+        let packed = config.name == "packed";
+        for (n, plane) in WIDE.iter().chain(NARROW.iter().filter(|_| packed)).copied().enumerate() {
+            let both: &[bool] = match packed {
+                true if plane.3 >= 29 => &[false, true],
+                true => &[false],
+                false => &[true],
+            };
+            both.iter().for_each(|&residual| conv2d_3x3_case(&mut suite, &config, n, plane, residual));
+        }
+    }
+    suite.finish(34);
 }
 
 #[test]

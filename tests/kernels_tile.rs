@@ -9,7 +9,7 @@ use common::devices::{self, Config, configs, skipped};
 use common::suite::Suite;
 use common::synthetic::fill;
 use common::{stored, wide};
-use infgen::gpu::{DeviceProfile, Elem, GpuOptions, KernelFamily, Recorder, Tensor};
+use infgen::gpu::{DeviceProfile, Elem, GpuOptions, KernelFamily, KernelPlan, Recorder, Tensor};
 use infgen::kernels::conv2d::{self, ConvWeights};
 use infgen::kernels::group_norm::Norm;
 use infgen::kernels::linear::{self, LinearWeights};
@@ -41,7 +41,7 @@ const ACTS: [(Act, Activation); 6] = [
 
 /// Every storage kind and set of limits, with the tile family.
 fn start(test: &'static str) -> Option<(Suite, Vec<Config>)> {
-    let tile = |c: Config| Config { profile: DeviceProfile { family: KernelFamily::Tile, ..c.profile }, ..c };
+    let tile = |c: Config| Config { profile: DeviceProfile { kernels: KernelPlan::uniform(KernelFamily::Tile), ..c.profile }, ..c };
     let configs: Vec<Config> = configs().into_iter().filter(|c| !c.name.contains("other kind")).map(tile).collect();
     if configs.is_empty() {
         skipped(test);
@@ -174,6 +174,24 @@ fn conv2d_3x3_tile_agrees_with_its_definition() {
         }
     }
     suite.finish(80);
+}
+
+#[test]
+fn narrow_tiles_change_no_bit() {
+    let Some((mut suite, configs)) = start("narrow_tiles_change_no_bit") else { return };
+    for config in configs.iter().filter(|c| matches!(c.name, "f32" | "packed")) {
+        let run = |family: KernelFamily, record: Record| {
+            let profile = DeviceProfile { kernels: KernelPlan::uniform(family), ..config.profile };
+            common::suite::evaluate(&Config { profile, ..*config }, |rec| record(rec, config.elem)).unwrap().0
+        };
+        for (name, record) in RECORDINGS {
+            let (wide, narrow) = (run(KernelFamily::Tile, record), run(KernelFamily::NarrowTile, record));
+            let differ = wide.iter().zip(&narrow).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+            let outcome = if differ == 0 && wide.len() == narrow.len() { Ok(0.0) } else { Err(format!("{differ} values differ")) };
+            suite.outcome(&format!("{name} {}", config.name), outcome);
+        }
+    }
+    suite.finish(6);
 }
 
 #[test]

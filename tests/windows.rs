@@ -6,7 +6,7 @@ use common::compare::same_bits;
 use common::devices::{self, Config, configs, skipped};
 use common::stored;
 use common::synthetic::fill;
-use infgen::gpu::{DeviceProfile, Elem, KernelFamily, Recorder, Tensor};
+use infgen::gpu::{DeviceProfile, Elem, KernelFamily, KernelPlan, Recorder, Tensor};
 use infgen::kernels::conv2d::{self, Conv3x3Call, ConvWeights, Geometry, Residual, Window};
 use infgen::kernels::group_norm::Norm;
 use infgen::kernels::{Act, Packed};
@@ -30,7 +30,7 @@ fn upload(rec: &mut Recorder, packed: &Packed, bias: &[f32], (cin, cout): (usize
 }
 
 fn run(config: &Config, family: KernelFamily, record: impl FnOnce(&mut Recorder) -> Tensor) -> Vec<f32> {
-    let mut rec = Recorder::new(DeviceProfile { family, ..config.profile });
+    let mut rec = Recorder::new(DeviceProfile { kernels: KernelPlan::uniform(family), ..config.profile });
     let y = record(&mut rec);
     rec.output("y", &y);
     devices::run(&config.device.lock(), rec.finish()).expect("runs").numbers("y")
@@ -43,7 +43,7 @@ fn everywhere(test: &str, check: impl Fn(&Config, KernelFamily)) {
         skipped(test);
     }
     for config in configs.iter().filter(|config| ["f32", "f16", "packed"].contains(&config.name)) {
-        for family in [KernelFamily::Lanes, KernelFamily::Tile] {
+        for &family in KernelFamily::ALL {
             check(config, family);
         }
     }

@@ -1,7 +1,7 @@
-//! Compiled pipelines on disk, so that a driver without a cache of its own compiles once a machine and not once a start.
+//! What is kept on disk for the next start: compiled pipelines, so that a driver without a cache of its own compiles once a machine and
+//! not once a start (only Vulkan has such data), and the choice of kernels.
 //!
-//! One file an adapter, driver and version of this crate, in the user's cache folder: the SHA-256 of the rest, then what the
-//! driver gave. Only Vulkan has such data. A file that is damaged, or that a driver refuses, costs a line in the log and is written anew.
+//! One file an adapter, driver and version of this crate, in the user's cache folder: the SHA-256 of the rest, then the data. A file that is damaged, or that a driver refuses, costs a line in the log and is written anew.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,7 +28,7 @@ impl PipelineStore {
 
     /// The store for `device`, which has `PIPELINE_CACHE`, filled from the file in `folder` if there is a sound one.
     pub fn open(device: &wgpu::Device, facts: &AdapterFacts, folder: &Path) -> PipelineStore {
-        let path = folder.join(file_name(facts));
+        let path = folder.join(file_name(facts, "pipelines", ""));
         let data = read(&path);
         // SAFETY: the data must come from `PipelineCache::get_data`. It is taken from a file that this type wrote for the same adapter,
         // driver and crate version, whose checksum holds; wgpu checks its header, and falls back to an empty cache.
@@ -57,7 +57,7 @@ impl Drop for PipelineStore {
             return;
         }
         // A cache that cannot be written is no failure of what the program was asked for.
-        match write(path, &data) {
+        match write(path, &data, true) {
             Ok(()) => log::debug!("{} bytes of compiled pipelines in {}", data.len(), path.display()),
             Err(error) => log::warn!("compiled pipelines are not kept: {}: {error}", path.display()),
         }
@@ -69,10 +69,39 @@ pub(crate) fn folder() -> Option<PathBuf> {
     dirs::cache_dir().map(|folder| folder.join("infgen"))
 }
 
-fn file_name(facts: &AdapterFacts) -> String {
-    let key = [&facts.name, &facts.backend, &facts.driver, env!("CARGO_PKG_VERSION"), "1"].join("\n");
+/// A name for what belongs to this adapter, driver and version of the crate.
+fn file_name(facts: &AdapterFacts, kind: &str, key: &str) -> String {
+    let key = [&facts.name, &facts.backend, &facts.driver, env!("CARGO_PKG_VERSION"), "1", key].join("\n");
     let sum: String = Sha256::digest(key).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    format!("pipelines-{sum}.bin")
+    format!("{kind}-{sum}.bin")
+}
+
+/// What [`remember`] keeps under `key`.
+pub(crate) fn recall(folder: &Path, facts: &AdapterFacts, key: &str) -> Option<Vec<u8>> {
+    read(&folder.join(file_name(facts, "choices", key)))
+}
+
+/// Keeps `data` under `key` unless something is kept there already, and gives back what is kept.
+pub(crate) fn remember(folder: &Path, facts: &AdapterFacts, key: &str, data: &[u8]) -> Vec<u8> {
+    keep_first(&folder.join(file_name(facts, "choices", key)), data)
+}
+
+fn keep_first(path: &Path, data: &[u8]) -> Vec<u8> {
+    for _ in 0..2 {
+        match write(path, data, false) {
+            Ok(()) => return data.to_vec(),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => match read(path) {
+                Some(kept) => return kept,
+                // Damaged: out of the way with it.
+                None => drop(std::fs::remove_file(path)),
+            },
+            Err(error) => {
+                log::warn!("the choice of kernels is not kept: {}: {error}", path.display());
+                break;
+            }
+        }
+    }
+    data.to_vec()
 }
 
 /// The data in the file, if the checksum in front of it holds.
@@ -92,15 +121,19 @@ fn read(path: &Path) -> Option<Vec<u8>> {
     Some(bytes.split_off(SUM))
 }
 
-/// Writes beside the file and renames, so that nobody ever sees half of it.
-fn write(path: &Path, data: &[u8]) -> std::io::Result<()> {
+/// Writes beside the file and renames, so that nobody ever sees half of it; fails if there is one that must not be replaced.
+fn write(path: &Path, data: &[u8], replace: bool) -> std::io::Result<()> {
     use std::io::Write;
     let folder = path.parent().expect("a file in a folder");
     std::fs::create_dir_all(folder)?;
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     file.write_all(&Sha256::digest(data))?;
     file.write_all(data)?;
-    file.persist(path)?;
+    if replace {
+        file.persist(path)?;
+    } else {
+        file.persist_noclobber(path)?;
+    }
     Ok(())
 }
 
@@ -113,15 +146,28 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new/pipelines.bin");
         assert_eq!(read(&path), None);
-        write(&path, b"compiled").unwrap();
+        write(&path, b"compiled", true).unwrap();
         assert_eq!(read(&path).as_deref(), Some(&b"compiled"[..]));
         let whole = std::fs::read(&path).unwrap();
         for damaged in [&whole[..whole.len() - 1], &whole[..SUM - 1], b"", &[&whole[..SUM], b"compilex"].concat()] {
             std::fs::write(&path, damaged).unwrap();
             assert_eq!(read(&path), None, "{damaged:?}");
         }
-        write(&path, b"").unwrap();
+        write(&path, b"", true).unwrap();
         assert_eq!(read(&path).as_deref(), Some(&b""[..]));
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn the_first_choice_is_kept_unless_it_is_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("choices.bin");
+        assert_eq!(keep_first(&path, b"first"), b"first");
+        assert_eq!(keep_first(&path, b"second"), b"first");
+        std::fs::write(&path, b"damaged").unwrap();
+        assert_eq!(keep_first(&path, b"third"), b"third");
+        assert_eq!(read(&path).as_deref(), Some(&b"third"[..]));
+        // A file where the folder should be: the choice holds, it is only not kept.
+        assert_eq!(keep_first(&path.join("below"), b"fourth"), b"fourth");
     }
 }

@@ -1,6 +1,6 @@
 //! The device: created once, shared by everything that runs on it.
 
-use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
@@ -10,8 +10,9 @@ use super::adapter::{self, AdapterFacts};
 use super::cache::PipelineStore;
 use super::execute::Pace;
 use super::kernel::{Bind, Kernel, Storage, Variant};
+use super::pipelines::Pipelines;
 use super::plan::align;
-use super::recorder::{DeviceProfile, KernelFamily, Recorder};
+use super::recorder::{DeviceProfile, KernelFamily, KernelPlan, Recorder};
 use super::share::Handles;
 use super::tensor::{Elem, Source, Tensor};
 use crate::error::{Error, Result};
@@ -38,6 +39,8 @@ pub struct GpuOptions {
     pub native_f16: bool,
     /// Keep compiled pipelines in the user's cache folder, where backend and driver allow it (Vulkan).
     pub pipeline_cache: bool,
+    /// Where that is, and what else is remembered; none: the user's cache folder.
+    pub cache_folder: Option<PathBuf>,
     /// For tests: activations start as NaN, and every tensor gets a guard band on both sides, inside the bindings, whose
     /// change makes the run fail.
     pub guard_memory: bool,
@@ -98,15 +101,10 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-pub(crate) struct Pipeline {
-    pub raw: wgpu::ComputePipeline,
-    pub layout: wgpu::BindGroupLayout,
-    /// Index for the pace table.
-    pub id: usize,
-}
-
 /// An open device with its pipelines and buffers.
 pub struct Gpu {
+    #[cfg(not(target_arch = "wasm32"))]
+    cache_folder: Option<PathBuf>,
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     pub(crate) handles: Handles,
@@ -117,9 +115,7 @@ pub struct Gpu {
     /// Bytes of the guard bands around each activation tensor; 0 outside tests.
     pub(crate) guard: u64,
     ledger: Arc<Ledger>,
-    pipelines: Mutex<HashMap<(&'static str, Variant), Arc<Pipeline>>>,
-    #[cfg(not(target_arch = "wasm32"))]
-    store: PipelineStore,
+    pub(crate) pipelines: Arc<Pipelines>,
     /// Buffers of the last run, kept for the next.
     idle: Mutex<Vec<Arc<Buffer>>>,
     pub(crate) pace: Mutex<Pace>,
@@ -249,7 +245,7 @@ impl Gpu {
         let software = facts.kind == "software";
         let profile = DeviceProfile {
             software,
-            family: options.kernels.unwrap_or(if software { KernelFamily::Lanes } else { KernelFamily::Tile }),
+            kernels: options.kernels.map_or(KernelPlan::fixed(software), KernelPlan::uniform),
             native_f16: features.contains(wgpu::Features::SHADER_F16),
             max_binding: limits.max_storage_buffer_binding_size,
             max_buffer: limits.max_buffer_size,
@@ -262,7 +258,7 @@ impl Gpu {
                 AdapterFacts { kind: "discrete".into(), ..facts },
                 DeviceProfile {
                     software: false,
-                    family: KernelFamily::Tile,
+                    kernels: KernelPlan::fixed(false),
                     native_f16: true,
                     max_binding: LARGE,
                     max_buffer: LARGE,
@@ -272,13 +268,20 @@ impl Gpu {
             false => (facts, profile),
         };
         #[cfg(not(target_arch = "wasm32"))]
-        let store = match super::cache::folder() {
-            Some(folder) if features.contains(wgpu::Features::PIPELINE_CACHE) => PipelineStore::open(&device, &facts, &folder),
+        let cache_folder = options.cache_folder.clone().or_else(super::cache::folder);
+        #[cfg(not(target_arch = "wasm32"))]
+        let store = match &cache_folder {
+            Some(folder) if features.contains(wgpu::Features::PIPELINE_CACHE) => PipelineStore::open(&device, &facts, folder),
             _ => PipelineStore::none(),
         };
         Ok(Gpu {
             #[cfg(not(target_arch = "wasm32"))]
-            store,
+            cache_folder,
+            pipelines: Arc::new(Pipelines::new(
+                device.clone(),
+                #[cfg(not(target_arch = "wasm32"))]
+                store,
+            )),
             poller: Poller::start(&device),
             handles: Handles { instance, adapter, device: device.clone(), queue: queue.clone() },
             device,
@@ -291,7 +294,6 @@ impl Gpu {
             ceiling: Mutex::new(options.memory_ceiling),
             guard: if options.guard_memory { GUARD_BYTES } else { 0 },
             ledger: Arc::default(),
-            pipelines: Mutex::default(),
             idle: Mutex::default(),
             failure,
             gate: Mutex::default(),
@@ -309,6 +311,31 @@ impl Gpu {
     /// What chooses kernels on this device.
     pub fn profile(&self) -> &DeviceProfile {
         &self.profile
+    }
+
+    /// Another choice of kernels, for what is recorded from now on.
+    pub(crate) fn set_kernels(&mut self, kernels: KernelPlan) {
+        self.profile.kernels = kernels;
+    }
+
+    /// Pipelines made so far, and the time that took, summed over threads.
+    pub fn compiled(&self) -> (usize, Duration) {
+        self.pipelines.made()
+    }
+
+    /// What [`Gpu::remember`] keeps under `key`.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) fn recall(&self, key: &str) -> Option<Vec<u8>> {
+        super::cache::recall(self.cache_folder.as_deref()?, &self.facts, key)
+    }
+
+    /// Keeps `data` for this adapter, driver and version under `key`, and gives back what is kept: what was there before, if anything was.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) fn remember(&self, key: &str, data: &[u8]) -> Vec<u8> {
+        match &self.cache_folder {
+            Some(folder) => super::cache::remember(folder, &self.facts, key, data),
+            None => data.to_vec(),
+        }
     }
 
     /// An empty recording for this device.
@@ -491,64 +518,6 @@ impl Gpu {
     /// Makes sure that callbacks of what was submitted get called.
     pub(crate) fn poke(&self) {
         self.poller.poke();
-    }
-
-    /// The pipeline for `kernel` in `variant`, compiled on first use.
-    pub(crate) fn pipeline(&self, kernel: &'static Kernel, variant: Variant) -> Arc<Pipeline> {
-        let key = (kernel.name, variant);
-        if let Some(pipeline) = lock(&self.pipelines).get(&key) {
-            return pipeline.clone();
-        }
-        let began = web_time::Instant::now();
-        #[cfg(not(target_arch = "wasm32"))]
-        let cache = self.store.cache();
-        #[cfg(target_arch = "wasm32")]
-        let cache = None;
-        let variant = &key.1;
-        let source = format!("{}{}", variant.prelude(), kernel.wgsl);
-        let checks = wgpu::ShaderRuntimeChecks { bounds_checks: true, force_loop_bounding: false, ..wgpu::ShaderRuntimeChecks::checked() };
-        let descriptor = wgpu::ShaderModuleDescriptor { label: Some(kernel.name), source: wgpu::ShaderSource::Wgsl(source.into()) };
-        // SAFETY: `force_loop_bounding: false` requires that no shader loops forever. Every module here is one of the
-        // crate's own kernels (`Kernel` values are `'static` constants of `src/kernels`), and each of their loops counts
-        // up by a positive constant to a bound that does not change inside it. Bounds checks stay on.
-        let module = unsafe { self.device.create_shader_module_trusted(descriptor, checks) };
-        let uniform = wgpu::BindGroupLayoutEntry {
-            binding: 0,
-            visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer { ty: wgpu::BufferBindingType::Uniform, has_dynamic_offset: true, min_binding_size: None },
-            count: None,
-        };
-        let storage = kernel.bindings.iter().enumerate().map(|(i, kind)| wgpu::BindGroupLayoutEntry {
-            binding: i as u32 + 1,
-            ty: wgpu::BindingType::Buffer {
-                ty: wgpu::BufferBindingType::Storage { read_only: !kind.writes() },
-                has_dynamic_offset: false,
-                min_binding_size: None,
-            },
-            ..uniform
-        });
-        let entries: Vec<_> = std::iter::once(uniform).chain(storage).collect();
-        let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(kernel.name), entries: &entries });
-        let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some(kernel.name),
-            bind_group_layouts: &[Some(&layout)],
-            immediate_size: 0,
-        });
-        let constants: Vec<(&str, f64)> = variant.consts.iter().map(|&(name, value)| (name, value as f64)).collect();
-        let raw = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(kernel.name),
-            layout: Some(&pipeline_layout),
-            module: &module,
-            entry_point: Some("main"),
-            compilation_options: wgpu::PipelineCompilationOptions { constants: &constants, zero_initialize_workgroup_memory: false },
-            cache,
-        });
-        #[cfg(not(target_arch = "wasm32"))]
-        self.store.grew();
-        log::debug!("pipeline {} {:?}: {:.1} ms", kernel.name, variant.consts, began.elapsed().as_secs_f64() * 1e3);
-        let mut pipelines = lock(&self.pipelines);
-        let id = pipelines.len();
-        pipelines.entry(key).or_insert_with(|| Arc::new(Pipeline { raw, layout, id })).clone()
     }
 
     /// Variant of `kernel` for what its bindings hold.

@@ -9,9 +9,10 @@ use std::task::{Context, Poll, Waker};
 
 use web_time::Instant;
 
-use super::context::{Buffer, Gpu, Pipeline, lock};
+use super::context::{Buffer, Gpu, lock};
 use super::convert;
-use super::kernel::{HEADER_BYTES, PARAMS_STRIDE};
+use super::kernel::{HEADER_BYTES, PARAMS_STRIDE, Variant};
+use super::pipelines::Pipeline;
 use super::plan::{Plan, STAGING_BYTES, UNIFORM_SLOTS};
 use super::recorder::{Dispatch, Recording};
 use super::share::Picture;
@@ -481,6 +482,11 @@ impl Run<'_> {
                 }
             }
         }
+        #[cfg(not(target_arch = "wasm32"))]
+        let _ahead = {
+            let wanted = self.recording.nodes.iter().map(|node| (node.dispatch.kernel, self.variant(&node.dispatch)));
+            super::pipelines::Ahead::start(&self.gpu.pipelines, wanted.collect())
+        };
         let mut outputs = Outputs::default();
         if timed {
             outputs.timings = self.timed().await?;
@@ -574,10 +580,13 @@ impl Run<'_> {
         Ok(work)
     }
 
-    fn pipeline(&self, dispatch: &Dispatch) -> Arc<Pipeline> {
+    fn variant(&self, dispatch: &Dispatch) -> Variant {
         let elems = dispatch.bindings.iter().map(|binding| binding.tensor.elem);
-        let variant = self.gpu.variant(dispatch.kernel, elems, &dispatch.consts);
-        self.gpu.pipeline(dispatch.kernel, variant)
+        self.gpu.variant(dispatch.kernel, elems, &dispatch.consts)
+    }
+
+    fn pipeline(&self, dispatch: &Dispatch) -> Arc<Pipeline> {
+        self.gpu.pipelines.get(dispatch.kernel, self.variant(dispatch))
     }
 
     /// Runs each dispatch in a pass of its own between two timestamps.

@@ -3,18 +3,84 @@
 //! Models append; nothing runs. A finished [`Recording`] knows every lifetime, so its peak memory is exact
 //! before the first dispatch ([`super::plan`]), and it can be summed or printed with no device present.
 
+use std::fmt;
+
 use super::kernel::{Bind, Kernel};
 use super::share;
 use super::tensor::{Elem, Source, Tensor};
 use crate::error::Error;
 
 /// Which of a function's kernels is recorded, where there are several.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum KernelFamily {
     /// `*_lanes`: no workgroup memory, made for software rasterisers.
     Lanes,
-    /// `*_tile`: tiles staged in workgroup memory, for GPUs.
+    /// `*_pairs` where there is one and weights are f16, else `*_lanes`: twice the output channels a lane, for twice the time to compile.
+    Pairs,
+    /// `*_tile`: tiles staged in workgroup memory, for GPUs. Two tiles of output channels a workgroup where none is left over.
     Tile,
+    /// `*_tile` with one tile of output channels a workgroup: fewer registers, more reads.
+    NarrowTile,
+}
+
+impl KernelFamily {
+    /// Every family. Each computes every shape on every device.
+    pub const ALL: &'static [KernelFamily] = &[KernelFamily::Lanes, KernelFamily::Pairs, KernelFamily::Tile, KernelFamily::NarrowTile];
+}
+
+impl fmt::Display for KernelFamily {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            KernelFamily::Lanes => "lanes",
+            KernelFamily::Pairs => "pairs",
+            KernelFamily::Tile => "tile",
+            KernelFamily::NarrowTile => "narrow-tile",
+        })
+    }
+}
+
+/// The family of each operator that has several: what a tuner may choose. Other families sum in other orders, so it is part of the bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KernelPlan {
+    /// 3x3 convolutions of stride 1.
+    pub conv: KernelFamily,
+    /// Upsampling convolutions.
+    pub upsample: KernelFamily,
+    /// Linear layers and 1x1 convolutions.
+    pub linear: KernelFamily,
+}
+
+impl KernelPlan {
+    /// One family for everything.
+    pub fn uniform(family: KernelFamily) -> KernelPlan {
+        KernelPlan { conv: family, upsample: family, linear: family }
+    }
+
+    /// The choice without measuring.
+    pub fn fixed(software: bool) -> KernelPlan {
+        KernelPlan::uniform(if software { KernelFamily::Pairs } else { KernelFamily::Tile })
+    }
+}
+
+impl fmt::Display for KernelPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "convolution {}, upsampling {}, linear {}", self.conv, self.upsample, self.linear)
+    }
+}
+
+/// Reads what `Display` writes.
+impl std::str::FromStr for KernelPlan {
+    type Err = ();
+    fn from_str(text: &str) -> Result<KernelPlan, ()> {
+        let mut parts = text.split(", ");
+        let mut part = |name: &str| {
+            let family = parts.next()?.strip_prefix(name)?.strip_prefix(' ')?;
+            KernelFamily::ALL.iter().copied().find(|f| f.to_string() == family)
+        };
+        let plan =
+            KernelPlan { conv: part("convolution").ok_or(())?, upsample: part("upsampling").ok_or(())?, linear: part("linear").ok_or(())? };
+        if parts.next().is_none() { Ok(plan) } else { Err(()) }
+    }
 }
 
 /// The facts about a device that choose kernels. Everything that can change bits is in here.
@@ -22,8 +88,8 @@ pub enum KernelFamily {
 pub struct DeviceProfile {
     /// A CPU pretending to be a GPU (lavapipe, SwiftShader, WARP): other kernels are fast there.
     pub software: bool,
-    /// Kernels of convolutions and linear layers: [`KernelFamily::Lanes`] on software, else [`KernelFamily::Tile`].
-    pub family: KernelFamily,
+    /// Kernels of convolutions and linear layers.
+    pub kernels: KernelPlan,
     /// `shader-f16` is there; else f16 is packed in u32.
     pub native_f16: bool,
     /// Largest storage binding in bytes.

@@ -12,6 +12,14 @@ pub const CONV2D_3X3_LANES: Kernel = Kernel {
     bindings: &[Bind::X, Bind::W, Bind::F32, Bind::YRead, Bind::Y],
 };
 
+/// `conv2d_3x3_pairs.wgsl`
+pub const CONV2D_3X3_PAIRS: Kernel = Kernel {
+    name: "conv2d_3x3_pairs",
+    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_3x3_pairs.wgsl")),
+    params: CONV2D_3X3_LANES.params,
+    bindings: &[Bind::X, Bind::W8, Bind::F32, Bind::YRead, Bind::Y],
+};
+
 /// `conv2d_3x3_tile.wgsl`
 pub const CONV2D_3X3_TILE: Kernel = Kernel {
     name: "conv2d_3x3_tile",
@@ -191,13 +199,13 @@ pub fn conv2d_3x3_window(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
         assert!(top + window.height <= tensor.height && left + window.width <= tensor.width, "conv2d_3x3: residual");
         assert_eq!((tensor.channels, tensor.elem), (weights.cout, call.elem), "conv2d_3x3: residual");
     }
-    match (rec.profile().family, call.norm) {
-        (KernelFamily::Lanes, Some(Norm { affine, silu })) => {
+    match (rec.profile().kernels.conv, call.norm) {
+        (KernelFamily::Tile | KernelFamily::NarrowTile, _) => conv2d_3x3_tile(rec, call),
+        (_, Some(Norm { affine, silu })) => {
             let x = norm_apply(rec, x, affine, silu, x.elem);
-            conv2d_3x3_lanes(rec, &Conv3x3Call { x: &x, norm: None, ..*call })
+            conv2d_3x3_plain(rec, &Conv3x3Call { x: &x, norm: None, ..*call })
         }
-        (KernelFamily::Lanes, None) => conv2d_3x3_lanes(rec, call),
-        (KernelFamily::Tile, _) => conv2d_3x3_tile(rec, call),
+        (_, None) => conv2d_3x3_plain(rec, call),
     }
 }
 
@@ -212,14 +220,27 @@ fn residual_binding(call: &Conv3x3Call<'_>, rows: usize) -> (Binding, [u32; 3]) 
     }
 }
 
-fn conv2d_3x3_lanes(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
+/// Without workgroup memory, and without a norm.
+fn conv2d_3x3_plain(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
     let Conv3x3Call { x, weights, residual, act, elem, window, .. } = *call;
     let y = rec.tensor(window.height, window.width, weights.cout, elem);
-    let (channel_lanes, pixel_lanes) = lanes(rec, y.quads());
     let (residual_part, [rw, rtop, rleft]) = residual_binding(call, 1);
+    let residual_kind = ("RESIDUAL", residual.is_some() as u32);
+    let packed_lanes = channel_lanes(y.quads()) as u32;
+    // A pair needs two quads, and is one load in f16 only.
+    let paired = rec.profile().kernels.conv == KernelFamily::Pairs && y.quads() > 1 && weights.weight.elem == Elem::Half;
+    let (kernel, consts, pixel_lanes, tiles) = if paired {
+        let pairs = y.quads().div_ceil(2);
+        let (channels, pixels) = lanes(rec, pairs);
+        let consts = vec![("LC", packed_lanes), ("CL", channels), ("PL", pixels), residual_kind];
+        (&CONV2D_3X3_PAIRS, consts, pixels, (pairs as u32).div_ceil(channels))
+    } else {
+        let (channels, pixels) = lanes(rec, y.quads());
+        (&CONV2D_3X3_LANES, vec![("LC", channels), ("LP", pixels), residual_kind], pixels, (y.quads() as u32).div_ceil(channels))
+    };
     rec.dispatch(Dispatch {
-        kernel: &CONV2D_3X3_LANES,
-        consts: vec![("LC", channel_lanes), ("LP", pixel_lanes), ("RESIDUAL", residual.is_some() as u32)],
+        kernel,
+        consts,
         bindings: vec![
             Binding::part(x, Footprint::rows((x.width * x.quads()) as u64, 1, 1 - window.top, 3)),
             Binding::whole(&weights.weight),
@@ -240,7 +261,7 @@ fn conv2d_3x3_lanes(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
             rtop,
             rleft,
         ],
-        grid: [(y.width as u32).div_ceil(8 * pixel_lanes), y.height as u32, (y.quads() as u32).div_ceil(channel_lanes)],
+        grid: [(y.width as u32).div_ceil(8 * pixel_lanes), y.height as u32, tiles],
         flops: 18 * product([y.pixels(), weights.cin, weights.cout]),
     });
     y
@@ -249,7 +270,7 @@ fn conv2d_3x3_lanes(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
 fn conv2d_3x3_tile(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
     let Conv3x3Call { x, norm, weights, residual, act, elem, window } = *call;
     let y = rec.tensor(window.height, window.width, weights.cout, elem);
-    let (channels, pair, groups) = tiles(y.quads());
+    let (channels, pair, groups) = tiles(y.quads(), rec.profile().kernels.conv);
     let (rows, columns) = TILE;
     let (residual_part, [rw, rtop, rleft]) = residual_binding(call, rows);
     if let Some(norm) = norm {
@@ -303,16 +324,16 @@ pub fn upsample2x_conv2d_3x3_window(rec: &mut Recorder, x: &Tensor, weights: &Co
     let row_out = (2 * sw * y.quads()) as u64;
     let mut params = vec![x.height as u32, x.width as u32, x.quads() as u32, y.quads() as u32];
     let origin = [window.top as u32, window.left as u32];
-    let (kernel, consts, rows, grid) = match rec.profile().family {
-        KernelFamily::Lanes => {
+    let (kernel, consts, rows, grid) = match rec.profile().kernels.upsample {
+        KernelFamily::Lanes | KernelFamily::Pairs => {
             let (channel_lanes, pixel_lanes) = lanes(rec, y.quads());
             let tiles = (y.quads() as u32).div_ceil(channel_lanes);
             let grid = [(sw as u32).div_ceil(8 * pixel_lanes), sh as u32, 4 * tiles];
             params.extend([tiles, act as u32, sw as u32]);
             (&CONV2D_PHASE_LANES, vec![("LC", channel_lanes), ("LP", pixel_lanes)], 1, grid)
         }
-        KernelFamily::Tile => {
-            let (channels, pair, groups) = tiles(y.quads());
+        family @ (KernelFamily::Tile | KernelFamily::NarrowTile) => {
+            let (channels, pair, groups) = tiles(y.quads(), family);
             let grid = [4 * groups, sh.div_ceil(TILE.0) as u32, sw.div_ceil(TILE.1) as u32];
             params.extend([groups * pair, act as u32, sh as u32, sw as u32]);
             (&CONV2D_PHASE_TILE, vec![("LC", channels), ("LT", pair)], TILE.0, grid)

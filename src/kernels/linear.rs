@@ -71,16 +71,16 @@ pub fn linear_into(rec: &mut Recorder, x: &Tensor, weights: &LinearWeights, resi
     }
     let rows = x.pixels();
     let residual_kind = ("RESIDUAL", residual.is_some() as u32);
-    let (kernel, consts, run, groups) = match rec.profile().family {
-        KernelFamily::Lanes => {
+    let (kernel, consts, run, groups) = match rec.profile().kernels.linear {
+        KernelFamily::Lanes | KernelFamily::Pairs => {
             // Lanes hold a pair of quads each.
             let pairs = y.quads().div_ceil(2);
             let (channel_lanes, row_lanes) = lanes(rec, pairs);
             let consts = vec![("LC", tile_quads(y.quads()) as u32), ("CL", channel_lanes), ("RL", row_lanes), residual_kind];
             (&LINEAR_LANES, consts, 8 * row_lanes as usize, (pairs as u32).div_ceil(channel_lanes))
         }
-        KernelFamily::Tile => {
-            let (channels, pair, groups) = tiles(y.quads().max(2));
+        family @ (KernelFamily::Tile | KernelFamily::NarrowTile) => {
+            let (channels, pair, groups) = tiles(y.quads().max(2), family);
             (&LINEAR_TILE, vec![("LC", channels), ("LT", pair), residual_kind], TILE_ROWS, groups)
         }
     };

@@ -15,7 +15,7 @@ pub mod output;
 pub mod peak;
 pub mod resample;
 
-use crate::gpu::{Elem, Kernel, Recorder};
+use crate::gpu::{Elem, Kernel, KernelFamily, Recorder};
 
 /// Every kernel.
 pub const ALL: &[&Kernel] = &[
@@ -28,6 +28,7 @@ pub const ALL: &[&Kernel] = &[
     &attention::ATTENTION_SOFTMAX_LANES,
     &attention::ATTENTION_VALUES_LANES,
     &conv2d::CONV2D_3X3_LANES,
+    &conv2d::CONV2D_3X3_PAIRS,
     &conv2d::CONV2D_3X3_TILE,
     &conv2d::CONV2D_DIRECT,
     &conv2d::CONV2D_PHASE_LANES,
@@ -88,11 +89,11 @@ pub(crate) fn lanes(rec: &Recorder, cout4: usize) -> (u32, u32) {
 }
 
 /// Of a `*_tile` kernel: output quads of a tile of packed weights, tiles a workgroup takes (two only where that leaves none
-/// over), and workgroups along the output channels. The last two change no sum's order.
-pub(crate) fn tiles(cout4: usize) -> (u32, u32, u32) {
+/// over and the family is not the narrow one), and workgroups along the output channels. The last two change no sum's order.
+pub(crate) fn tiles(cout4: usize, family: KernelFamily) -> (u32, u32, u32) {
     let channels = channel_lanes(cout4);
     let tiles = cout4.div_ceil(channels);
-    let pair = if channels == 8 && tiles.is_multiple_of(2) { 2 } else { 1 };
+    let pair = if family != KernelFamily::NarrowTile && channels == 8 && tiles.is_multiple_of(2) { 2 } else { 1 };
     (channels as u32, pair as u32, (tiles / pair) as u32)
 }
 

@@ -14,7 +14,7 @@ pub const PEAK_COPY: Kernel = Kernel {
     bindings: &[Bind::F32, Bind::F32Write],
 };
 
-/// Multiply-adds in registers: `workgroups * 64` invocations of `32 * rounds` each.
+/// Multiply-adds in registers: `workgroups * 64` invocations of `64 * rounds` each.
 pub fn peak_fma(rec: &mut Recorder, workgroups: u32, rounds: u32) -> Tensor {
     let y = rec.tensor(1, workgroups as usize * 64, 4, Elem::F32);
     rec.dispatch(Dispatch {
@@ -23,7 +23,7 @@ pub fn peak_fma(rec: &mut Recorder, workgroups: u32, rounds: u32) -> Tensor {
         bindings: vec![Binding::part(&y, Footprint { base: 0, per: [64, 0, 0], extent: 64 })],
         params: vec![rounds],
         grid: [workgroups, 1, 1],
-        flops: 2 * 32 * 64 * workgroups as u64 * rounds as u64,
+        flops: 2 * 64 * 64 * workgroups as u64 * rounds as u64,
     });
     y
 }

@@ -38,6 +38,9 @@ pub struct Common {
     /// Ceiling on host memory for what has no room on the GPU [default: half of the machine's]
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse_bytes)]
     pub host_memory: Option<u64>,
+    /// Use the fixed choice of kernels instead of measuring which are fastest at the first use of a GPU
+    #[arg(long, global = true)]
+    pub no_tune: bool,
     /// No progress and no summary
     #[arg(short, long, global = true)]
     pub quiet: bool,
@@ -101,8 +104,11 @@ Keys: wheel or + - zoom, drag moves, F fits, W fills the window, 1 is 100 %, C c
     Inspect(InspectArgs),
     /// Time kernels and whole decodes, beside the device's own peak
     #[command(after_help = "Examples:
-  infgen bench                 everything
-  infgen bench conv2d linear   what has one of these in its name")]
+  infgen bench                                everything
+  infgen bench conv2d linear                  what has one of these in its name
+  infgen bench --network vae --check          the SD VAE's shapes, each compared with its f64 definition first
+  infgen bench --variants conv2d              every kernel family that could compute it
+  infgen bench decode --sizes 512,1024 --json whole decodes, for other programs")]
     Bench(BenchArgs),
 }
 
@@ -355,6 +361,24 @@ pub struct BenchArgs {
     /// Decoder for the whole decodes [default: the one that ships]
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
+    /// Only shapes of this network: tiny (the decoder that ships), table1, sd4 (InfGen's presets), vae, unet (SD 1.5)
+    #[arg(long, value_name = "NAME", value_parser = ["tiny", "table1", "sd4", "vae", "unet"])]
+    pub network: Option<String>,
+    /// Sides of the whole decodes in pixels [default: 256 on software, 512,1024,2048 on a GPU]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = parse_side)]
+    pub sizes: Vec<usize>,
+    /// Compare each kernel with its definition in f64 before it is timed; what is wrong is not timed, and makes the command fail
+    #[arg(long)]
+    pub check: bool,
+    /// Time every kernel family that could compute the operator, not only the one chosen
+    #[arg(long)]
+    pub variants: bool,
+    /// Write the JSON report to this file as well
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Whole planes on software devices too, where they lose rows to be done in time
+    #[arg(long)]
+    pub full: bool,
     /// Measurements of each; the median is shown
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repeat: u32,
@@ -383,6 +407,10 @@ pub struct ViewArgs {
     /// Write what happens to this file, one JSON object a line
     #[arg(long, value_name = "FILE", hide = true)]
     pub events: Option<PathBuf>,
+}
+
+fn parse_side(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|side| (8..=16384).contains(side)).ok_or_else(|| "a side of 8 to 16384 pixels".into())
 }
 
 /// `1920x1080`

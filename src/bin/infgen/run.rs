@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use infgen::error::human_bytes;
-use infgen::{Engine, EngineOptions, Observer, Result, Weights};
+use infgen::{Engine, EngineOptions, Observer, Result, Tuning, Weights};
 use serde_json::{Map, Value, json};
 
 use crate::args::Common;
@@ -76,6 +76,7 @@ impl Run {
             memory: self.common.memory,
             host_memory: self.common.host_memory,
             pipeline_cache: true,
+            tuning: if self.common.no_tune { Tuning::Off } else { Tuning::Gpus },
             ..EngineOptions::default()
         };
         let engine = self.stage("device", |_| Engine::new(options))?;
@@ -115,22 +116,29 @@ impl Run {
         self.bar.finish_and_clear();
     }
 
+    /// `facts` with what every report says.
+    pub fn report(&self, engine: &Engine, facts: Value) -> Map<String, Value> {
+        let device = engine.device();
+        let mut object = match facts {
+            Value::Object(object) => object,
+            _ => Map::new(),
+        };
+        let stages: Map<String, Value> = self.stages.borrow().iter().map(|(n, s)| ((*n).into(), json!(s))).collect();
+        object.insert("seconds".into(), stages.into());
+        object.insert("total_seconds".into(), json!(self.started.elapsed().as_secs_f64()));
+        object.insert("peak_gpu_bytes".into(), json!(engine.memory().peak));
+        let names = json!({ "name": device.name, "backend": device.backend, "driver": device.driver, "kernels": engine.kernels() });
+        object.insert("device".into(), names);
+        object
+    }
+
     /// Ends the command: the JSON object or a summary.
     pub fn finish(&self, engine: &Engine, outputs: &[&Path], facts: Value) {
         self.clear();
         let peak = engine.memory().peak;
-        let device = engine.device();
         let outputs: Vec<String> = outputs.iter().map(|path| path.display().to_string()).collect();
         if self.common.json {
-            let mut object = match facts {
-                Value::Object(object) => object,
-                _ => Map::new(),
-            };
-            let stages: Map<String, Value> = self.stages.borrow().iter().map(|(n, s)| ((*n).into(), json!(s))).collect();
-            object.insert("seconds".into(), stages.into());
-            object.insert("total_seconds".into(), json!(self.started.elapsed().as_secs_f64()));
-            object.insert("peak_gpu_bytes".into(), json!(peak));
-            object.insert("device".into(), json!({ "name": device.name, "backend": device.backend, "driver": device.driver }));
+            let mut object = self.report(engine, facts);
             if let [output] = &outputs[..] {
                 object.insert("output".into(), json!(output));
             }

@@ -1,0 +1,288 @@
+//! Which kernels a device computes convolutions and linear layers with, measured once and remembered.
+//!
+//! The plan is part of the bits, so it is settled before anything runs and stays: one file an adapter, driver, version, storage
+//! type and set of shaders, in the user's cache folder; who writes it first wins. A candidate whose result differs from that of
+//! the fixed choice by more than rounding, or that fails, is never taken.
+
+use std::fmt;
+
+use log::{debug, warn};
+use sha2::{Digest, Sha256};
+use web_time::Instant;
+
+use super::Tuning;
+use crate::error::Result;
+use crate::gpu::{DeviceProfile, Elem, Gpu, KernelFamily, KernelPlan, Observer, Recorder, Tensor};
+use crate::kernels::conv2d::{self, ConvWeights};
+use crate::kernels::group_norm::Norm;
+use crate::kernels::linear::{self, LinearWeights};
+use crate::kernels::{self, Act};
+use crate::noise::torch_cpu_randn;
+
+/// Measured rounds of each candidate.
+const ROUNDS: usize = 5;
+
+/// Another kernel than the fixed choice must be faster by this much.
+const MARGIN: f64 = 0.95;
+
+/// Largest relative L2 distance to the fixed choice's result: roundings of the storage type.
+fn tolerance(elem: Elem) -> f64 {
+    if elem == Elem::Half { 2e-3 } else { 1e-5 }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Op {
+    Conv,
+    Upsample,
+    Linear,
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Op::Conv => "3x3 convolution",
+            Op::Upsample => "upsampling convolution",
+            Op::Linear => "linear layer",
+        })
+    }
+}
+
+/// The plan to use on `gpu` for activations of type `elem`: remembered, else measured and remembered.
+///
+/// # Errors
+/// What running kernels may fail with; not being able to read or write the cache is none.
+pub(super) async fn plan(gpu: &Gpu, elem: Elem, tuning: Tuning) -> Result<KernelPlan> {
+    let fixed = gpu.profile().kernels;
+    let software = gpu.profile().software;
+    if tuning == Tuning::Off || (software && tuning == Tuning::Gpus) {
+        return Ok(fixed);
+    }
+    let key = key(gpu, elem);
+    if let Some(plan) = gpu.recall(&key).and_then(|bytes| parse(&bytes)) {
+        debug!("kernels, as remembered: {plan}");
+        return Ok(plan);
+    }
+    let began = Instant::now();
+    let mut plan = fixed;
+    plan.conv = Bench::new(gpu, elem, Op::Conv).await?.best(fixed.conv).await?;
+    plan.upsample = Bench::new(gpu, elem, Op::Upsample).await?.best(fixed.upsample).await?;
+    plan.linear = Bench::new(gpu, elem, Op::Linear).await?.best(fixed.linear).await?;
+    gpu.trim();
+    debug!("kernels, measured in {:.2} s: {plan}", began.elapsed().as_secs_f64());
+    // Another process may have been first: its choice is the one that counts.
+    let kept = gpu.remember(&key, plan.to_string().as_bytes());
+    Ok(parse(&kept).unwrap_or(plan))
+}
+
+/// What besides adapter, driver and version the choice depends on.
+fn key(gpu: &Gpu, elem: Elem) -> String {
+    let mut sources = Sha256::new();
+    for kernel in kernels::ALL {
+        sources.update(kernel.wgsl);
+    }
+    let sum: String = sources.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let profile = gpu.profile();
+    format!("kernels {elem:?} f16={} binding={} {sum}", profile.native_f16, profile.max_binding)
+}
+
+/// The inverse of `KernelPlan`'s `Display`.
+fn parse(bytes: &[u8]) -> Option<KernelPlan> {
+    std::str::from_utf8(bytes).ok()?.parse().ok()
+}
+
+/// One operator with operands on the device.
+struct Bench<'a> {
+    gpu: &'a Gpu,
+    elem: Elem,
+    op: Op,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    affine: Tensor,
+    residual: Tensor,
+    /// Channels in and out.
+    channels: usize,
+}
+
+impl<'a> Bench<'a> {
+    async fn new(gpu: &'a Gpu, elem: Elem, op: Op) -> Result<Bench<'a>> {
+        // Enough workgroups for a large GPU, and not too much work for a small one. Any is right, so bits do not depend on this.
+        let (side, channels) = match gpu.facts().kind.as_str() {
+            "software" => (16, 64),
+            "discrete" => (128, 256),
+            _ => (64, 256),
+        };
+        let (h, w) = match op {
+            Op::Conv => (side, side),
+            Op::Upsample => (side / 2, side),
+            Op::Linear => (side * side / 2, 1),
+        };
+        let put = async |seed: u64, h: usize, w: usize, c: usize, amp: f32, elem: Elem| {
+            let values: Vec<f32> = torch_cpu_randn(seed, h * w * c).into_iter().map(|v| v * amp).collect();
+            gpu.resident("tuning", &crate::gpu::to_units(&values, c, elem), h, w, c, elem).await
+        };
+        let taps = if op == Op::Linear { 1 } else { 9 };
+        let amp = (1.0 / (taps * channels) as f32).sqrt();
+        let weight: Vec<f32> = torch_cpu_randn(2, channels * channels * taps).into_iter().map(|v| v * amp).collect();
+        let packed = match op {
+            Op::Conv => conv2d::pack_square(&weight, channels, channels, 3),
+            Op::Upsample => conv2d::pack_phases(&weight, channels, channels),
+            Op::Linear => linear::pack_linear(&weight, channels, channels),
+        };
+        let units = crate::gpu::to_units(&packed.values, packed.values.len(), elem);
+        Ok(Bench {
+            gpu,
+            elem,
+            op,
+            x: put(1, h, w, channels, 1.0, elem).await?,
+            weight: gpu.resident("tuning", &units, 1, 1, packed.values.len(), elem).await?,
+            bias: put(3, 1, 1, channels, 1.0, Elem::F32).await?,
+            affine: put(4, 2, 1, channels, 1.0, Elem::F32).await?,
+            residual: put(5, h, w, channels, 1.0, elem).await?,
+            channels,
+        })
+    }
+
+    fn record(&self, rec: &mut Recorder) -> Tensor {
+        let (weight, bias) = (self.weight.clone(), self.bias.clone());
+        let conv = || ConvWeights { weight: weight.clone(), bias: bias.clone(), cin: self.channels, cout: self.channels };
+        match self.op {
+            // As in a resnet: families differ in what they fuse.
+            Op::Conv => {
+                let norm = Norm { affine: &self.affine, silu: true };
+                conv2d::conv2d_3x3(rec, &self.x, Some(norm), &conv(), Some(&self.residual), Act::None, self.elem)
+            }
+            Op::Upsample => conv2d::upsample2x_conv2d_3x3(rec, &self.x, &conv(), Act::None, self.elem),
+            Op::Linear => {
+                let layer = LinearWeights { weight, bias, inputs: self.channels, outputs: self.channels };
+                linear::linear(rec, &self.x, &layer, None, Act::None, self.elem)
+            }
+        }
+    }
+
+    fn recorder(&self, family: KernelFamily) -> Recorder {
+        Recorder::new(DeviceProfile { kernels: KernelPlan::uniform(family), ..*self.gpu.profile() })
+    }
+
+    async fn result(&self, family: KernelFamily) -> Result<Vec<f32>> {
+        let mut rec = self.recorder(family);
+        let y = self.record(&mut rec);
+        rec.output("y", &y);
+        Ok(self.gpu.run(rec.finish(), &Observer::default()).await?.numbers("y"))
+    }
+
+    async fn seconds(&self, family: KernelFamily) -> Result<f64> {
+        let mut rec = self.recorder(family);
+        self.record(&mut rec);
+        let start = Instant::now();
+        let outputs = self.gpu.run_timed(rec.finish(), &Observer::default()).await?;
+        let timed: f64 = outputs.timings.iter().map(|t| t.seconds).sum();
+        Ok(if timed > 0.0 { timed } else { start.elapsed().as_secs_f64() })
+    }
+
+    /// The fastest of the families that computes what `fixed` does.
+    async fn best(&self, fixed: KernelFamily) -> Result<KernelFamily> {
+        let expected = self.result(fixed).await?;
+        let mut candidates = vec![(fixed, Vec::new())];
+        for &family in KernelFamily::ALL {
+            if family == fixed || !self.distinct(family, fixed) || !self.agrees(family, &expected).await? {
+                continue;
+            }
+            candidates.push((family, Vec::new()));
+        }
+        // In turn, so that a clock that changes meets them all; the first round does not count, and ends who is far behind.
+        let mut first = Vec::new();
+        for (family, _) in &candidates {
+            first.push(self.seconds(*family).await?);
+        }
+        let least = first.iter().copied().fold(f64::INFINITY, f64::min);
+        let mut far = first.iter().map(|&seconds| seconds > 2.0 * least);
+        candidates.retain(|(family, _)| !far.next().unwrap_or(false) || *family == fixed);
+        for _ in 0..ROUNDS {
+            for (family, times) in &mut candidates {
+                times.push(self.seconds(*family).await?);
+            }
+        }
+        let median = |times: &[f64]| {
+            let mut times = times.to_vec();
+            times.sort_by(f64::total_cmp);
+            times[times.len() / 2]
+        };
+        let usual = median(&candidates[0].1);
+        let (family, seconds) =
+            candidates.iter().map(|(family, times)| (*family, median(times))).min_by(|a, b| a.1.total_cmp(&b.1)).expect("the fixed one");
+        debug!("{}: {family} {:.3} ms, {fixed} {:.3} ms", self.op, seconds * 1e3, usual * 1e3);
+        Ok(if seconds < MARGIN * usual { family } else { fixed })
+    }
+
+    /// Whether `family` computes this operator with another kernel or grid than `fixed`.
+    fn distinct(&self, family: KernelFamily, fixed: KernelFamily) -> bool {
+        let pairs = |f: KernelFamily| f == KernelFamily::Pairs && self.op != Op::Conv;
+        !(pairs(family) || (pairs(fixed) && family == KernelFamily::Lanes))
+    }
+
+    async fn agrees(&self, family: KernelFamily, expected: &[f32]) -> Result<bool> {
+        let got = match self.result(family).await {
+            Ok(got) => got,
+            Err(error @ (crate::Error::DeviceLost { .. } | crate::Error::Cancelled)) => return Err(error),
+            Err(error) => {
+                warn!("{}: {family} is not used here: {error}", self.op);
+                return Ok(false);
+            }
+        };
+        let distance = distance(&got, expected);
+        // A NaN is no agreement.
+        let agrees = distance <= tolerance(self.elem);
+        if !agrees {
+            warn!("{}: {family} is not used here: its result is off by {distance:.1e}", self.op);
+        }
+        Ok(agrees)
+    }
+}
+
+/// Relative L2 distance.
+fn distance(got: &[f32], expected: &[f32]) -> f64 {
+    if got.len() != expected.len() {
+        return f64::INFINITY;
+    }
+    let (mut difference, mut size) = (0.0f64, 0.0f64);
+    for (&g, &e) in got.iter().zip(expected) {
+        difference += (g as f64 - e as f64).powi(2);
+        size += (e as f64).powi(2);
+    }
+    (difference / size.max(f64::MIN_POSITIVE)).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_result_is_no_agreement() {
+        let right: Vec<f32> = (0..4096).map(|i| (i as f32 * 0.37).sin()).collect();
+        let off = |change: &dyn Fn(&mut Vec<f32>)| {
+            let mut got = right.clone();
+            change(&mut got);
+            let distance = distance(&got, &right);
+            distance.is_nan() || distance > tolerance(Elem::Half)
+        };
+        assert!(!off(&|_| ()));
+        assert!(!off(&|got| got.iter_mut().for_each(|v| *v = half::f16::from_f32(*v).to_f32())));
+        assert!(off(&|got| got[7] = f32::NAN), "a NaN");
+        assert!(off(&|got| got[4095] += 0.5), "one wrong element");
+        assert!(off(&|got| got[4088..].fill(0.0)), "a missing tail");
+        assert!(off(&|got| got.swap(0, 4)), "swapped elements");
+        assert!(off(&|got| got.truncate(4095)), "too few");
+    }
+
+    #[test]
+    fn plans_survive_their_file() {
+        for &conv in KernelFamily::ALL {
+            let plan = KernelPlan { conv, upsample: KernelFamily::Tile, linear: KernelFamily::Lanes };
+            assert_eq!(parse(plan.to_string().as_bytes()), Some(plan));
+        }
+        for text in ["", "tile", "convolution tile, upsampling tile, linear", "convolution tile, upsampling tile, linear x", "\u{0}"] {
+            assert_eq!(parse(text.as_bytes()), None, "{text:?}");
+        }
+    }
+}

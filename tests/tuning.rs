@@ -1,0 +1,65 @@
+//! Choosing kernels by measuring: what is chosen is remembered, what is remembered is used, and every form of a decode uses it.
+
+use infgen::gpu::{KernelFamily, KernelPlan};
+use infgen::{Engine, EngineOptions, Error, Latent, Rect, Tuning, Weights};
+use sha2::{Digest, Sha256};
+
+fn options(folder: &std::path::Path, tuning: Tuning) -> EngineOptions {
+    let device = std::env::var("INFGEN_DEVICE").ok();
+    EngineOptions { device, tuning, cache_folder: Some(folder.to_owned()), ..EngineOptions::default() }
+}
+
+fn open(options: EngineOptions) -> Option<Engine> {
+    match Engine::new(options) {
+        Ok(engine) => Some(engine),
+        Err(Error::NoAdapter { detail }) => {
+            assert!(std::env::var_os("REQUIRE_GPU").is_none_or(|v| v != "1"), "REQUIRE_GPU=1, but: {detail}");
+            eprintln!("SKIPPED: no GPU adapter on this machine (REQUIRE_GPU=1 makes this a failure)");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn a_choice_is_measured_once_remembered_and_used_by_every_form_of_a_decode() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = || std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path()).collect::<Vec<_>>();
+
+    // Without tuning: the fixed choice, and nothing is written.
+    let Some(engine) = open(options(folder.path(), Tuning::Off)) else { return };
+    let software = engine.gpu().profile().software;
+    assert_eq!(engine.gpu().profile().kernels, KernelPlan::fixed(software));
+    assert_eq!(files().len(), 0);
+    if software {
+        let engine = open(options(folder.path(), Tuning::Gpus)).unwrap();
+        assert_eq!((engine.gpu().profile().kernels, files().len()), (KernelPlan::fixed(true), 0));
+    }
+
+    // Measured: one file, which says what is used.
+    let engine = open(options(folder.path(), Tuning::Always)).unwrap();
+    let [file] = &files()[..] else { panic!("{:?}", files()) };
+    let bytes = std::fs::read(file).unwrap();
+    assert_eq!(&bytes[32..], engine.kernels().as_bytes());
+    assert!(engine.gpu().compiled().0 > 3, "kernels were tried");
+
+    // Remembered: another choice in the file is the one that counts, without trying anything.
+    let plan = KernelPlan { conv: KernelFamily::Tile, upsample: KernelFamily::Lanes, linear: KernelFamily::NarrowTile };
+    assert_ne!(engine.gpu().profile().kernels, plan, "a software device was measured to like this: choose another plan for this test");
+    let text = plan.to_string();
+    std::fs::write(file, [&Sha256::digest(&text)[..], text.as_bytes()].concat()).unwrap();
+    let engine = open(options(folder.path(), Tuning::Always)).unwrap();
+    assert_eq!((engine.gpu().profile().kernels, engine.gpu().compiled().0), (plan, 0));
+
+    // Whole, under a ceiling, and a rectangle: one plan, one set of bits.
+    let latent = Latent::new([1, 4, 6, 5], infgen::noise::torch_cpu_randn(3, 4 * 6 * 5)).unwrap();
+    let decoder = engine.load_decoder(Weights::Builtin).unwrap();
+    let (width, height) = (61, 75);
+    let whole = decoder.decode(&latent, width, height).unwrap();
+    let (rect, decoding) = (Rect { x: 13, y: 22, w: 31, h: 40 }, decoder.prepare(&latent, width, height).unwrap());
+    let part = decoding.region(rect).unwrap();
+    for (row, line) in part.data().chunks_exact(3 * rect.w).enumerate() {
+        let at = 3 * ((rect.y + row) * width + rect.x);
+        assert_eq!(line, &whole.data()[at..at + 3 * rect.w], "row {row}");
+    }
+}
