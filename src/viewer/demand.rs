@@ -147,11 +147,13 @@ mod tests {
         }
         assert!((6..=12).contains(&(wanted.len() - 2)), "{}", wanted.len());
         // prepared, and all tiles but one there
-        let last = *wanted.last().unwrap();
-        assert_eq!(demand.wanted(|key| *key != last, NOTHING), [last]);
+        let (last, whole) = (*wanted.last().unwrap(), Key::Whole(Side::A, level));
+        assert_eq!(demand.wanted(|key| ![last, whole].contains(key), NOTHING), [last]);
         // all tiles there: nothing has to be prepared again
         let prepare = wanted[1];
-        assert!(demand.wanted(|key| *key != prepare, NOTHING).is_empty());
+        assert!(demand.wanted(|key| ![prepare, whole].contains(key), NOTHING).is_empty());
+        // and no tiles where the whole is there anyway
+        assert!(demand.wanted(|key| *key == whole, NOTHING).is_empty());
         // a level that cannot be prepared asks for no tiles of it
         assert_eq!(demand.wanted(NOTHING, |key| *key == prepare), wanted[..1]);
     }
