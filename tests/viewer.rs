@@ -54,8 +54,9 @@ impl Screen {
             let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {reason} on this machine (REQUIRE_WINDOW=1 makes this a failure)");
             return None;
         }
+        // Without -noreset the server starts anew when the last client leaves, and the next one may come in between.
         let mut server = Command::new("Xvfb")
-            .args(["-displayfd", "1", "-screen", "0", "800x600x24", "-nolisten", "tcp"])
+            .args(["-displayfd", "1", "-screen", "0", "800x600x24", "-nolisten", "tcp", "-noreset"])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -141,7 +142,8 @@ impl<'a> Viewer<'a> {
         while viewer.window.is_empty() {
             viewer.window = screen.xdotool(&["search", "--onlyvisible", "--pid", &viewer.child.id().to_string(), "--name", "infgen"]);
             viewer.window = viewer.window.lines().next().unwrap_or_default().to_owned();
-            viewer.check(start.elapsed() < PATIENCE, "no window");
+            let ended = viewer.child.try_wait().unwrap();
+            viewer.check(ended.is_none() && start.elapsed() < PATIENCE, "no window");
             std::thread::sleep(Duration::from_millis(50));
         }
         // There is no window manager that would do this.
