@@ -314,6 +314,7 @@ impl Gpu {
     }
 
     /// Another choice of kernels, for what is recorded from now on.
+    #[cfg(not(target_arch = "wasm32"))]
     pub(crate) fn set_kernels(&mut self, kernels: KernelPlan) {
         self.profile.kernels = kernels;
     }

@@ -285,7 +285,8 @@ const checks = {
     note(`large file: ${MiB(travelled)} MiB travelled, ${MiB(result.wasm)} MiB of wasm memory, ${result.seconds.toFixed(1)} s`);
     assert.equal(result.facts.model, 'InfGen decoder');
     assert(travelled > 300 << 20, 'larger than what may be held');
-    assert(travelled < 500 << 20, 'what is not needed stays away');
+    // Beyond what is read: what the server had sent ahead when a request was broken off (64 to 200 MiB here, more the faster it is).
+    assert(travelled < 900 << 20, `what is not needed stays away: ${travelled} bytes`);
     assert(result.wasm < 256 << 20, `${result.wasm} bytes of wasm memory`);
     await rm(path.join(work, 'large.safetensors'));
     await page.close();
