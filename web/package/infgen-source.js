@@ -131,7 +131,8 @@ class Remote {
     if (from > 0 && this.validator && !this.validator.startsWith('W/')) headers['If-Range'] = this.validator;
     let response;
     try {
-      response = await fetch(this.url, { headers, signal: this.signal });
+      // Past the browser's own cache, which would keep the same bytes a second time.
+      response = await fetch(this.url, { headers, signal: this.signal, cache: 'no-store' });
     } catch (error) {
       if (this.signal?.aborted) throw error;
       throw Object.assign(new Error(`the network request failed (${error.message})`), { transient: true });
