@@ -1,17 +1,18 @@
 // attention: y[i, h] = sum_j softmax_j(scale * q[i, h] . k[j, h]) v[j, h], any number of queries and keys, n x m never stored
 // Source   Dao et al. 2022 (arXiv:2205.14135), online softmax with blocks of 8 keys as unit
 // Layout   q, y [n, heads * D4]; k, v [m, heads * D4]; a head is a run of D4 quads
-// Grid     x: heads, y: runs of WG / S queries; S lanes share a query, lane s holds its quads s, S + s, 2 S + s ...
+// Grid     x: heads, y: runs of WG / S queries, z: ranges of `span` keys; S lanes share a query, lane s holds its quads
+//          s, S + s, 2 S + s ...; range z writes rows z * n ... of y, normalised by its own sum, and tells `finished` peak and sum
 // Memory   keys and values are read straight from storage, the same address in all lanes of one s;
 //          for S > 1 the partial dot products go through workgroup storage, 32 B a lane
-// Numerics f32; blocks start at absolute key indices 0, 8, 16 ..., so neither the grid nor the number of queries changes a bit;
+// Numerics f32; blocks start at absolute key indices 0, 8, 16 ... (span is a multiple of 8), so neither the grid nor the number of queries changes a bit;
 //          masked scores are -1e30, never an infinity
 // The loops over the 8 keys stay loops in the source: written out, LLVM took 180 s to compile this for a CPU.
 override D4: u32 = 16u;
 override S: u32 = 1u;
 override WG: u32 = 64u;
 override QN: u32 = 16u;                                  // ceil(D4 / S), at most 16
-struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, n: u32, m: u32, heads: u32, causal: u32, scale: f32 }
+struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, n: u32, m: u32, heads: u32, causal: u32, scale: f32, span: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> q: array<X4>;
 @group(0) @binding(2) var<storage, read> k: array<X4>;
@@ -51,7 +52,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     var total = 0.0;
     var score: array<f32, 8>;
     let end = select(p.m, min(p.m, query + 1u), p.causal == 1u);
-    for (var first = 0u; first < p.m; first += 8u) {
+    let stop = min(p.m, (g.z + 1u) * p.span);
+    for (var first = g.z * p.span; first < stop; first += 8u) {
         for (var j = 0u; j < 8u; j += 1u) {
             let at = min(first + j, p.m - 1u) * pitch + head - p.b0.y;
             var dots = q0 * x_get(k[at]);
@@ -117,7 +119,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         }
     }
     if query >= p.n { return; }
-    let to = query * pitch + head - p.b0.w;
+    if s == 0u { finished((g.z * p.n + query) * p.heads + g.x, peak, total); }
+    let to = (g.z * p.n + query) * pitch + head - p.b0.w;
     let norm = 1.0 / total;
     y[to] = y_put(a0 * norm);
     if has(1u, s) { y[to + 1u * S] = y_put(a1 * norm); }

@@ -542,6 +542,30 @@ fn attention_case(suite: &mut Suite, config: &Config, (n, m, heads, d, causal, l
     });
 }
 
+/// Keys that no binding holds whole: ranges of them, merged.
+#[test]
+fn attention_over_ranges_of_keys_agrees_with_its_definition() {
+    let Some((mut suite, configs)) = start("attention_over_ranges_of_keys_agrees_with_its_definition") else { return };
+    // Most keys a range: 8, 16, 40. The last range may be short, or a single key.
+    const CASES: [(Attention, u64); 6] = [
+        ((1, 9, 1, 20, false, 2.0), 8),
+        ((70, 33, 2, 20, false, 2.0), 8),
+        ((17, 40, 3, 20, false, 2.0), 16),
+        ((5, 33, 2, 20, false, 40.0), 8),
+        ((37, 121, 3, 32, false, 2.0), 40),
+        ((9, 90, 1, 64, false, 2.0), 40),
+    ];
+    for config in configs.iter().filter(|c| !c.name.contains("browser")) {
+        for (case, keys) in CASES {
+            let (_, _, heads, d, ..) = case;
+            let max_binding = keys * (heads * d / 4) as u64 * config.elem.bytes() + config.profile.offset_alignment;
+            let profile = DeviceProfile { max_binding, ..config.profile };
+            attention_case(&mut suite, &Config { profile, ..*config }, case);
+        }
+    }
+    suite.finish(18);
+}
+
 /// Queries that see one key only return its value: each key position in turn, in every place of a block.
 #[test]
 fn one_hot_attention_picks_one_value() {
@@ -747,13 +771,13 @@ fn cutting_dispatches_changes_no_bit() {
             }
         }
     }
-    suite.finish(100);
+    suite.finish(110);
 }
 
 type Record = fn(&mut Recorder, Elem) -> Tensor;
 
 /// One call of each kernel, with planes of more than 16 KiB and weights of less than 12 KiB: only what has a footprint can be cut.
-const RECORDINGS: [(&str, Record); 12] = [
+const RECORDINGS: [(&str, Record); 13] = [
     ("conv2d_3x3", |rec, elem| {
         let (x, weights) = Conv::new("cut", (37, 41, 6), 29, 3, elem).record(rec, elem, |w| conv2d::pack_square(w, 29, 6, 3));
         let residual = rec.upload(&values("cut", "residual", 37 * 41 * 29, 1.0, elem), 37, 41, 29, elem);
@@ -792,6 +816,13 @@ const RECORDINGS: [(&str, Record); 12] = [
         let q = rec.upload(&values("cut", "q", 701 * 40, 2.0, elem), 701, 1, 40, elem);
         let k = rec.upload(&values("cut", "k", 37 * 40, 2.0, elem), 37, 1, 40, elem);
         let v = rec.upload(&values("cut", "v", 37 * 40, 2.0, elem), 37, 1, 40, elem);
+        attention(rec, &q, &k, &v, 2, 0.25, false, elem)
+    }),
+    ("attention over ranges", |rec, elem| {
+        *rec = Recorder::new(DeviceProfile { max_binding: 8 << 10, ..*rec.profile() });
+        let q = rec.upload(&values("cut", "q", 11 * 40, 2.0, elem), 11, 1, 40, elem);
+        let k = rec.upload(&values("cut", "k", 217 * 40, 2.0, elem), 217, 1, 40, elem);
+        let v = rec.upload(&values("cut", "v", 217 * 40, 2.0, elem), 217, 1, 40, elem);
         attention(rec, &q, &k, &v, 2, 0.25, false, elem)
     }),
     ("attention in passes", |rec, elem| {

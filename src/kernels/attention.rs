@@ -6,9 +6,25 @@ use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Ten
 /// `attention.wgsl`
 pub const ATTENTION: Kernel = Kernel {
     name: "attention",
-    wgsl: include_str!("../../shaders/attention.wgsl"),
-    params: &["n", "m", "heads", "causal", "scale"],
+    wgsl: concat!(include_str!("../../shaders/attention.wgsl"), "fn finished(at: u32, peak: f32, total: f32) {}\n"),
+    params: &["n", "m", "heads", "causal", "scale", "span"],
     bindings: &[Bind::X, Bind::X, Bind::X, Bind::Y],
+};
+
+/// `attention.wgsl` and `attention_range.wgsl`: over ranges of keys, each with its peak and sum
+pub const ATTENTION_RANGE: Kernel = Kernel {
+    name: "attention_range",
+    wgsl: concat!(include_str!("../../shaders/attention.wgsl"), include_str!("../../shaders/attention_range.wgsl")),
+    params: &["n", "m", "heads", "causal", "scale", "span"],
+    bindings: &[Bind::X, Bind::X, Bind::X, Bind::Y, Bind::F32Write],
+};
+
+/// `attention_merge.wgsl`
+pub const ATTENTION_MERGE: Kernel = Kernel {
+    name: "attention_merge",
+    wgsl: include_str!("../../shaders/attention_merge.wgsl"),
+    params: &["n", "heads", "d4", "ranges"],
+    bindings: &[Bind::F32, Bind::F32, Bind::Y],
 };
 
 /// `attention_lanes.wgsl`
@@ -56,44 +72,101 @@ const LANES_QUERIES: u32 = 4;
 /// Largest head that the kernel takes: 16 quads a lane on 64 lanes.
 pub const MAX_HEAD_DIM: usize = 4096;
 
+/// Most bytes of results that wait for their merge, where keys are taken in ranges.
+const RANGES_BYTES: usize = 32 << 20;
+
 /// `softmax(scale * q k^T) v` per head.
 ///
 /// `q` is `[n tokens, heads * d]`, `k` and `v` `[m tokens, heads * d]` with `d` a multiple of 4 and at most
-/// [`MAX_HEAD_DIM`]; the head is the slow index of the channels. `causal`: query `i` sees keys `0 ..= i`.
+/// [`MAX_HEAD_DIM`]; the head is the slow index of the channels. `causal`: query `i` sees keys `0 ..= i`. Keys of more bytes than a
+/// binding may have are taken in ranges, which are merged.
 #[expect(clippy::too_many_arguments, reason = "the operands of one formula")]
 pub fn attention(rec: &mut Recorder, q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f32, causal: bool, elem: Elem) -> Tensor {
     let d4 = q.channels / heads / 4;
     assert_eq!(d4 * 4 * heads, q.channels, "attention: head dim must be a multiple of 4");
     assert!(k.shape() == v.shape() && k.channels == q.channels, "attention: k and v shapes");
-    let software = rec.profile().software;
-    if software && d4 > LANES_MAX_QUADS && d4.is_multiple_of(2) && k.pixels() <= THREE_PASSES_MAX_KEYS {
-        let y = rec.tensor(q.height, q.width, q.channels, elem);
+    let y = rec.tensor(q.height, q.width, q.channels, elem);
+    let (n, m) = (q.pixels(), k.pixels());
+    let profile = *rec.profile();
+    if k.bytes() > profile.max_binding {
+        assert!(!causal, "attention: causal, over more keys than one binding holds");
+        ranges(rec, [q, k, v, &y], heads, scale);
+        return y;
+    }
+    if profile.software && d4 > LANES_MAX_QUADS && d4.is_multiple_of(2) && m <= THREE_PASSES_MAX_KEYS {
         three_passes(rec, [q, k, v, &y], heads, scale, causal);
         return y;
     }
-    let (kernel, consts, queries) = if software && d4 <= LANES_MAX_QUADS {
-        (&ATTENTION_LANES, vec![("D4", d4 as u32), ("WG", 8)], 8 * LANES_QUERIES)
-    } else {
-        // Registers a lane: 16 quads of q and of the sum on a CPU, 8 where registers are what limits occupancy.
-        let lanes_a_query = d4.div_ceil(if software { 16 } else { 8 }).next_power_of_two() as u32;
-        let lanes = if software { 8.max(lanes_a_query) } else { 64.max(lanes_a_query) };
-        let quads_a_lane = (d4 as u32).div_ceil(lanes_a_query);
-        let consts = vec![("D4", d4 as u32), ("S", lanes_a_query), ("WG", lanes), ("QN", quads_a_lane)];
-        (&ATTENTION, consts, lanes / lanes_a_query)
+    let grid = |queries: usize| [heads as u32, n.div_ceil(queries) as u32, 1];
+    let params = vec![n as u32, m as u32, heads as u32, causal as u32, scale.to_bits()];
+    let flops = 4 * product([n, m, q.channels]);
+    let bindings = |queries: usize| {
+        let part = Footprint::rows(q.quads() as u64, queries, 0, queries);
+        vec![Binding::part(q, part), Binding::whole(k), Binding::whole(v), Binding::part(&y, part)]
     };
-    let queries = queries as usize;
-    let y = rec.tensor(q.height, q.width, q.channels, elem);
-    let (n, m) = (q.pixels(), k.pixels());
-    let part = Footprint::rows(q.quads() as u64, queries, 0, queries);
-    rec.dispatch(Dispatch {
-        kernel,
-        consts,
-        bindings: vec![Binding::part(q, part), Binding::whole(k), Binding::whole(v), Binding::part(&y, part)],
-        params: vec![n as u32, m as u32, heads as u32, causal as u32, scale.to_bits()],
-        grid: [heads as u32, n.div_ceil(queries) as u32, 1],
-        flops: 4 * product([n, m, q.channels]),
-    });
+    if profile.software && d4 <= LANES_MAX_QUADS {
+        let queries = (8 * LANES_QUERIES) as usize;
+        let consts = vec![("D4", d4 as u32), ("WG", 8)];
+        rec.dispatch(Dispatch { kernel: &ATTENTION_LANES, consts, bindings: bindings(queries), params, grid: grid(queries), flops });
+    } else {
+        let (consts, queries) = shared_queries(profile.software, d4);
+        let params = [params, vec![m.next_multiple_of(8) as u32]].concat();
+        rec.dispatch(Dispatch { kernel: &ATTENTION, consts, bindings: bindings(queries), params, grid: grid(queries), flops });
+    }
     y
+}
+
+/// Constants of `attention.wgsl` for heads of `d4` quads, and the queries a workgroup takes.
+fn shared_queries(software: bool, d4: usize) -> (Vec<(&'static str, u32)>, usize) {
+    // Registers a lane: 16 quads of q and of the sum on a CPU, 8 where registers are what limits occupancy.
+    let lanes_a_query = d4.div_ceil(if software { 16 } else { 8 }).next_power_of_two() as u32;
+    let lanes = if software { 8.max(lanes_a_query) } else { 64.max(lanes_a_query) };
+    let quads_a_lane = (d4 as u32).div_ceil(lanes_a_query);
+    let consts = vec![("D4", d4 as u32), ("S", lanes_a_query), ("WG", lanes), ("QN", quads_a_lane)];
+    (consts, (lanes / lanes_a_query) as usize)
+}
+
+/// Attention into `y` over ranges of keys that fit a binding, some queries at a time: results of each range, then their merge. The
+/// ranges depend on the keys alone, so the bits do not depend on the queries.
+fn ranges(rec: &mut Recorder, [q, k, v, y]: [&Tensor; 4], heads: usize, scale: f32) {
+    let (n, m, channels) = (q.pixels(), k.pixels(), q.channels);
+    let (d4, profile) = (channels / heads / 4, *rec.profile());
+    let key_bytes = k.bytes() / m as u64;
+    let most = (profile.max_binding.saturating_sub(profile.offset_alignment) / key_bytes / 8 * 8).max(8) as usize;
+    let span = m.div_ceil(m.div_ceil(most)).next_multiple_of(8).min(most);
+    let count = m.div_ceil(span);
+    let (consts, queries) = shared_queries(profile.software, d4);
+    let chunk = (RANGES_BYTES / (count * channels * 4) / queries * queries).max(queries);
+    let (q, y) = (q.reshape(n, 1), y.reshape(n, 1));
+    for first in (0..n).step_by(chunk) {
+        let n = chunk.min(n - first);
+        let (q, y) = (q.rows(first, n), y.rows(first, n));
+        let parts = rec.tensor(count * n, 1, channels, Elem::F32);
+        let state = rec.tensor(count * n, 1, 4 * heads, Elem::F32);
+        let rows = |tensor: &Tensor, ranges: usize| {
+            let row = tensor.quads() as i64;
+            let per = [0, queries as i64 * row, if ranges > 1 { n as i64 * row } else { 0 }];
+            Binding::part(tensor, Footprint { base: 0, per, extent: queries as i64 * row })
+        };
+        let keys = Footprint { base: 0, per: [0, 0, (span * k.quads()) as i64], extent: (span * k.quads()) as i64 };
+        rec.dispatch(Dispatch {
+            kernel: &ATTENTION_RANGE,
+            consts: consts.clone(),
+            bindings: vec![rows(&q, 1), Binding::part(k, keys), Binding::part(v, keys), rows(&parts, count), rows(&state, count)],
+            params: vec![n as u32, m as u32, heads as u32, 0, scale.to_bits(), span as u32],
+            grid: [heads as u32, n.div_ceil(queries) as u32, count as u32],
+            flops: 4 * product([n, m, channels]),
+        });
+        let quads = n * heads * d4;
+        rec.dispatch(Dispatch {
+            kernel: &ATTENTION_MERGE,
+            consts: vec![],
+            bindings: vec![Binding::whole(&parts), Binding::whole(&state), Binding::whole(&y)],
+            params: vec![n as u32, heads as u32, d4 as u32, count as u32],
+            grid: [quads.div_ceil(64) as u32, 1, 1],
+            flops: 0,
+        });
+    }
 }
 
 /// Attention into `y` as scores, softmax and weighted values, some queries at a time. On a software rasteriser both products then run

@@ -21,6 +21,8 @@ use crate::gpu::{Elem, Kernel, KernelFamily, Recorder};
 pub const ALL: &[&Kernel] = &[
     &attention::ATTENTION,
     &attention::ATTENTION_LANES,
+    &attention::ATTENTION_MERGE,
+    &attention::ATTENTION_RANGE,
     &combine::BLEND,
     &combine::COMBINE,
     &combine::GUIDANCE_RESCALE,

@@ -27,7 +27,7 @@ pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
         "conv2d_phase_lanes" => lanes().map(|(lc, lp)| vec![("LC", lc), ("LP", lp)]).into(),
         "conv2d_direct" => lanes().into_iter().flat_map(|(lc, lp)| [1, 3].map(|k| vec![("LC", lc), ("LP", lp), ("K", k)])).collect(),
         "attention_lanes" => [1, 5, 8].map(|d4| vec![("D4", d4), ("WG", 8)]).to_vec(),
-        "attention" => [
+        "attention" | "attention_range" => [
             (1, 1, 8, 1),
             (5, 1, 64, 5),
             (10, 2, 64, 5),
