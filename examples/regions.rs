@@ -21,12 +21,20 @@ fn main() -> Result<()> {
     let decoding = decoder.prepare(&latent, width, height)?;
     let (prepared, prepared_work) = (start.elapsed().as_secs_f64(), work.elapsed().as_secs_f64());
     let (device, host) = decoding.memory_bytes();
-    println!("prepared {size} in {prepared:.1} s ({prepared_work:.1} s); it keeps {} on the device, {} on the host", human_bytes(device), human_bytes(host));
+    println!(
+        "prepared {size} in {prepared:.1} s ({prepared_work:.1} s); it keeps {} on the device, {} on the host",
+        human_bytes(device),
+        human_bytes(host)
+    );
     for (x, y) in [(0, 0), ((width - w) / 2, (height - h) / 2), (width - w, height - h)] {
         let (start, work) = (Instant::now(), ProcessTime::now());
         decoding.region(Rect { x, y, w, h })?;
         let (seconds, work) = (start.elapsed().as_secs_f64(), work.elapsed().as_secs_f64());
-        println!("{rect} at {x},{y}: {seconds:.2} s ({work:.2} s), {:.1} % ({:.1} %) of preparing", seconds / prepared * 100.0, work / prepared_work * 100.0);
+        println!(
+            "{rect} at {x},{y}: {seconds:.2} s ({work:.2} s), {:.1} % ({:.1} %) of preparing",
+            seconds / prepared * 100.0,
+            work / prepared_work * 100.0
+        );
     }
     println!("peak GPU memory {}", human_bytes(engine.memory().peak));
     Ok(())
