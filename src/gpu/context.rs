@@ -20,8 +20,8 @@ use crate::error::{Error, Result};
 /// Guard band in bytes, a multiple of every binding alignment.
 const GUARD_BYTES: u64 = 256;
 
-/// Default of [`Gpu::submission_time`].
-const SUBMISSION: Duration = Duration::from_millis(40);
+/// Default of [`Gpu::submission_time`]: a cancel waits for two of them.
+const SUBMISSION: Duration = Duration::from_millis(25);
 
 /// How to open a device.
 #[derive(Debug, Clone, Default)]
@@ -355,7 +355,7 @@ impl Gpu {
         memory.peak = memory.current;
     }
 
-    /// Time that one submission should take, 40 ms unless set. Two are in flight, so a cancel takes effect, and a frame
+    /// Time that one submission should take, 25 ms unless set. Two are in flight, so a cancel takes effect, and a frame
     /// that shares the queue is drawn, within about twice this.
     pub fn submission_time(&self) -> Duration {
         Duration::from_nanos(self.submission_nanos.load(Ordering::Relaxed))

@@ -1,6 +1,6 @@
-//! Running a recording: cut into submissions of about 40 ms, two in flight, with progress and cancel between them.
+//! Running a recording: cut into submissions of about 25 ms, two in flight, with progress and cancel between them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -309,6 +309,14 @@ struct Flight {
     layer: String,
 }
 
+/// Submissions on their way, the work of those that ended and of all, and when the last one ended.
+struct Flights {
+    flying: VecDeque<Flight>,
+    finished: f64,
+    total: f64,
+    last_done: Instant,
+}
+
 impl Gpu {
     /// Bytes that running `recording` will need at its peak, resident buffers of this device included:
     /// exactly what [`Gpu::memory`] will show, and the smallest ceiling with which it runs.
@@ -519,42 +527,55 @@ impl Run<'_> {
     }
 
     async fn submit_all(&self) -> Result<()> {
-        let total = self.recording.work().max(1.0);
         let target = self.gpu.submission_time().as_secs_f64();
-        let mut finished = 0.0;
-        let mut last_done = Instant::now();
-        let mut flying: std::collections::VecDeque<Flight> = Default::default();
+        let mut flights =
+            Flights { flying: VecDeque::new(), finished: 0.0, total: self.recording.work().max(1.0), last_done: Instant::now() };
         let mut batch = Batch::new(self);
-        for (at, node) in self.recording.nodes.iter().enumerate() {
+        let mut waiting = "";
+        for node in &self.recording.nodes {
             let dispatch = &node.dispatch;
+            let layer = if node.scope.is_empty() { dispatch.kernel.name } else { &node.scope };
             let pipeline = self.pipeline(dispatch);
             let work = dispatch.work();
             let share = target / lock(&self.gpu.pace).predict(pipeline.id, work).max(1e-9);
             let pieces = cut(dispatch, &self.gpu.limits(share))?;
             let groups: f64 = pieces.iter().map(Piece::groups).sum();
-            let count = pieces.len();
-            for (i, piece) in pieces.into_iter().enumerate() {
+            for piece in pieces {
                 let part = work * piece.groups() / groups;
                 let predicted = lock(&self.gpu.pace).predict(pipeline.id, part);
+                if batch.pieces > 0 && (batch.pieces == UNIFORM_SLOTS || batch.predicted + predicted > 1.2 * target) {
+                    self.depart(&mut flights, std::mem::replace(&mut batch, Batch::new(self)), waiting).await?;
+                }
                 batch.add(dispatch, &pipeline, &piece, part, predicted);
-                let last = at + 1 == self.recording.nodes.len() && i + 1 == count;
-                if batch.predicted < target && batch.pieces < UNIFORM_SLOTS && !last {
-                    continue;
-                }
-                let full = std::mem::replace(&mut batch, Batch::new(self));
-                flying.push_back(full.submit(node.scope.clone()));
-                while flying.len() >= 2 || (last && !flying.is_empty()) {
-                    let flight = flying.pop_front().expect("not empty");
-                    finished += self.land(flight, &mut last_done).await? / total;
-                    let layer = if node.scope.is_empty() { dispatch.kernel.name } else { &node.scope };
-                    self.observer.report(Progress { done: finished.min(1.0), layer });
-                }
-                if self.observer.is_cancelled() {
-                    for flight in flying {
-                        self.land(flight, &mut last_done).await?;
-                    }
-                    return Err(Error::Cancelled);
-                }
+                waiting = layer;
+            }
+        }
+        if batch.pieces > 0 {
+            self.depart(&mut flights, batch, waiting).await?;
+        }
+        self.arrive(&mut flights, 0).await
+    }
+
+    /// Submits `batch`, whose last layer is `layer`, behind at most one other.
+    async fn depart(&self, flights: &mut Flights, batch: Batch<'_>, layer: &str) -> Result<()> {
+        flights.flying.push_back(batch.submit(layer.to_owned()));
+        self.arrive(flights, 1).await?;
+        if self.observer.is_cancelled() {
+            self.arrive(flights, 0).await?;
+            return Err(Error::Cancelled);
+        }
+        Ok(())
+    }
+
+    /// Waits until at most `left` submissions are on their way.
+    async fn arrive(&self, flights: &mut Flights, left: usize) -> Result<()> {
+        while flights.flying.len() > left {
+            let flight = flights.flying.pop_front().expect("not empty");
+            let layer = flight.layer.clone();
+            flights.finished += self.land(flight, &mut flights.last_done).await?;
+            if !self.observer.is_cancelled() {
+                let done = (flights.finished / flights.total).min(1.0);
+                self.observer.report(Progress { done, layer: &layer });
             }
         }
         Ok(())
