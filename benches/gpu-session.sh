@@ -18,7 +18,7 @@ if [[ "${1:-}" == pack ]]; then
     # The newest executable of each test, by cargo's own account.
     for test in kernels kernels_tile kernels_latent kernels_unet windows bounded; do
         built=$(cargo test --release --no-run --test "$test" --message-format=json 2>/dev/null |
-            sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
+            sed -n '/"kind":\["test"\]/s/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
         cp "$built" "$to/bin/test-$test"
     done
     strip "$to"/bin/*

@@ -5,6 +5,8 @@
 
 mod common;
 
+use std::io::Write;
+
 use common::devices::{self, Config, configs, skipped};
 use common::suite::Suite;
 use common::synthetic::fill;
@@ -39,16 +41,28 @@ const ACTS: [(Act, Activation); 6] = [
     (Act::QuickGelu, Activation::GeluQuick),
 ];
 
-/// Every storage kind and set of limits, with the tile family.
+/// Every storage kind and set of limits, with the tile family, and with matrix units where the device has them.
 fn start(test: &'static str) -> Option<(Suite, Vec<Config>)> {
-    let tile = |c: Config| Config { profile: DeviceProfile { kernels: KernelPlan::uniform(KernelFamily::Tile), ..c.profile }, ..c };
-    let configs: Vec<Config> = configs().into_iter().filter(|c| !c.name.contains("other kind")).map(tile).collect();
-    if configs.is_empty() {
+    let of = |family, c: Config| Config { profile: DeviceProfile { kernels: KernelPlan::uniform(family), ..c.profile }, ..c };
+    let all: Vec<Config> = configs().into_iter().filter(|c| !c.name.contains("other kind")).collect();
+    if all.is_empty() {
         skipped(test);
         return None;
     }
-    Some((Suite::new(test), configs))
+    let matrix = all.iter().find(|c| c.name == "f16" && c.profile.matrix.is_some());
+    let matrix = matrix.map(|c| Config { name: MATRIX, ..of(KernelFamily::Matrix, *c) });
+    if matrix.is_none() {
+        assert!(std::env::var_os("REQUIRE_MATRIX").is_none_or(|v| v != "1"), "REQUIRE_MATRIX=1, but the device has no matrix units");
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED {test}, kernels for matrix units: this device has none (REQUIRE_MATRIX=1 makes this a failure)"
+        );
+    }
+    Some((Suite::new(test), all.into_iter().map(|c| of(KernelFamily::Tile, c)).chain(matrix).collect()))
 }
+
+/// Native f16 through matrix units.
+const MATRIX: &str = "f16, matrix units";
 
 struct Conv {
     shape: (usize, usize, usize),
@@ -98,7 +112,8 @@ impl Conv {
         conv2d::conv2d_3x3(rec, &x, norm, &weights, residual.as_ref(), act, elem)
     }
 
-    fn reference(&self, kind: usize) -> Vec<Bounded> {
+    /// `rounded`: the normalised input is rounded to f16 before it is multiplied.
+    fn reference(&self, kind: usize, rounded: bool) -> Vec<Bounded> {
         let (_, _, cin) = self.shape;
         let mut x = wide(&self.x);
         // What the normalised input may be off by, as a share of its size.
@@ -116,7 +131,8 @@ impl Conv {
         if kind > 0 {
             // Values reach about 4, so `slack` bounds the absolute error of each; it passes through the weights' sizes.
             let size = |v: &[f32]| v.iter().map(|v| v.abs() as f64).collect::<Vec<_>>();
-            let spread = conv(&vec![slack; x.len()], &size(&self.weight), &vec![0.0; self.cout]);
+            let off = |v: &f64| slack + if rounded { v.abs() * f64::powi(2.0, -11) } else { 0.0 };
+            let spread = conv(&x.iter().map(off).collect::<Vec<_>>(), &size(&self.weight), &vec![0.0; self.cout]);
             y.iter_mut().zip(spread).for_each(|(y, s)| y.bound += s.value);
         }
         y
@@ -167,7 +183,7 @@ fn conv2d_3x3_tile_agrees_with_its_definition() {
                 let added = values(&label, "residual", h * w * cout, 1.0, elem);
                 let record = |rec: &mut Recorder| conv.record(rec, elem, kind, residual.then_some(&added), act);
                 suite.case(config, &label, record, || {
-                    let sums = conv.reference(kind).into_iter();
+                    let sums = conv.reference(kind, config.name == MATRIX).into_iter();
                     sums.zip(&added).map(|(v, &r)| activation.apply(if residual { v.plus(r as f64) } else { v })).collect()
                 });
             }
@@ -277,7 +293,7 @@ fn linear_tile_agrees_with_its_definition() {
 fn one_hot_kernels_shift_the_image_exactly() {
     let Some((mut suite, configs)) = start("one_hot_kernels_shift_the_image_exactly") else { return };
     let (h, w, cin, cout) = (9, 19, 10, 64);
-    for config in configs.iter().filter(|c| matches!(c.name, "f32" | "packed")) {
+    for config in configs.iter().filter(|c| matches!(c.name, "f32" | "packed" | MATRIX)) {
         let elem = config.elem;
         let mut conv = Conv::new("one hot", (h, w, cin), cout, elem);
         conv.bias.fill(0.0);
@@ -332,10 +348,14 @@ const RECORDINGS: [(&str, Record); 3] = [
 #[test]
 fn cutting_dispatches_changes_no_bit() {
     let Some((mut suite, _)) = start("cutting_dispatches_changes_no_bit") else { return };
-    for (guard_memory, packed_f16) in [(false, false), (true, true)] {
-        let options = GpuOptions { guard_memory, packed_f16, kernels: Some(KernelFamily::Tile), ..devices::options() };
+    let (tile, matrix) = (KernelFamily::Tile, KernelFamily::Matrix);
+    for (guard_memory, elem, family) in [(false, Elem::F32, tile), (true, Elem::Half, tile), (true, Elem::Half, matrix)] {
+        let packed_f16 = elem == Elem::Half && family == tile;
+        let options = GpuOptions { guard_memory, packed_f16, native_f16: !packed_f16, kernels: Some(family), ..devices::options() };
         let Some(gpu) = devices::open(&options) else { return };
-        let elem = if packed_f16 { Elem::Half } else { Elem::F32 };
+        if family == matrix && gpu.profile().matrix.is_none() {
+            continue;
+        }
         for (name, record) in RECORDINGS {
             let bits = |max_binding: u64, max_groups: u32| {
                 let mut rec = gpu.recorder();
@@ -348,9 +368,9 @@ fn cutting_dispatches_changes_no_bit() {
             };
             let whole = bits(u64::MAX, u32::MAX).unwrap();
             // 8 rows of the largest plane, and more than the largest weights.
-            let small = if packed_f16 { 64 << 10 } else { 128 << 10 };
+            let small = if elem == Elem::Half { 64 << 10 } else { 128 << 10 };
             for (max_binding, max_groups) in [(u64::MAX, u32::MAX), (u64::MAX, 1), (u64::MAX, 3), (small, u32::MAX), (2 * small, 5)] {
-                let label = format!("{name} {elem:?} bindings of {max_binding}, {max_groups} groups");
+                let label = format!("{name} {family} {elem:?} bindings of {max_binding}, {max_groups} groups");
                 if !suite.wants(&label) {
                     continue;
                 }

@@ -191,7 +191,9 @@ fn f16_keeps_45_db_against_f32_native_and_packed() {
         let range = want.data().iter().fold(0.0f32, |a, v| a.max(v.abs()));
         let unit = |image: &Image| image.data().iter().map(|v| v / range).collect::<Vec<_>>();
         let tile = Some(KernelFamily::Tile);
-        for (default_limits, kernels) in [(false, None), (true, None), (false, tile), (true, tile)] {
+        // On a GPU also through matrix units, if it has them.
+        let matrix = (full.device().kind != "software").then_some((false, Some(KernelFamily::Matrix)));
+        for (default_limits, kernels) in [(false, None), (true, None), (false, tile), (true, tile)].into_iter().chain(matrix) {
             let half = engine_with(EngineOptions { dtype: Dtype::F16, default_limits, kernels, ..EngineOptions::default() }).unwrap();
             let decoder = half.load_decoder(folder.path()).unwrap();
             let got = decoder.decode(&latent, run.width, run.height).unwrap();

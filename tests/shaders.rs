@@ -11,17 +11,24 @@ use infgen::kernels;
 use naga::back::{PipelineConstants, hlsl, msl, spv, wgsl};
 use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, Scalar, ScalarKind, StorageAccess, TypeInner};
-use variants::{constants, storages};
+use variants::{constants, on_matrix_units, storages};
 
 /// WebGPU's default limits.
 const MAX_STORAGE_BUFFERS: usize = 8;
 const MAX_INVOCATIONS: u32 = 256;
 const MAX_WORKGROUP_BYTES: u32 = 16 << 10;
 
+/// What kernels for matrix units may take: they run where a device says that it has as much.
+const MAX_MATRIX_INVOCATIONS: u32 = 512;
+const MAX_MATRIX_WORKGROUP_BYTES: u32 = 20 << 10;
+
+/// Packing f16 in u32 is core WGSL; native f16 is the feature shader-f16.
+const CAPABILITIES: Capabilities =
+    Capabilities::SHADER_FLOAT16.union(Capabilities::SHADER_FLOAT16_IN_FLOAT32).union(Capabilities::COOPERATIVE_MATRIX);
+
 fn parse(source: &str, label: &str) -> (Module, ModuleInfo) {
     let module = naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
-    // Packing f16 in u32 is core WGSL; native f16 is the feature shader-f16.
-    let info = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_FLOAT16_IN_FLOAT32)
+    let info = Validator::new(ValidationFlags::all(), CAPABILITIES)
         .subgroup_stages(ShaderStages::empty())
         .subgroup_operations(SubgroupOperationSet::empty())
         .validate(&module)
@@ -116,15 +123,18 @@ fn check_params(kernel: &Kernel, module: &Module, params: &TypeInner) -> Result<
     Ok(())
 }
 
+fn translate_spirv(module: &Module, info: &ModuleInfo, label: &str) {
+    let pipeline = spv::PipelineOptions { shader_stage: naga::ShaderStage::Compute, entry_point: module.entry_points[0].name.clone() };
+    let options = spv::Options { lang_version: (1, 3), ..Default::default() };
+    let words = spv::write_vec(module, info, &options, Some(&pipeline)).unwrap_or_else(|e| panic!("{label}: SPIR-V: {e}"));
+    assert!(words.len() > 50, "{label}: SPIR-V");
+}
+
+/// To the languages of Metal and DX12.
 fn translate(module: &Module, info: &ModuleInfo, label: &str) {
     let fail = |language: &str, error: String| -> ! { panic!("{label}: {language}: {error}") };
     let entry = &module.entry_points[0];
     let stage = naga::ShaderStage::Compute;
-    let spv_pipeline = spv::PipelineOptions { shader_stage: stage, entry_point: entry.name.clone() };
-    let options = spv::Options { lang_version: (1, 3), ..Default::default() };
-    let words = spv::write_vec(module, info, &options, Some(&spv_pipeline)).unwrap_or_else(|e| fail("SPIR-V", e.to_string()));
-    assert!(words.len() > 50, "{label}: SPIR-V");
-
     let options = msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
     let pipeline = msl::PipelineOptions { entry_point: Some((stage, entry.name.clone())), ..Default::default() };
     let (text, translated) = msl::write_string(module, info, &options, &pipeline).unwrap_or_else(|e| fail("MSL", e.to_string()));
@@ -157,12 +167,12 @@ fn every_variant_is_valid_and_translates_to_every_backend() {
     let mut variants = 0;
     for kernel in kernels::ALL {
         for [x, w, y] in storages(kernel) {
-            let mut parsed: Option<(Module, ModuleInfo)> = None;
+            let mut parsed: HashMap<String, (Module, ModuleInfo)> = HashMap::new();
             for (n, consts) in constants(kernel).into_iter().enumerate() {
                 let variant = Variant { x, w, y, consts };
                 let label = format!("{} {x:?} {w:?} {y:?} {:?}", kernel.name, variant.consts);
                 let source = format!("{}{}", variant.prelude(), kernel.wgsl);
-                let (module, info) = parsed.get_or_insert_with(|| parse(&source, &label));
+                let (module, info) = parsed.entry(source.clone()).or_insert_with(|| parse(&source, &label));
                 if n == 0 {
                     check_interface(kernel, &variant, module).unwrap_or_else(|e| panic!("{label}: {e}"));
                 }
@@ -171,15 +181,22 @@ fn every_variant_is_valid_and_translates_to_every_backend() {
                 let stage = (naga::ShaderStage::Compute, "main");
                 let (module, info) = naga::back::pipeline_constants::process_overrides(module, info, Some(stage), &constants)
                     .unwrap_or_else(|e| panic!("{label}: {e}"));
-                check_sizes(&module, &label);
-                translate(&module, &info, &label);
-                translate_wgsl(source.clone(), &variant, &label);
+                let limits = match on_matrix_units(kernel) {
+                    true => (MAX_MATRIX_INVOCATIONS, MAX_MATRIX_WORKGROUP_BYTES),
+                    false => (MAX_INVOCATIONS, MAX_WORKGROUP_BYTES),
+                };
+                check_sizes(&module, limits, &label);
+                translate_spirv(&module, &info, &label);
+                if !on_matrix_units(kernel) {
+                    translate(&module, &info, &label);
+                    translate_wgsl(source.clone(), &variant, &label);
+                }
                 variants += 1;
             }
         }
     }
     println!("{variants} variants of {} kernels", kernels::ALL.len());
-    assert!(variants > 250);
+    assert!(variants > 280);
 }
 
 /// Each `override` of the source is given a value, and each value has an `override`.
@@ -191,15 +208,15 @@ fn check_overrides(module: &Module, variant: &Variant, label: &str) {
     assert_eq!(declared, given, "{label}: overrides");
 }
 
-fn check_sizes(module: &Module, label: &str) {
+fn check_sizes(module: &Module, (max_invocations, max_bytes): (u32, u32), label: &str) {
     let entry = &module.entry_points[0];
     let invocations: u32 = entry.workgroup_size.iter().product();
-    assert!(invocations > 0 && invocations <= MAX_INVOCATIONS, "{label}: {invocations} invocations");
+    assert!(invocations > 0 && invocations <= max_invocations, "{label}: {invocations} invocations");
     let mut layouter = naga::proc::Layouter::default();
     layouter.update(module.to_ctx()).unwrap();
     let shared = module.global_variables.iter().filter(|(_, g)| g.space == AddressSpace::WorkGroup);
     let bytes: u32 = shared.map(|(_, g)| layouter[g.ty].size).sum();
-    assert!(bytes <= MAX_WORKGROUP_BYTES, "{label}: {bytes} bytes of workgroup memory");
+    assert!(bytes <= max_bytes, "{label}: {bytes} bytes of workgroup memory");
 }
 
 /// Every file of `shaders/` belongs to a kernel of the list, under its name.
@@ -238,7 +255,10 @@ fn every_loop_counts_up_to_a_fixed_bound() {
                 start.strip_prefix("var ").and_then(|s| s.split(" = ").next()).unwrap_or_else(|| panic!("{}: {header}", kernel.name));
             let bound = condition.strip_prefix(&format!("{counter} < ")).unwrap_or_else(|| panic!("{}: {header}", kernel.name));
             let step = step.strip_prefix(&format!("{counter} += ")).unwrap_or_else(|| panic!("{}: {header}", kernel.name));
-            assert!(step.strip_suffix('u').is_some_and(|s| s.parse::<u32>().is_ok_and(|n| n > 0)), "{}: step {step}", kernel.name);
+            let values = constants(kernel);
+            let given = |name: &str| values.iter().all(|consts| consts.iter().any(|&(n, value)| n == name && value > 0));
+            let literal = step.strip_suffix('u').is_some_and(|s| s.parse::<u32>().is_ok_and(|n| n > 0));
+            assert!(literal || given(step), "{}: step {step}", kernel.name);
             let body = body(&code[at + code[at..].find('{').unwrap()..]);
             let words = |text: &str| {
                 text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| !w.is_empty()).map(str::to_owned).collect::<Vec<_>>()

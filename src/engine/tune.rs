@@ -82,7 +82,7 @@ fn key(gpu: &Gpu, elem: Elem) -> String {
     }
     let sum: String = sources.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     let profile = gpu.profile();
-    format!("kernels {elem:?} f16={} binding={} {sum}", profile.native_f16, profile.max_binding)
+    format!("kernels {elem:?} f16={} matrix={:?} binding={} {sum}", profile.native_f16, profile.matrix, profile.max_binding)
 }
 
 /// The inverse of `KernelPlan`'s `Display`.
@@ -218,7 +218,7 @@ impl<'a> Bench<'a> {
     /// Whether `family` computes this operator with another kernel or grid than `fixed`.
     fn distinct(&self, family: KernelFamily, fixed: KernelFamily) -> bool {
         let pairs = |f: KernelFamily| f == KernelFamily::Pairs && self.op != Op::Conv;
-        !(pairs(family) || (pairs(fixed) && family == KernelFamily::Lanes))
+        family.is_own(self.gpu.profile(), self.elem) && !(pairs(family) || (pairs(fixed) && family == KernelFamily::Lanes))
     }
 
     async fn agrees(&self, family: KernelFamily, expected: &[f32]) -> Result<bool> {

@@ -1,5 +1,6 @@
 //! Which GPU: listing, choosing, and the facts about it that users are shown.
 
+use super::recorder::MatrixUnits;
 use crate::error::{Error, Result};
 
 /// One adapter, as `infgen devices` lists it.
@@ -25,7 +26,7 @@ pub struct AdapterFacts {
     pub f16: bool,
     /// Smallest and largest subgroup size, `(0, 0)` where subgroups are not available.
     pub subgroups: (u32, u32),
-    /// Usable square cooperative-matrix shapes, such as `16x16x16 f16->f32`. Listed only; no kernel uses them yet.
+    /// Square cooperative-matrix shapes, such as `16x16x16 f16->f32`.
     pub cooperative_matrices: Vec<String>,
     /// GPU timestamps.
     pub timestamps: bool,
@@ -64,6 +65,25 @@ pub(crate) fn facts(index: usize, adapter: &wgpu::Adapter) -> AdapterFacts {
         cooperative_matrices: cooperative,
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
     }
+}
+
+/// The matrix units that kernels can use: f16 products with f32 sums, through Vulkan (naga writes no matrices for DX12, and for Metal none
+/// that load quads), on devices with one subgroup size, since wgpu cannot ask for one.
+pub(crate) fn matrix_units(adapter: &wgpu::Adapter) -> Option<MatrixUnits> {
+    use wgpu::CooperativeScalarType as Scalar;
+    let (info, features) = (adapter.get_info(), adapter.features());
+    let needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16;
+    let known = info.subgroup_min_size == info.subgroup_max_size;
+    if info.backend != wgpu::Backend::Vulkan || !features.contains(needed) || !known {
+        return None;
+    }
+    let usable = |side: u32| {
+        let square = |p: &wgpu::CooperativeMatrixProperties| p.m_size == side && p.n_size == side && p.k_size == side;
+        let typed = |p: &wgpu::CooperativeMatrixProperties| p.ab_type == Scalar::F16 && p.cr_type == Scalar::F32;
+        adapter.cooperative_matrix_properties().iter().any(|p| square(p) && typed(p))
+    };
+    let side = [16, 8].into_iter().find(|&side| usable(side))?;
+    Some(MatrixUnits { side, subgroup: info.subgroup_min_size })
 }
 
 /// The backends that this crate runs on.

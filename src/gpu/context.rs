@@ -219,11 +219,21 @@ impl Gpu {
                 features |= wgpu::Features::SHADER_F16 & offered;
             }
         }
+        let matrix = adapter::matrix_units(&adapter).filter(|_| features.contains(wgpu::Features::SHADER_F16));
+        let mut experimental = wgpu::ExperimentalFeatures::disabled();
+        if matrix.is_some() {
+            features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+            // SAFETY: an experimental feature may have bugs that lead to undefined behaviour where it is used. This one is used by the
+            // `*_matrix` kernels alone, constants of this crate that load from and store to workgroup memory only, inside its bounds,
+            // in control flow that is uniform; they run where `engine::tune` found that their results agree with other kernels'.
+            experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
+        }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("infgen"),
             required_features: features,
             required_limits: limits.clone(),
             memory_hints: wgpu::MemoryHints::MemoryUsage,
+            experimental_features: experimental,
             ..Default::default()
         };
         let (device, queue) = adapter
@@ -247,6 +257,7 @@ impl Gpu {
             software,
             kernels: options.kernels.map_or(KernelPlan::fixed(software), KernelPlan::uniform),
             native_f16: features.contains(wgpu::Features::SHADER_F16),
+            matrix,
             max_binding: limits.max_storage_buffer_binding_size,
             max_buffer: limits.max_buffer_size,
             max_workgroup_storage: limits.max_compute_workgroup_storage_size,

@@ -84,10 +84,17 @@ pub struct Variant {
 }
 
 impl Variant {
-    /// The text put in front of a kernel: the three element types and their accessors.
+    /// The text put in front of a kernel: the three element types and their accessors, and for kernels with a constant `SIDE` the
+    /// matrices of matrix units.
     pub fn prelude(&self) -> String {
         let half = [self.x, self.w, self.y].contains(&Storage::F16);
         let mut text = String::from(if half { "enable f16;\n" } else { "" });
+        if let Some((_, side)) = self.consts.iter().find(|(name, _)| *name == "SIDE") {
+            text.push_str("enable wgpu_cooperative_matrix;\n");
+            for (name, scalar, role) in [("MatA", "f16", "A"), ("MatB", "f16", "B"), ("MatC", "f32", "C")] {
+                text.push_str(&format!("alias {name} = coop_mat{side}x{side}<{scalar}, {role}>;\n"));
+            }
+        }
         for (name, storage) in [("x", self.x), ("w", self.w), ("y", self.y)] {
             let source = match storage {
                 Storage::F32 => include_str!("../../shaders/common/element_f32.wgsl"),

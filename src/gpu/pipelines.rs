@@ -69,7 +69,8 @@ impl Pipelines {
         let descriptor = wgpu::ShaderModuleDescriptor { label: Some(kernel.name), source: wgpu::ShaderSource::Wgsl(source.into()) };
         // SAFETY: `force_loop_bounding: false` requires that no shader loops forever. Every module here is one of the
         // crate's own kernels (`Kernel` values are `'static` constants of `src/kernels`), and each of their loops counts
-        // up by a positive constant to a bound that does not change inside it. Bounds checks stay on.
+        // up by a positive constant, some by the size of a workgroup or subgroup, to a bound that does not change inside it. Bounds checks
+        // stay on.
         let module = unsafe { self.device.create_shader_module_trusted(descriptor, checks) };
         let uniform = wgpu::BindGroupLayoutEntry {
             binding: 0,

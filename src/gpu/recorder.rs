@@ -21,11 +21,20 @@ pub enum KernelFamily {
     Tile,
     /// `*_tile` with one tile of output channels a workgroup: fewer registers, more reads.
     NarrowTile,
+    /// `*_matrix` where the device has matrix units that kernels can use ([`DeviceProfile::matrix`]), operands are native f16 and there are
+    /// more than 16 output channels, else `*_tile`.
+    Matrix,
 }
 
 impl KernelFamily {
     /// Every family. Each computes every shape on every device.
-    pub const ALL: &'static [KernelFamily] = &[KernelFamily::Lanes, KernelFamily::Pairs, KernelFamily::Tile, KernelFamily::NarrowTile];
+    pub const ALL: &'static [KernelFamily] =
+        &[KernelFamily::Lanes, KernelFamily::Pairs, KernelFamily::Tile, KernelFamily::NarrowTile, KernelFamily::Matrix];
+
+    /// Whether it is more than another name of the tile family for operands stored as `elem`.
+    pub fn is_own(self, profile: &DeviceProfile, elem: Elem) -> bool {
+        self != KernelFamily::Matrix || (profile.matrix.is_some() && profile.native_f16 && elem == Elem::Half)
+    }
 }
 
 impl fmt::Display for KernelFamily {
@@ -35,6 +44,7 @@ impl fmt::Display for KernelFamily {
             KernelFamily::Pairs => "pairs",
             KernelFamily::Tile => "tile",
             KernelFamily::NarrowTile => "narrow-tile",
+            KernelFamily::Matrix => "matrix",
         })
     }
 }
@@ -83,6 +93,15 @@ impl std::str::FromStr for KernelPlan {
     }
 }
 
+/// Matrix units as WGSL sees them: products of f16 matrices of `side x side` with f32 sums, by subgroups of a known size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MatrixUnits {
+    /// 8 or 16.
+    pub side: u32,
+    /// Invocations of a subgroup.
+    pub subgroup: u32,
+}
+
 /// The facts about a device that choose kernels. Everything that can change bits is in here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceProfile {
@@ -92,6 +111,8 @@ pub struct DeviceProfile {
     pub kernels: KernelPlan,
     /// `shader-f16` is there; else f16 is packed in u32.
     pub native_f16: bool,
+    /// What `*_matrix` kernels run on.
+    pub matrix: Option<MatrixUnits>,
     /// Largest storage binding in bytes.
     pub max_binding: u64,
     /// Largest buffer in bytes.

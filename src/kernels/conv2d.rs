@@ -1,7 +1,7 @@
 //! Convolutions: 3x3, and nearest-2x upsampling followed by 3x3.
 
 use super::group_norm::{Norm, norm_apply};
-use super::{Act, Packed, channel_lanes, lanes, product, tiles};
+use super::{Act, MATRIX_QUADS, Packed, channel_lanes, lanes, matrix, product, tiles};
 use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, KernelFamily, Recorder, Tensor};
 
 /// `conv2d_3x3_lanes.wgsl`
@@ -28,6 +28,21 @@ pub const CONV2D_3X3_TILE: Kernel = Kernel {
     bindings: &[Bind::X, Bind::W, Bind::F32, Bind::F32, Bind::YRead, Bind::Y],
 };
 
+/// `conv2d_3x3_matrix.wgsl`
+pub const CONV2D_3X3_MATRIX: Kernel = Kernel {
+    name: "conv2d_3x3_matrix",
+    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_3x3_matrix.wgsl")),
+    ..CONV2D_3X3_TILE
+};
+
+/// `conv2d_phase_matrix.wgsl`
+pub const CONV2D_PHASE_MATRIX: Kernel = Kernel {
+    name: "conv2d_phase_matrix",
+    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_phase_matrix.wgsl")),
+    params: &["h", "w", "cin4", "cout4", "groups", "act", "sh", "sw", "top", "left"],
+    bindings: CONV2D_PHASE_TILE.bindings,
+};
+
 /// `conv2d_phase_lanes.wgsl`
 pub const CONV2D_PHASE_LANES: Kernel = Kernel {
     name: "conv2d_phase_lanes",
@@ -44,7 +59,7 @@ pub const CONV2D_PHASE_TILE: Kernel = Kernel {
     bindings: &[Bind::X, Bind::W, Bind::F32, Bind::Y],
 };
 
-/// Rows and columns of the pixel tile of a workgroup of `*_tile`.
+/// Rows and columns of the pixel tile of a workgroup of `*_tile` and `*_matrix`.
 const TILE: (usize, usize) = (8, 16);
 
 /// `conv2d_direct.wgsl`
@@ -200,7 +215,7 @@ pub fn conv2d_3x3_window(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
         assert_eq!((tensor.channels, tensor.elem), (weights.cout, call.elem), "conv2d_3x3: residual");
     }
     match (rec.profile().kernels.conv, call.norm) {
-        (KernelFamily::Tile | KernelFamily::NarrowTile, _) => conv2d_3x3_tile(rec, call),
+        (KernelFamily::Tile | KernelFamily::NarrowTile | KernelFamily::Matrix, _) => conv2d_3x3_tile(rec, call),
         (_, Some(Norm { affine, silu })) => {
             let x = norm_apply(rec, x, affine, silu, x.elem);
             conv2d_3x3_plain(rec, &Conv3x3Call { x: &x, norm: None, ..*call })
@@ -270,16 +285,23 @@ fn conv2d_3x3_plain(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
 fn conv2d_3x3_tile(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
     let Conv3x3Call { x, norm, weights, residual, act, elem, window } = *call;
     let y = rec.tensor(window.height, window.width, weights.cout, elem);
-    let (channels, pair, groups) = tiles(y.quads(), rec.profile().kernels.conv);
+    let family = rec.profile().kernels.conv;
+    let (kernel, mut consts, groups) = match matrix(rec, family, [x, &weights.weight], y.quads()) {
+        Some(consts) => (&CONV2D_3X3_MATRIX, consts, y.quads().div_ceil(MATRIX_QUADS) as u32),
+        None => {
+            let (channels, pair, groups) = tiles(y.quads(), family);
+            (&CONV2D_3X3_TILE, vec![("LC", channels), ("LT", pair)], groups)
+        }
+    };
     let (rows, columns) = TILE;
     let (residual_part, [rw, rtop, rleft]) = residual_binding(call, rows);
     if let Some(norm) = norm {
         assert_eq!(norm.affine.shape(), (2, 1, 4 * x.quads()), "conv2d_3x3: scale and shift");
     }
-    let norm_kind = norm.map_or(0, |norm| 1 + norm.silu as u32);
+    consts.extend([("NORM", norm.map_or(0, |norm| 1 + norm.silu as u32)), ("RESIDUAL", residual.is_some() as u32)]);
     rec.dispatch(Dispatch {
-        kernel: &CONV2D_3X3_TILE,
-        consts: vec![("LC", channels), ("LT", pair), ("NORM", norm_kind), ("RESIDUAL", residual.is_some() as u32)],
+        kernel,
+        consts,
         bindings: vec![
             Binding::part(x, Footprint::rows((x.width * x.quads()) as u64, rows, 1 - window.top, rows + 2)),
             Binding::whole(&weights.weight),
@@ -332,11 +354,20 @@ pub fn upsample2x_conv2d_3x3_window(rec: &mut Recorder, x: &Tensor, weights: &Co
             params.extend([tiles, act as u32, sw as u32]);
             (&CONV2D_PHASE_LANES, vec![("LC", channel_lanes), ("LP", pixel_lanes)], 1, grid)
         }
-        family @ (KernelFamily::Tile | KernelFamily::NarrowTile) => {
-            let (channels, pair, groups) = tiles(y.quads(), family);
-            let grid = [4 * groups, sh.div_ceil(TILE.0) as u32, sw.div_ceil(TILE.1) as u32];
-            params.extend([groups * pair, act as u32, sh as u32, sw as u32]);
-            (&CONV2D_PHASE_TILE, vec![("LC", channels), ("LT", pair)], TILE.0, grid)
+        family => {
+            let grid = |groups: u32| [4 * groups, sh.div_ceil(TILE.0) as u32, sw.div_ceil(TILE.1) as u32];
+            match matrix(rec, family, [x, &weights.weight], y.quads()) {
+                Some(consts) => {
+                    let groups = y.quads().div_ceil(MATRIX_QUADS) as u32;
+                    params.extend([groups, act as u32, sh as u32, sw as u32]);
+                    (&CONV2D_PHASE_MATRIX, consts, TILE.0, grid(groups))
+                }
+                None => {
+                    let (channels, pair, groups) = tiles(y.quads(), family);
+                    params.extend([groups * pair, act as u32, sh as u32, sw as u32]);
+                    (&CONV2D_PHASE_TILE, vec![("LC", channels), ("LT", pair)], TILE.0, grid(groups))
+                }
+            }
         }
     };
     params.extend(origin);

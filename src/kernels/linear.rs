@@ -1,6 +1,6 @@
 //! Matrix products: linear layers on tokens, and 1x1 convolutions, which are the same thing.
 
-use super::{Act, Packed, channel_lanes, lanes, product, tiles};
+use super::{Act, MATRIX_QUADS, Packed, channel_lanes, lanes, matrix, product, tiles};
 use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, KernelFamily, Recorder, Tensor};
 
 /// `linear_lanes.wgsl`
@@ -9,6 +9,14 @@ pub const LINEAR_LANES: Kernel = Kernel {
     wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/linear_lanes.wgsl")),
     params: &["rows", "k4", "n4", "act"],
     bindings: &[Bind::X, Bind::W8, Bind::F32, Bind::YRead, Bind::Y],
+};
+
+/// `linear_matrix.wgsl`
+pub const LINEAR_MATRIX: Kernel = Kernel {
+    name: "linear_matrix",
+    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/linear_matrix.wgsl")),
+    params: LINEAR_LANES.params,
+    bindings: LINEAR_TILE.bindings,
 };
 
 /// `linear_tile.wgsl`
@@ -21,6 +29,9 @@ pub const LINEAR_TILE: Kernel = Kernel {
 
 /// Rows of a workgroup of `linear_tile`.
 const TILE_ROWS: usize = 64;
+
+/// Rows of a workgroup of `linear_matrix`.
+const MATRIX_ROWS: usize = 128;
 
 /// Weights of a linear layer on the device.
 #[derive(Debug, Clone)]
@@ -79,10 +90,16 @@ pub fn linear_into(rec: &mut Recorder, x: &Tensor, weights: &LinearWeights, resi
             let consts = vec![("LC", tile_quads(y.quads()) as u32), ("CL", channel_lanes), ("RL", row_lanes), residual_kind];
             (&LINEAR_LANES, consts, 8 * row_lanes as usize, (pairs as u32).div_ceil(channel_lanes))
         }
-        family @ (KernelFamily::Tile | KernelFamily::NarrowTile) => {
-            let (channels, pair, groups) = tiles(y.quads().max(2), family);
-            (&LINEAR_TILE, vec![("LC", channels), ("LT", pair), residual_kind], TILE_ROWS, groups)
-        }
+        family => match matrix(rec, family, [x, &weights.weight], y.quads()) {
+            Some(consts) => {
+                let groups = y.quads().div_ceil(MATRIX_QUADS) as u32;
+                (&LINEAR_MATRIX, [consts, vec![residual_kind]].concat(), MATRIX_ROWS, groups)
+            }
+            None => {
+                let (channels, pair, groups) = tiles(y.quads().max(2), family);
+                (&LINEAR_TILE, vec![("LC", channels), ("LT", pair), residual_kind], TILE_ROWS, groups)
+            }
+        },
     };
     let out = Footprint::rows(y.quads() as u64, run, 0, run);
     rec.dispatch(Dispatch {

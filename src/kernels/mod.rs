@@ -15,7 +15,7 @@ pub mod output;
 pub mod peak;
 pub mod resample;
 
-use crate::gpu::{Elem, Kernel, KernelFamily, Recorder};
+use crate::gpu::{Elem, Kernel, KernelFamily, MatrixUnits, Recorder, Tensor};
 
 /// Every kernel.
 pub const ALL: &[&Kernel] = &[
@@ -30,10 +30,12 @@ pub const ALL: &[&Kernel] = &[
     &attention::ATTENTION_SOFTMAX_LANES,
     &attention::ATTENTION_VALUES_LANES,
     &conv2d::CONV2D_3X3_LANES,
+    &conv2d::CONV2D_3X3_MATRIX,
     &conv2d::CONV2D_3X3_PAIRS,
     &conv2d::CONV2D_3X3_TILE,
     &conv2d::CONV2D_DIRECT,
     &conv2d::CONV2D_PHASE_LANES,
+    &conv2d::CONV2D_PHASE_MATRIX,
     &conv2d::CONV2D_PHASE_TILE,
     &geglu::GEGLU,
     &group_norm::GROUP_NORM_FOLD,
@@ -43,6 +45,7 @@ pub const ALL: &[&Kernel] = &[
     &inpe::INPE_FEATURES,
     &layer_norm::LAYER_NORM,
     &linear::LINEAR_LANES,
+    &linear::LINEAR_MATRIX,
     &linear::LINEAR_TILE,
     &output::COUNT_NONFINITE,
     &output::IMAGE_TO_RGBA8,
@@ -98,6 +101,26 @@ pub(crate) fn tiles(cout4: usize, family: KernelFamily) -> (u32, u32, u32) {
     let pair = if family != KernelFamily::NarrowTile && channels == 8 && tiles.is_multiple_of(2) { 2 } else { 1 };
     (channels as u32, pair as u32, (tiles / pair) as u32)
 }
+
+/// Constants of a `*_matrix` kernel, or nothing where it cannot run: without matrix units, with operands that are not native f16, in less
+/// workgroup memory than it takes, with fewer invocations, or where weights are packed for fewer lanes than it reads.
+pub(crate) fn matrix(rec: &Recorder, family: KernelFamily, operands: [&Tensor; 2], cout4: usize) -> Option<Vec<(&'static str, u32)>> {
+    let profile = rec.profile();
+    let MatrixUnits { side, subgroup } = profile.matrix.filter(|_| family == KernelFamily::Matrix)?;
+    // Each subgroup takes 4 x 2 products of the 128 rows by 64 columns of a workgroup.
+    let invocations = 128 / (4 * side) * (64 / (2 * side)) * subgroup;
+    let half = operands.iter().all(|operand| operand.elem == Elem::Half) && profile.native_f16;
+    let room = profile.max_workgroup_storage >= MATRIX_WORKGROUP_BYTES && profile.max_invocations >= invocations;
+    // Loops stage 512 to 1024 quads in steps of a workgroup.
+    let fits = half && room && invocations.is_power_of_two() && invocations <= 512 && channel_lanes(cout4) == 8;
+    fits.then(|| vec![("SIDE", side), ("SG", subgroup), ("WG", invocations)])
+}
+
+/// Output quads of a workgroup of a `*_matrix` kernel.
+pub(crate) const MATRIX_QUADS: usize = 16;
+
+/// Workgroup memory of the largest `*_matrix` kernel.
+const MATRIX_WORKGROUP_BYTES: u32 = 20 << 10;
 
 /// Sizes multiplied in 64 bits: operations are counted where `usize` has 32, in the browser.
 pub(crate) fn product<const N: usize>(sizes: [usize; N]) -> u64 {

@@ -26,6 +26,13 @@ pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
         "linear_tile" => tiles().into_iter().flat_map(|(lc, lt)| [0, 1].map(|r| vec![("LC", lc), ("LT", lt), ("RESIDUAL", r)])).collect(),
         "conv2d_phase_lanes" => lanes().map(|(lc, lp)| vec![("LC", lc), ("LP", lp)]).into(),
         "conv2d_direct" => lanes().into_iter().flat_map(|(lc, lp)| [1, 3].map(|k| vec![("LC", lc), ("LP", lp), ("K", k)])).collect(),
+        // Sides and subgroups of NVIDIA, AMD, Intel, Apple and llvmpipe.
+        "conv2d_3x3_matrix" => units()
+            .into_iter()
+            .flat_map(|unit| (0..6).map(move |n| [unit.clone(), vec![("NORM", n / 2), ("RESIDUAL", n % 2)]].concat()))
+            .collect(),
+        "conv2d_phase_matrix" => units(),
+        "linear_matrix" => units().into_iter().flat_map(|unit| [0, 1].map(|r| [unit.clone(), vec![("RESIDUAL", r)]].concat())).collect(),
         "attention_lanes" => [1, 5, 8].map(|d4| vec![("D4", d4), ("WG", 8)]).to_vec(),
         "attention" | "attention_range" => [
             (1, 1, 8, 1),
@@ -44,8 +51,20 @@ pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
     }
 }
 
+fn units() -> Vec<Vec<(&'static str, u32)>> {
+    [(16, 32, 128), (16, 64, 256), (8, 32, 512), (8, 8, 128)].map(|(side, sg, wg)| vec![("SIDE", side), ("SG", sg), ("WG", wg)]).into()
+}
+
+/// Whether the kernel runs on matrix units, which no backend but Vulkan's has.
+pub fn on_matrix_units(kernel: &Kernel) -> bool {
+    constants(kernel)[0].iter().any(|&(name, _)| name == "SIDE")
+}
+
 /// Storage kinds of X, W and Y that occur together: a device has one kind of f16, and any of the three may be f32.
 pub fn storages(kernel: &Kernel) -> Vec<[Storage; 3]> {
+    if on_matrix_units(kernel) {
+        return vec![[Storage::F16; 3], [Storage::F16, Storage::F16, Storage::F32]];
+    }
     let uses = |kinds: &[Bind]| kernel.bindings.iter().any(|b| kinds.contains(b));
     let used = [uses(&[Bind::X, Bind::X8]), uses(&[Bind::W, Bind::W8]), uses(&[Bind::Y, Bind::YRead])];
     let mut all = vec![];

@@ -80,7 +80,7 @@ pub fn bench(run: &Run, args: &BenchArgs) -> Result<()> {
         }
         let families: Vec<Option<KernelFamily>> = match op.families() {
             [] => vec![None],
-            all if args.variants => all.iter().copied().map(Some).collect(),
+            all if args.variants => all.iter().copied().filter(|family| family.is_own(gpu.profile(), elem)).map(Some).collect(),
             _ => vec![None],
         };
         let operands = Operands::new(op, elem);

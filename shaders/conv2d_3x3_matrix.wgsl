@@ -1,0 +1,132 @@
+// conv2d_3x3_matrix: conv2d_3x3_tile on matrix units: a tap is another place to load from in one staged patch, no im2col
+// y[i, j, o] = act(bias[o] + sum_{dy, dx, c} w[o, c, dy, dx] * n(x[i + dy - 1, j + dx - 1, c]) + residual[i, j, o])
+// Source   as conv2d_3x3_tile
+// Layout   as conv2d_3x3_tile with LC = 8
+// Window   as conv2d_3x3_lanes
+// Grid     x: 16 output quads, y: 8 rows, z: 16 columns, anchored at y(0, 0); subgroups of SG invocations, each 4 x 2 products of
+//          SIDE x SIDE: four at a side of 16, where a product is a row of 16 pixels by 16 channels
+// Memory   in f16: patch of 10 x 18 pixels by 4 quads, 8.4 KiB, and a row of taps of these quads, 6.8 KiB, each with 16 B between rows
+//          so that they meet other banks; 4 KiB through which sums leave the matrix units
+// Numerics n() in f32, rounded to f16 as a stored tensor would be; products of f16 are exact in f32; f32 sums in the order that the
+//          unit has, the same whatever the grid
+override SIDE: u32 = 16u;
+override SG: u32 = 32u;
+override WG: u32 = 128u;
+override NORM: u32 = 0u;
+override RESIDUAL: u32 = 0u;
+struct Params {
+    wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>,
+    h: u32, w: u32, cin4: u32, cout4: u32, act: u32,
+    oh: u32, ow: u32, top: u32, left: u32, rw: u32, rtop: u32, rleft: u32,
+}
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<X4>;
+@group(0) @binding(2) var<storage, read> wt: array<W4>;
+@group(0) @binding(3) var<storage, read> bias: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read> affine: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> residual: array<Y4>;
+@group(0) @binding(6) var<storage, read_write> y: array<Y4>;
+
+const XP: u32 = 6u;                                      // quads from pixel to pixel of xs
+const WP: u32 = 18u;                                     // and from channel to channel of ws
+var<workgroup> xs: array<vec4<f16>, 1080>;               // [10 rows][18 columns][4 quads]
+var<workgroup> ws: array<vec4<f16>, 864>;                // [3 dx][16 c][16 quads of outputs]
+var<workgroup> cs: array<vec4<f32>, 256>;                // [subgroup][SIDE][SIDE / 4]
+
+// Called by all invocations alike, since it waits. `pixel` counts through the 8 x 16 of the tile.
+fn put(c: MatC, sub: u32, lane: u32, g: vec3<u32>, pixel: u32, quad: u32) {
+    let region = sub * SIDE * SIDE / 4u;
+    coopStoreT(c, &cs[region], SIDE / 4u);
+    workgroupBarrier();
+    for (var n = 0u; n < SIDE * SIDE / 4u; n += SG) {
+        let at = n + lane;
+        if at < SIDE * SIDE / 4u {
+            let px = pixel + at / (SIDE / 4u);
+            let o = quad + at % (SIDE / 4u);
+            let i = g.y * 8u + px / 16u;
+            let j = g.z * 16u + px % 16u;
+            if i < p.oh && j < p.ow && o < p.cout4 {
+                var v = cs[region + at] + bias[o - p.b0.z];
+                if RESIDUAL == 1u { v += y_get(residual[((i + p.rtop) * p.rw + j + p.rleft) * p.cout4 + o - p.b1.x]); }
+                y[(i * p.ow + j) * p.cout4 + o - p.b1.y] = y_put(activate(v, p.act));
+            }
+        }
+    }
+    workgroupBarrier();
+}
+
+@compute @workgroup_size(WG)
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let g = wid + p.wg.xyz;
+    let sub = lane / SG;
+    let across = 32u / SIDE;                             // subgroups side by side
+    let m0 = sub / across * 4u * SIDE;                   // the subgroup's first pixel and first output of the tile
+    let n0 = sub % across * 2u * SIDE;
+    // Where its four runs of SIDE pixels lie in the patch.
+    let x0 = m0 / 16u * 18u + m0 % 16u;
+    let x1 = (m0 + SIDE) / 16u * 18u + (m0 + SIDE) % 16u;
+    let x2 = (m0 + 2u * SIDE) / 16u * 18u + (m0 + 2u * SIDE) % 16u;
+    let x3 = (m0 + 3u * SIDE) / 16u * 18u + (m0 + 3u * SIDE) % 16u;
+    let part = lane % 4u;
+    var c00 = MatC(); var c01 = MatC(); var c10 = MatC(); var c11 = MatC();
+    var c20 = MatC(); var c21 = MatC(); var c30 = MatC(); var c31 = MatC();
+    for (var k = 0u; k < p.cin4; k += 4u) {
+        var scale = vec4<f32>();
+        var shift = vec4<f32>();
+        if NORM > 0u && k + part < p.cin4 {
+            scale = affine[k + part - p.b0.w];
+            shift = affine[p.cin4 + k + part - p.b0.w];
+        }
+        for (var n = 0u; n < 720u; n += WG) {
+            let slot = (n + lane) / 4u;
+            if slot < 180u {
+                let iy = g.y * 8u + p.top + slot / 18u - 1u;   // row and column -1 wrap to 2^32 - 1
+                let ix = g.z * 16u + p.left + slot % 18u - 1u;
+                var v = vec4<f32>();
+                if iy < p.h && ix < p.w && k + part < p.cin4 {
+                    v = x_get(x[(iy * p.w + ix) * p.cin4 + k + part - p.b0.x]);
+                    if NORM > 0u { v = v * scale + shift; }
+                    if NORM == 2u { v = silu(v); }
+                }
+                xs[slot * XP + part] = vec4<f16>(clamp(v, vec4(-65504.0), vec4(65504.0)));
+            }
+        }
+        for (var dy = 0u; dy < 3u; dy += 1u) {
+            for (var n = 0u; n < 768u; n += WG) {
+                let i = n + lane;                        // dx * 256 + c * 16 + output quad
+                let o = g.x * 16u + i % 16u;
+                let c = i / 16u % 16u;
+                var v = vec4<f16>();
+                if i < 768u && o < p.cout4 && k + c / 4u < p.cin4 {
+                    let line = ((o / 8u * 3u + dy) * p.cin4 + k + c / 4u) * 3u + i / 256u;
+                    v = vec4<f16>(w_get(wt[(line * 4u + c % 4u) * 8u + o % 8u - p.b0.y]));
+                }
+                if i < 768u { ws[i / 16u * WP + i % 16u] = v; }
+            }
+            workgroupBarrier();
+            for (var dx = 0u; dx < 3u; dx += 1u) {
+                for (var s = 0u; s < 16u / SIDE; s += 1u) {
+                    let xi = (dy * 18u + dx) * XP + s * SIDE / 4u;
+                    let wi = (dx * 16u + s * SIDE) * WP + n0 / 4u;
+                    let b0 = coopLoadT<MatB>(&ws[wi], WP);
+                    let b1 = coopLoadT<MatB>(&ws[wi + SIDE / 4u], WP);
+                    let a0 = coopLoadT<MatA>(&xs[xi + x0 * XP], XP);
+                    c00 = coopMultiplyAdd(a0, b0, c00); c01 = coopMultiplyAdd(a0, b1, c01);
+                    let a1 = coopLoadT<MatA>(&xs[xi + x1 * XP], XP);
+                    c10 = coopMultiplyAdd(a1, b0, c10); c11 = coopMultiplyAdd(a1, b1, c11);
+                    let a2 = coopLoadT<MatA>(&xs[xi + x2 * XP], XP);
+                    c20 = coopMultiplyAdd(a2, b0, c20); c21 = coopMultiplyAdd(a2, b1, c21);
+                    let a3 = coopLoadT<MatA>(&xs[xi + x3 * XP], XP);
+                    c30 = coopMultiplyAdd(a3, b0, c30); c31 = coopMultiplyAdd(a3, b1, c31);
+                }
+            }
+            workgroupBarrier();
+        }
+    }
+    let quad = g.x * 16u + n0 / 4u;
+    let next = quad + SIDE / 4u;
+    put(c00, sub, lane % SG, g, m0, quad);               put(c01, sub, lane % SG, g, m0, next);
+    put(c10, sub, lane % SG, g, m0 + SIDE, quad);        put(c11, sub, lane % SG, g, m0 + SIDE, next);
+    put(c20, sub, lane % SG, g, m0 + 2u * SIDE, quad);   put(c21, sub, lane % SG, g, m0 + 2u * SIDE, next);
+    put(c30, sub, lane % SG, g, m0 + 3u * SIDE, quad);   put(c31, sub, lane % SG, g, m0 + 3u * SIDE, next);
+}

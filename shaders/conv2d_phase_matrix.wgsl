@@ -1,0 +1,121 @@
+// conv2d_phase_matrix: conv2d_phase_tile on matrix units: nearest-2x upsampling followed by a 3x3 convolution, as four 2x2 convolutions
+// y[2i + r, 2j + s, o] = act(bias[o] + sum_{d, e, c} w_rs[o, c, d, e] * x[i + d - 1 + r, j + e - 1 + s, c])
+// Source   as conv2d_phase_lanes
+// Layout   as conv2d_phase_tile with LC = 8
+// Window   as conv2d_phase_lanes
+// Grid     x: phase * groups + 16 output quads, y: 8 small rows, z: 16 small columns, anchored at x(top, left); subgroups as
+//          conv2d_3x3_matrix
+// Memory   as conv2d_3x3_matrix: patch of 9 x 17 pixels in rows of 18, 7.6 KiB, a row of taps, 4.5 KiB, and 4 KiB for sums
+// Numerics as conv2d_3x3_matrix
+override SIDE: u32 = 16u;
+override SG: u32 = 32u;
+override WG: u32 = 128u;
+struct Params {
+    wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>,
+    h: u32, w: u32, cin4: u32, cout4: u32, groups: u32, act: u32,
+    sh: u32, sw: u32, top: u32, left: u32,
+}
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<X4>;
+@group(0) @binding(2) var<storage, read> wt: array<W4>;
+@group(0) @binding(3) var<storage, read> bias: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> y: array<Y4>;
+
+const XP: u32 = 6u;                                      // quads from pixel to pixel of xs
+const WP: u32 = 18u;                                     // and from channel to channel of ws
+var<workgroup> xs: array<vec4<f16>, 972>;                // [9 rows][18 columns][4 quads]
+var<workgroup> ws: array<vec4<f16>, 576>;                // [2 e][16 c][16 quads of outputs]
+var<workgroup> cs: array<vec4<f32>, 256>;                // [subgroup][SIDE][SIDE / 4]
+
+// Called by all invocations alike, since it waits. `pixel` counts through the 8 x 16 of the tile.
+fn put(c: MatC, sub: u32, lane: u32, g: vec3<u32>, pixel: u32, quad: u32) {
+    let region = sub * SIDE * SIDE / 4u;
+    coopStoreT(c, &cs[region], SIDE / 4u);
+    workgroupBarrier();
+    let phase = g.x / p.groups;
+    for (var n = 0u; n < SIDE * SIDE / 4u; n += SG) {
+        let at = n + lane;
+        if at < SIDE * SIDE / 4u {
+            let px = pixel + at / (SIDE / 4u);
+            let o = quad + at % (SIDE / 4u);
+            let i = g.y * 8u + px / 16u;
+            let j = g.z * 16u + px % 16u;
+            if i < p.sh && j < p.sw && o < p.cout4 {
+                let to = ((2u * i + phase / 2u) * 2u * p.sw + 2u * j + phase % 2u) * p.cout4 + o;
+                y[to - p.b0.w] = y_put(activate(cs[region + at] + bias[o - p.b0.z], p.act));
+            }
+        }
+    }
+    workgroupBarrier();
+}
+
+@compute @workgroup_size(WG)
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let g = wid + p.wg.xyz;
+    let phase = g.x / p.groups;
+    let group = g.x % p.groups;
+    let tiles = (p.cout4 + 7u) / 8u;
+    let sub = lane / SG;
+    let across = 32u / SIDE;                             // subgroups side by side
+    let m0 = sub / across * 4u * SIDE;                   // the subgroup's first pixel and first output of the tile
+    let n0 = sub % across * 2u * SIDE;
+    // Where its four runs of SIDE pixels lie in the patch.
+    let x0 = m0 / 16u * 18u + m0 % 16u;
+    let x1 = (m0 + SIDE) / 16u * 18u + (m0 + SIDE) % 16u;
+    let x2 = (m0 + 2u * SIDE) / 16u * 18u + (m0 + 2u * SIDE) % 16u;
+    let x3 = (m0 + 3u * SIDE) / 16u * 18u + (m0 + 3u * SIDE) % 16u;
+    let part = lane % 4u;
+    var c00 = MatC(); var c01 = MatC(); var c10 = MatC(); var c11 = MatC();
+    var c20 = MatC(); var c21 = MatC(); var c30 = MatC(); var c31 = MatC();
+    for (var k = 0u; k < p.cin4; k += 4u) {
+        for (var n = 0u; n < 648u; n += WG) {
+            let slot = (n + lane) / 4u;
+            if slot < 162u {
+                let iy = g.y * 8u + p.top + slot / 18u + phase / 2u - 1u;    // -1 wraps to 2^32 - 1
+                let ix = g.z * 16u + p.left + slot % 18u + phase % 2u - 1u;
+                var v = vec4<f16>();
+                if iy < p.h && ix < p.w && k + part < p.cin4 {
+                    v = vec4<f16>(x_get(x[(iy * p.w + ix) * p.cin4 + k + part - p.b0.x]));
+                }
+                xs[slot * XP + part] = v;
+            }
+        }
+        for (var d = 0u; d < 2u; d += 1u) {
+            for (var n = 0u; n < 512u; n += WG) {
+                let i = n + lane;                        // e * 256 + c * 16 + output quad
+                let o = group * 16u + i % 16u;
+                let c = i / 16u % 16u;
+                var v = vec4<f16>();
+                if i < 512u && o < p.cout4 && k + c / 4u < p.cin4 {
+                    let line = (((phase * tiles + o / 8u) * 2u + d) * p.cin4 + k + c / 4u) * 2u + i / 256u;
+                    v = vec4<f16>(w_get(wt[(line * 4u + c % 4u) * 8u + o % 8u - p.b0.y]));
+                }
+                if i < 512u { ws[i / 16u * WP + i % 16u] = v; }
+            }
+            workgroupBarrier();
+            for (var e = 0u; e < 2u; e += 1u) {
+                for (var s = 0u; s < 16u / SIDE; s += 1u) {
+                    let xi = (d * 18u + e) * XP + s * SIDE / 4u;
+                    let wi = (e * 16u + s * SIDE) * WP + n0 / 4u;
+                    let b0 = coopLoadT<MatB>(&ws[wi], WP);
+                    let b1 = coopLoadT<MatB>(&ws[wi + SIDE / 4u], WP);
+                    let a0 = coopLoadT<MatA>(&xs[xi + x0 * XP], XP);
+                    c00 = coopMultiplyAdd(a0, b0, c00); c01 = coopMultiplyAdd(a0, b1, c01);
+                    let a1 = coopLoadT<MatA>(&xs[xi + x1 * XP], XP);
+                    c10 = coopMultiplyAdd(a1, b0, c10); c11 = coopMultiplyAdd(a1, b1, c11);
+                    let a2 = coopLoadT<MatA>(&xs[xi + x2 * XP], XP);
+                    c20 = coopMultiplyAdd(a2, b0, c20); c21 = coopMultiplyAdd(a2, b1, c21);
+                    let a3 = coopLoadT<MatA>(&xs[xi + x3 * XP], XP);
+                    c30 = coopMultiplyAdd(a3, b0, c30); c31 = coopMultiplyAdd(a3, b1, c31);
+                }
+            }
+            workgroupBarrier();
+        }
+    }
+    let quad = group * 16u + n0 / 4u;
+    let next = quad + SIDE / 4u;
+    put(c00, sub, lane % SG, g, m0, quad);               put(c01, sub, lane % SG, g, m0, next);
+    put(c10, sub, lane % SG, g, m0 + SIDE, quad);        put(c11, sub, lane % SG, g, m0 + SIDE, next);
+    put(c20, sub, lane % SG, g, m0 + 2u * SIDE, quad);   put(c21, sub, lane % SG, g, m0 + 2u * SIDE, next);
+    put(c30, sub, lane % SG, g, m0 + 3u * SIDE, quad);   put(c31, sub, lane % SG, g, m0 + 3u * SIDE, next);
+}
