@@ -23,7 +23,7 @@ pub use format::{OutputFormat, batch_path};
 #[cfg(not(target_arch = "wasm32"))]
 pub use rows::RowWriter;
 #[cfg(not(target_arch = "wasm32"))]
-pub use source::{PngRows, RowFile};
+pub use source::{PngFacts, PngRows, RowFile};
 
 use crate::error::{Error, Result};
 use crate::weights::source::Source;

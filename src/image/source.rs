@@ -11,6 +11,44 @@ use image::DynamicImage;
 use super::{FORMAT, MAX_PIXELS, RowSource, one_line, rgb_f32};
 use crate::error::{Error, Result};
 
+/// What a PNG says of itself before its pixels.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PngFacts {
+    /// Width in pixels.
+    pub width: usize,
+    /// Height in pixels.
+    pub height: usize,
+    /// Keyword and text of each text chunk that stands before the pixels.
+    pub texts: Vec<(String, String)>,
+}
+
+impl PngFacts {
+    /// Reads them; `None` for what is no PNG.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Malformed`] for a broken header.
+    pub fn open(path: impl AsRef<Path>) -> Result<Option<PngFacts>> {
+        let path = path.as_ref();
+        let io = |source| Error::Io { path: path.to_owned(), source };
+        let mut file = File::open(path).map_err(io)?;
+        let mut signature = Vec::new();
+        Read::by_ref(&mut file).take(8).read_to_end(&mut signature).map_err(io)?;
+        if signature != b"\x89PNG\r\n\x1a\n" {
+            return Ok(None);
+        }
+        file.seek(SeekFrom::Start(0)).map_err(io)?;
+        let broken =
+            |error: png::DecodingError| Error::Malformed { path: path.to_owned(), format: FORMAT, detail: one_line(&error.to_string()) };
+        let reader = png::Decoder::new(BufReader::new(file)).read_info().map_err(broken)?;
+        let info = reader.info();
+        let mut texts: Vec<(String, String)> = Vec::new();
+        texts.extend(info.uncompressed_latin1_text.iter().map(|chunk| (chunk.keyword.clone(), chunk.text.clone())));
+        texts.extend(info.compressed_latin1_text.iter().filter_map(|chunk| Some((chunk.keyword.clone(), chunk.get_text().ok()?))));
+        texts.extend(info.utf8_text.iter().filter_map(|chunk| Some((chunk.keyword.clone(), chunk.get_text().ok()?))));
+        Ok(Some(PngFacts { width: info.width as usize, height: info.height as usize, texts }))
+    }
+}
+
 /// A PNG file read row by row; the same values as [`Image::open`](super::Image::open) gives.
 pub struct PngRows {
     path: PathBuf,

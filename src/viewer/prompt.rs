@@ -12,6 +12,7 @@ use super::jobs::{Done, Message};
 use super::ui::Command;
 use crate::error::Result;
 use crate::gpu::Observer;
+use crate::image::PngFacts;
 use crate::pipeline::{Parts, Pipeline, Request};
 use crate::schedulers::Sampler;
 
@@ -206,11 +207,8 @@ pub fn generate(pipeline: &Pipeline, request: &Request, id: u64, proxy: &EventLo
 
 /// The settings that `infgen` wrote into the PNG at `path`, if it did.
 pub fn settings_of(path: &Path) -> Option<Value> {
-    let reader = png::Decoder::new(std::io::BufReader::new(std::fs::File::open(path).ok()?)).read_info().ok()?;
-    let info = reader.info();
-    let latin = info.uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == "infgen").map(|chunk| chunk.text.clone());
-    let utf8 = || info.utf8_text.iter().find(|chunk| chunk.keyword == "infgen").and_then(|chunk| chunk.get_text().ok());
-    serde_json::from_str(&latin.or_else(utf8)?).ok()
+    let facts = PngFacts::open(path).ok()??;
+    serde_json::from_str(facts.texts.iter().find_map(|(key, text)| (key == "infgen").then_some(text))?).ok()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use infgen::Result;
 use infgen::error::human_bytes;
 use infgen::gpu::adapters;
+use infgen::image::PngFacts;
 use infgen::weights::recognise;
 use serde_json::json;
 
@@ -46,6 +47,12 @@ pub fn devices(run: &Run) -> Result<()> {
 }
 
 pub fn inspect(run: &Run, args: &InspectArgs) -> Result<()> {
+    if args.file.is_file()
+        && let Some(picture) = PngFacts::open(&args.file)?
+    {
+        inspect_picture(run, &picture);
+        return Ok(());
+    }
     let inspection = recognise::inspect(&args.file)?;
     if run.common.json {
         println!("{}", serde_json::to_string(&inspection).expect("an inspection is plain data"));
@@ -67,4 +74,31 @@ pub fn inspect(run: &Run, args: &InspectArgs) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Size and settings of a picture, whichever tool wrote them.
+fn inspect_picture(run: &Run, picture: &PngFacts) {
+    let PngFacts { width, height, texts } = picture;
+    if run.common.json {
+        let texts: serde_json::Map<String, serde_json::Value> = texts
+            .iter()
+            // What is JSON itself is given as such: this program's settings, ComfyUI's graphs.
+            .map(|(key, text)| (key.clone(), serde_json::from_str(text).unwrap_or_else(|_| json!(text))))
+            .collect();
+        println!(
+            "{}",
+            json!({ "command": "inspect", "recognised": { "kind": "picture" }, "width": width, "height": height, "texts": texts })
+        );
+        return;
+    }
+    println!("PNG picture, {width}x{height}");
+    if texts.is_empty() {
+        println!("no settings in it");
+    }
+    for (key, text) in texts {
+        match text.contains('\n') {
+            true => println!("{key}:\n  {}", text.replace('\n', "\n  ")),
+            false => println!("{key}: {text}"),
+        }
+    }
 }
