@@ -278,6 +278,26 @@ impl Latent {
         Some(Self { batch: 1, data, space: self.space.clone(), ..*self })
     }
 
+    /// The images of several latents as one batch, in the first one's space.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for none, and for latents of different sizes.
+    pub fn join(latents: impl IntoIterator<Item = Self>) -> Result<Self> {
+        let mut latents = latents.into_iter();
+        let invalid = |detail| Error::Invalid { what: "latent", detail };
+        let mut joined = latents.next().ok_or_else(|| invalid("there is none".to_owned()))?;
+        for latent in latents {
+            let (own, other) = (joined.shape(), latent.shape());
+            if own[1..] != other[1..] {
+                return Err(invalid(format!("shapes {own:?} and {other:?} are no one batch")));
+            }
+            joined.batch += latent.batch;
+            joined.data.extend(latent.data);
+        }
+        check_sizes(joined.shape()).map_err(invalid)?;
+        Ok(joined)
+    }
+
     /// One image's values, `[channels, height, width]`; `None` beyond the batch.
     pub fn image(&self, index: usize) -> Option<&[f32]> {
         self.data.chunks_exact(self.channels * self.height * self.width).nth(index)

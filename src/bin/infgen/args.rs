@@ -29,7 +29,7 @@ pub struct Common {
     /// Adapter to use: its number in `infgen devices`, or a part of its name [default: the best]
     #[arg(long, global = true, value_name = "N|NAME")]
     pub device: Option<String>,
-    /// Storage of weights and activations; sums are f32 in both
+    /// Storage of weights and of activations (text to image: of weights); sums are f32 in both
     #[arg(long, global = true, value_enum, default_value_t = DtypeArg::F16)]
     pub dtype: DtypeArg,
     /// Ceiling on GPU memory, such as 2GiB or 800MB: the same picture in bands; what cannot be done is refused before it starts
@@ -100,7 +100,7 @@ pub enum Command {
 
 Keys: wheel or + - zoom, drag moves, F fits, W fills the window, 1 is 100 %, C compares, ? lists all.")]
     View(ViewArgs),
-    /// Say what a weights or latent file holds, and which model it is
+    /// Say what a weights or latent file holds and which model it is, or with which settings a PNG was made
     Inspect(InspectArgs),
     /// Time kernels and whole decodes, beside the device's own peak
     #[command(after_help = "Examples:
@@ -187,13 +187,15 @@ const GENERATE_HELP: &str = "Examples:
   infgen generate --model sd15/ -p \"a watercolour\" --image photo.jpg --strength 0.6 -o watercolour.png
   infgen generate --model sd15-inpainting/ -p \"a cat\" --image sofa.png --mask seat.png -o cat.png
   infgen generate --model sd15/ -p \"a portrait\" --lora style.safetensors:0.8 --batch 4 -o portrait.png
+  infgen generate --model sd15/ -p \"a fox\" -s 1-8 --steps 20 --preview now.png -o fox.png     (fox-000.png ... fox-007.png)
   infgen generate --model org/name -p \"a map\" -o map.png     (from the hub, once; kept in its cache)
 
 Notes:
   A seed gives the noise of PyTorch's CPU generator on every device, so diffusers with
   generator=torch.Generator(\"cpu\").manual_seed(SEED) makes the same picture.
   The picture is decoded by the model's own VAE at its native size, and by the InfGen decoder that ships here at any other.
-  A PNG keeps the settings where other tools look for them (`parameters`).";
+  A PNG keeps the settings where other tools look for them (`parameters`); `infgen inspect fox.png` prints them.
+  Weights are stored as --dtype says, what flows between layers is f32 in both.";
 
 #[derive(Debug, clap::Args)]
 pub struct GenerateArgs {
@@ -231,9 +233,9 @@ pub struct GenerateArgs {
     /// Guidance scale; 1 is without, and twice as fast [default: 7.5; lcm: 1.5]
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Picture")]
     pub cfg: Option<f64>,
-    /// Seed of all noise, 0 to 2^32 - 1 [default: another one every time]
-    #[arg(short, long, value_name = "N", help_heading = "Picture")]
-    pub seed: Option<u64>,
+    /// Seed of all noise, 0 to 2^32 - 1; several, such as 7,11 or 1-4, make a picture (or batch) each [default: another one every time]
+    #[arg(short, long, value_name = "N[,N..]", value_parser = parse_seeds, help_heading = "Picture")]
+    pub seed: Option<Seeds>,
     /// Number of pictures, from one stream of noise: name-000.png, name-001.png, ...
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Picture")]
     pub batch: usize,
@@ -344,13 +346,36 @@ fn parse_lora(text: &str) -> Result<LoraArg, String> {
     }
 }
 
+/// `7`, `7,11`, `1-4,9`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Seeds(pub Vec<u64>);
+
+/// Most seeds of one call.
+const MAX_SEEDS: u64 = 256;
+
+fn parse_seeds(text: &str) -> Result<Seeds, String> {
+    let mut seeds = Vec::new();
+    for part in text.split(',') {
+        let number = |text: &str| text.trim().parse::<u64>().map_err(|_| format!("`{part}` is neither a seed nor a range such as 1-4"));
+        let (first, last) = match part.split_once('-') {
+            Some((first, last)) => (number(first)?, number(last)?),
+            None => (number(part)?, number(part)?),
+        };
+        if last < first || last - first >= MAX_SEEDS || seeds.len() as u64 + last - first >= MAX_SEEDS {
+            return Err(format!("`{part}`: a range goes up, and at most {MAX_SEEDS} seeds are possible"));
+        }
+        seeds.extend(first..=last);
+    }
+    Ok(Seeds(seeds))
+}
+
 fn parse_count(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "a number of calls, 1 or more".into())
 }
 
 #[derive(Debug, clap::Args)]
 pub struct InspectArgs {
-    /// Weights file or folder, or latent
+    /// Weights file or folder, latent, or PNG
     pub file: PathBuf,
 }
 
@@ -497,6 +522,11 @@ mod tests {
         assert_eq!(parse_lora("a.safetensors:-0.5"), lora("a.safetensors", -0.5));
         assert_eq!(parse_lora("C:\\a.safetensors"), lora("C:\\a.safetensors", 1.0));
         assert!(parse_lora("a:1e9").is_err() && parse_lora("a:nan").is_err());
+        assert_eq!(parse_seeds("7"), Ok(Seeds(vec![7])));
+        assert_eq!(parse_seeds("9, 1-3"), Ok(Seeds(vec![9, 1, 2, 3])));
+        for bad in ["", "x", "-1", "4-1", "1-257", "1-200,1-200", "0-18446744073709551615", "1,"] {
+            assert!(parse_seeds(bad).is_err(), "{bad}");
+        }
         assert_eq!(parse_scale("2x"), Ok(2.0));
         assert!(parse_scale("0").is_err() && parse_scale("nan").is_err());
     }

@@ -8,7 +8,7 @@ use infgen::engine::MAX_SIDE;
 use infgen::error::human_bytes;
 use infgen::hub::{self, HubId, HubOptions};
 use infgen::image::{OutputFormat, ResizeFilter, batch_path, check_writable};
-use infgen::pipeline::{Parts, Pipeline, PipelineOptions, Preview, Request};
+use infgen::pipeline::{Generated, Keep, Parts, Pipeline, PipelineOptions, Preview, Request};
 use infgen::schedulers::{Prediction, Sampler};
 use infgen::weights::recognise::{self, Recognised};
 use infgen::{Dtype, Error, Image, Latent, Result, Weights};
@@ -120,7 +120,8 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
         return Err(invalid("size", format!("{}x{}: each side must be at most {MAX_SIDE}", size.width, size.height)));
     }
     let decoder_choice = DecoderChoice::new(args.decoder.as_deref(), size != native);
-    let outputs: Vec<PathBuf> = match args.batch {
+    let seeds = args.seed.as_ref().map_or_else(|| vec![random_seed()], |seeds| seeds.0.clone());
+    let outputs: Vec<PathBuf> = match args.batch.saturating_mul(seeds.len()) {
         1 => vec![args.output.clone()],
         n => (0..n).map(|index| batch_path(&args.output, index)).collect(),
     };
@@ -128,7 +129,6 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
         check_output(output, size.width, size.height)?;
     }
 
-    let seed = args.seed.unwrap_or_else(random_seed);
     let sampler = args.sampler.map(Sampler::from);
     let own = parts.scheduler(sampler)?.sampler();
     let lcm = own == Sampler::Lcm;
@@ -147,7 +147,7 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
         cfg: args.cfg.unwrap_or(if lcm && !distilled { LCM_CFG } else { CFG }),
         guidance_rescale: args.guidance_rescale,
         eta: args.eta,
-        seed,
+        seed: seeds[0],
         batch: args.batch,
         init_noise,
         image,
@@ -161,7 +161,8 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     let loras: Vec<(PathBuf, f64)> = args.loras.iter().map(|lora| (lora.path.clone(), lora.strength)).collect();
 
     let engine = run.engine()?;
-    let pipeline = Pipeline::new(&engine, parts, &PipelineOptions { loras })?;
+    let pipeline =
+        Pipeline::new(&engine, parts, &PipelineOptions { loras, keep: if seeds.len() > 1 { Keep::Denoiser } else { Keep::Nothing } })?;
     let facts = pipeline.parts();
     run.say(&format!("model: {} ({}), {}", facts.path.display(), facts.unet, facts.text));
     // Planning a large model takes seconds, and without a ceiling nothing is refused.
@@ -172,9 +173,10 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
         None => None,
     };
     run.say(&format!(
-        "{} of {} steps with {own}, seed {seed}, {}x{} then {}x{}{}",
-        if args.batch == 1 { "1 picture".into() } else { format!("{} pictures", args.batch) },
+        "{} of {} steps with {own}, seed {}, {}x{} then {}x{}{}",
+        if outputs.len() == 1 { "1 picture".into() } else { format!("{} pictures", outputs.len()) },
         request.steps,
+        join(&seeds),
         native.width,
         native.height,
         size.width,
@@ -185,46 +187,59 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     let status = run.status();
     let trouble = Mutex::new(None);
     let begun: Mutex<Option<Instant>> = Mutex::new(None);
-    let generated = run.stage("generate", |observer| {
-        pipeline.generate(&request, observer, &|report| {
-            let mut begun = begun.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            // The first call compiles and warms up; speed is measured from its end on.
-            let speed = match *begun {
-                None => String::new(),
-                Some(start) => {
-                    let calls = report.image * report.calls + report.call - 1;
-                    format!(", {:.2} it/s", calls as f64 / start.elapsed().as_secs_f64())
+    let mut all: Vec<Generated> = Vec::new();
+    for (round, &seed) in seeds.iter().enumerate() {
+        let request = Request { seed, ..request.clone() };
+        let generated = run.stage("generate", |observer| {
+            let observer = observer.part(round as f64 / seeds.len() as f64, 1.0 / seeds.len() as f64);
+            pipeline.generate(&request, &observer, &|report| {
+                let mut begun = begun.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let (image, images) = (round * args.batch + report.image, outputs.len());
+                // The first call compiles and warms up; speed is measured from its end on.
+                let speed = match *begun {
+                    None => String::new(),
+                    Some(start) => {
+                        let calls = image * report.calls + report.call - 1;
+                        format!(", {:.2} it/s", calls as f64 / start.elapsed().as_secs_f64())
+                    }
+                };
+                begun.get_or_insert_with(Instant::now);
+                let which = if images > 1 { format!("picture {}/{images}, ", image + 1) } else { String::new() };
+                status(format!("{which}step {}/{}{speed}  ", report.call, report.calls));
+                if let (Some(preview), Some(path)) = (report.preview, &args.preview)
+                    && let Err(error) = save_preview(preview, path, native)
+                {
+                    *trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
                 }
-            };
-            begun.get_or_insert_with(Instant::now);
-            let which = if report.images > 1 { format!("picture {}/{}, ", report.image + 1, report.images) } else { String::new() };
-            status(format!("{which}step {}/{}{speed}  ", report.call, report.calls));
-            if let (Some(preview), Some(path)) = (report.preview, &args.preview)
-                && let Err(error) = save_preview(preview, path, native)
-            {
-                *trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
-            }
-        })
-    })?;
+            })
+        })?;
+        all.push(generated);
+    }
     status(String::new());
-    for note in &generated.notes {
+    let notes = all[0].notes.clone();
+    for note in &notes {
         run.warn(note);
     }
     if let Some(error) = trouble.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
         run.warn(&format!("no preview was written: {error}"));
     }
+    let (sampler, calls) = (all[0].sampler, all[0].calls);
+    let denoise_seconds: f64 = all.iter().map(|generated| generated.denoise_seconds).sum();
+    let latent = Latent::join(all.into_iter().map(|generated| generated.latent))?;
     if let Some(path) = &args.save_latent {
-        run.stage("write", |_| generated.latent.save(path))?;
+        run.stage("write", |_| latent.save(path))?;
     }
     let weights = decoder_choice.weights(pipeline.parts())?;
     let model_name = args.model.trim_end_matches('/').rsplit('/').next().unwrap_or(&args.model).trim_end_matches(".safetensors").to_owned();
     drop(pipeline);
 
     let decoder = run.stage("load", |_| engine.load_decoder(weights))?;
-    for (index, output) in outputs.iter().enumerate() {
+    for (at, output) in outputs.iter().enumerate() {
+        let (seed, index) = (seeds[at / args.batch], at % args.batch);
+        let request = Request { seed, ..request.clone() };
         let settings = json!({
             "model": args.model, "prompt": request.prompt, "negative_prompt": request.negative, "steps": request.steps,
-            "sampler": generated.sampler.name(), "cfg": request.cfg, "seed": seed, "index": index, "batch": args.batch,
+            "sampler": sampler.name(), "cfg": request.cfg, "seed": seed, "index": index, "batch": args.batch,
             "latent_size": format!("{}x{}", native.width, native.height), "size": format!("{}x{}", size.width, size.height),
             "decoder": decoder_choice.name(), "eta": request.eta, "guidance_rescale": request.guidance_rescale,
             "clip_skip": request.clip_skip, "emphasis": request.emphasis,
@@ -239,23 +254,23 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
             size: (size.width, size.height),
             region: None,
             metadata: vec![
-                ("parameters", parameters(&request, &generated.sampler, &model_name, args, native, size)),
+                ("parameters", parameters(&request, &sampler, &model_name, args, native, size)),
                 ("Software", format!("infgen {}", env!("CARGO_PKG_VERSION"))),
                 ("infgen", settings.to_string()),
             ],
         };
-        let latent = generated.latent.select(index).ok_or_else(|| invalid("batch", "the latent is missing"))?;
-        run.stage("decode", |observer| writer.run(&latent, output, observer))?;
+        let one = latent.select(at).ok_or_else(|| invalid("batch", "the latent is missing"))?;
+        run.stage("decode", |observer| writer.run(&one, output, observer))?;
     }
-    let passes = (generated.calls * args.batch) as f64;
-    run.say(&format!("{:.3} it/s over {} calls of the denoiser", passes / generated.denoise_seconds, generated.calls * args.batch));
+    let passes = (calls * outputs.len()) as f64;
+    run.say(&format!("{:.3} it/s over {} calls of the denoiser", passes / denoise_seconds, calls * outputs.len()));
     let summary = json!({
-        "command": "generate", "width": size.width, "height": size.height, "latent": generated.latent.shape(),
-        "latent_width": native.width, "latent_height": native.height, "model": args.model, "sampler": generated.sampler.name(),
-        "steps": request.steps, "calls": generated.calls, "cfg": request.cfg, "seed": seed, "decoder": decoder_choice.name(),
-        "decoder_model": decoder.facts().model, "iterations_per_second": passes / generated.denoise_seconds,
-        "denoise_seconds": generated.denoise_seconds, "planned_peak_gpu_bytes": planned,
-        "latent_output": args.save_latent.as_ref().map(|p| p.display().to_string()), "notes": generated.notes,
+        "command": "generate", "width": size.width, "height": size.height, "latent": latent.shape(),
+        "latent_width": native.width, "latent_height": native.height, "model": args.model, "sampler": sampler.name(),
+        "steps": request.steps, "calls": calls, "cfg": request.cfg, "seed": seeds[0], "seeds": seeds, "decoder": decoder_choice.name(),
+        "decoder_model": decoder.facts().model, "iterations_per_second": passes / denoise_seconds,
+        "denoise_seconds": denoise_seconds, "planned_peak_gpu_bytes": planned,
+        "latent_output": args.save_latent.as_ref().map(|p| p.display().to_string()), "notes": notes,
     });
     let paths: Vec<&Path> = outputs.iter().map(PathBuf::as_path).collect();
     run.finish(&engine, &paths, summary);
@@ -284,6 +299,11 @@ fn model_path(run: &Run, args: &GenerateArgs) -> Result<PathBuf> {
         ..HubOptions::default()
     };
     run.stage("fetch", |observer| hub::fetch(&id, &options, observer))
+}
+
+fn join(seeds: &[u64]) -> String {
+    let shown: Vec<String> = seeds.iter().take(8).map(u64::to_string).collect();
+    format!("{}{}", shown.join(", "), if seeds.len() > 8 { ", ..." } else { "" })
 }
 
 /// From the clock: another one every time.
