@@ -7,8 +7,7 @@ use common::text_to_image::{Case, Run, models, picture, relative_l2};
 use infgen::gpu::Elem;
 use infgen::models::unet::Unet;
 use infgen::nn::{Loader, Precision};
-use infgen::pipeline::Parts;
-use infgen::pipeline::{Pipeline, PipelineOptions, Request};
+use infgen::pipeline::{Keep, Parts, Pipeline, PipelineOptions, Request};
 use infgen::schedulers::{Prediction, Sampler};
 use infgen::{Dtype, Engine, EngineOptions, Observer};
 
@@ -36,6 +35,8 @@ fn request(run: &Run) -> Request {
         steps: run.steps,
         cfg: run.cfg,
         guidance_rescale: run.rescale,
+        eta: run.eta,
+        clip_skip: run.clip_skip,
         seed: run.seed,
         batch: run.batch,
         image: run.image.then_some(image),
@@ -59,17 +60,28 @@ fn embeddings_and_latents_are_diffusers() {
     let mut worst = 0.0f64;
     let open = |path: &std::path::Path| Pipeline::open(&engine, path, &PipelineOptions::default()).unwrap();
     let (folder, file, nine) = (open(&models.folder), open(&models.file), open(&models.nine));
+    let (sd2, sd2_file) = (models.scratch.path().join("sd2"), models.scratch.path().join("sd2.safetensors"));
+    case.write_sd2_folder(&sd2);
+    case.write_sd2_file(&sd2_file, safetensors::Dtype::F32);
+    let (sd2, sd2_file) = (open(&sd2), open(&sd2_file));
     for run in case.runs.iter().filter(|run| only.as_ref().is_none_or(|part| run.name.contains(part.as_str()))) {
         let (_, want) = case.expected(&run.name);
+        let (in_folder, in_file) = match (run.sd2, run.nine) {
+            (true, _) => (&sd2, &sd2_file),
+            (_, true) => (&nine, &file),
+            _ => (&folder, &file),
+        };
         let distance = if run.name.starts_with("embedding.") {
-            let (ids, values) = folder.embed(&run.prompt, 0).unwrap();
+            let (ids, values) = in_folder.embed(&run.prompt, 0).unwrap();
             assert_eq!(ids, run.ids, "{}", run.name);
-            let sampled: Vec<f32> = values.chunks_exact(64).step_by(4).flat_map(|row| row.iter().step_by(3).copied()).collect();
+            assert_eq!(in_file.embed(&run.prompt, 0).unwrap(), (ids, values.clone()), "{}: the single file gives another", run.name);
+            let width = in_folder.parts().text.hidden_size;
+            let sampled: Vec<f32> = values.chunks_exact(width).step_by(4).flat_map(|row| row.iter().step_by(3).copied()).collect();
             relative_l2(&sampled, &want)
         } else {
-            let got = latents(if run.nine { &nine } else { &folder }, &request(run));
-            if ["ddim-cfg", "own", "image"].contains(&run.name.as_str()) {
-                assert_eq!(latents(&file, &request(run)), got, "{}: the single file gives another latent", run.name);
+            let got = latents(in_folder, &request(run));
+            if ["ddim-cfg", "own", "image", "sd2", "sd2-euler"].contains(&run.name.as_str()) {
+                assert!(latents(in_file, &request(run)) == got, "{}: the single file gives another latent", run.name);
             }
             relative_l2(&got, &want)
         };
@@ -131,4 +143,76 @@ fn every_block_is_diffusers() {
             assert!(distance < 1e-4, "{}: first block that drifts is {tap}, relative L2 {distance:.2e}", path.display());
         }
     }
+}
+
+/// The second prompt finds what the first one loaded, where the ceiling has room, and loads it again where it has none.
+#[test]
+fn what_has_room_stays_for_the_next_prompt() {
+    let Some(engine) = engine(Dtype::F32) else { return skipped("what_has_room_stays_for_the_next_prompt") };
+    let case = Case::open();
+    let models = models(&case);
+    let gpu = engine.gpu();
+    let open = |keep| Pipeline::open(&engine, &models.folder, &PipelineOptions { keep, ..PipelineOptions::default() }).unwrap();
+    let asked =
+        |prompt: &str, seed, width| Request { steps: 2, cfg: 3.0, seed, sampler: Some(Sampler::Ddim), ..Request::new(prompt, width, 64) };
+    let run = |pipeline: &Pipeline, request: &Request| {
+        let generated = pipeline.generate(request, &Observer::default(), &|_| {}).unwrap();
+        (generated.loaded, generated.latent.data().to_vec())
+    };
+    let (cat, dog) = (asked("a cat", 1, 64), asked("a dog", 2, 64));
+
+    // Nothing is kept: all is loaded every time, and nothing stays on the device.
+    let bare = gpu.memory().current;
+    let single = open(Keep::Nothing);
+    gpu.reset_peak();
+    let (loaded, first) = run(&single, &cat);
+    let alone = gpu.memory().peak;
+    assert_eq!((loaded, gpu.memory().current), (vec!["text_encoder", "denoiser"], bare));
+    let (loaded, second) = run(&single, &dog);
+    assert_eq!(loaded, ["text_encoder", "denoiser"]);
+    // The prompts are known, so a seed more needs no text encoder.
+    assert_eq!(run(&single, &Request { seed: 9, ..cat.clone() }).0, ["denoiser"]);
+    drop(single);
+
+    // Room for all: nothing is loaded twice, and the latents are the same.
+    let pipeline = open(Keep::All);
+    assert_eq!(run(&pipeline, &cat), (vec!["text_encoder", "denoiser"], first.clone()));
+    assert_eq!(run(&pipeline, &dog), (vec![], second.clone()));
+    assert_eq!(run(&pipeline, &asked("a dog", 2, 72)).0, ["denoiser"], "a size that does not halve needs another form");
+    let kept = gpu.memory().current - bare;
+    let planned = pipeline.plan(&cat, infgen::Weights::from(models.folder.join("vae")), (64, 64)).unwrap();
+    pipeline.release();
+    assert_eq!((kept > 0, gpu.memory().current), (true, bare));
+    assert_eq!(
+        pipeline.plan(&cat, infgen::Weights::from(models.folder.join("vae")), (64, 64)).unwrap(),
+        planned,
+        "what is kept does not count"
+    );
+    drop(pipeline);
+
+    // A ceiling that a single call just keeps: the text encoder makes room for the denoiser, and half of it is the decoder's.
+    gpu.set_memory_ceiling(Some(alone));
+    gpu.reset_peak();
+    let tight = open(Keep::All);
+    assert_eq!(run(&tight, &cat), (vec!["text_encoder", "denoiser"], first.clone()));
+    assert_eq!(run(&tight, &dog), (vec!["text_encoder", "denoiser"], second.clone()));
+    assert!(gpu.memory().peak <= alone && gpu.memory().current - bare <= alone / 2, "{} of {alone}", gpu.memory().peak);
+    drop(tight);
+    // Calls one after the other may keep the denoiser there.
+    let denoiser = open(Keep::Denoiser);
+    assert_eq!(run(&denoiser, &cat), (vec!["text_encoder", "denoiser"], first.clone()));
+    assert_eq!(run(&denoiser, &Request { seed: 9, ..cat.clone() }).0, [""; 0]);
+    assert!(gpu.memory().peak <= alone);
+    drop(denoiser);
+
+    // Room for both while the denoiser runs and not for both in between: the text encoder stays.
+    gpu.set_memory_ceiling(Some(alone + kept));
+    let between = open(Keep::All);
+    run(&between, &cat);
+    let staying = gpu.memory().current - bare;
+    let (loaded, latent) = run(&between, &dog);
+    assert_eq!(latent, second);
+    assert!(!loaded.contains(&"text_encoder") && staying > 0 && staying <= (alone + kept) / 2, "{loaded:?}, {staying} bytes");
+    drop(between);
+    assert_eq!(gpu.memory().current, bare);
 }

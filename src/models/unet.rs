@@ -180,6 +180,11 @@ impl Unet {
         down.chain(mid).chain(self.up_blocks.iter().flat_map(|block| &block.attentions))
     }
 
+    /// Whether it was loaded for latents of any size.
+    pub fn any_size(&self) -> bool {
+        self.any_size
+    }
+
     fn resnets(&self) -> impl Iterator<Item = (String, &ResnetBlock)> {
         let named = |block: &'_ Block, n: usize| format!("{}.resnets.{n}", block.path);
         let down = self.down_blocks.iter().flat_map(move |b| b.resnets.iter().enumerate().map(move |(n, r)| (named(b, n), r)));

@@ -1,5 +1,7 @@
 //! The loop: latents stay on the GPU in f32 from the first noise to the last step.
 
+use std::sync::Arc;
+
 use super::{Pipeline, Request, Start, channels_first, channels_last};
 use crate::error::{Error, Result};
 use crate::gpu::{Elem, Gpu, Observer, Recorder, Tensor};
@@ -90,7 +92,7 @@ impl Pipeline {
     pub(super) async fn denoise(
         &self,
         unet: &Unet,
-        contexts: &[Vec<f32>],
+        contexts: &[Arc<Vec<f32>>],
         schedule: &Schedule,
         request: &Request,
         guidance: Guidance,
@@ -190,15 +192,19 @@ impl Pipeline {
 
     /// Peak bytes of loading the denoiser and of every call that `request` makes.
     pub(super) async fn plan_denoiser(&self, request: &Request) -> Result<u64> {
+        let view = self.parts.unet_view()?;
+        let loader = Loader::planning(self.gpu(), &view, self.precision());
+        let unet = Unet::load(&loader, &self.parts.unet, self.any_size(request.width, request.height)).await?;
+        self.peak_of_calls(&unet, request, loader.planned_bytes())
+    }
+
+    /// Peak bytes of every call that `request` makes of `unet`, with what is on the device now and `held` bytes that are not there yet.
+    pub(super) fn peak_of_calls(&self, unet: &Unet, request: &Request, mut held: u64) -> Result<u64> {
         let gpu = self.gpu();
         let schedule = self.scheduler(request)?.schedule(request.steps, self.skipped(request), request.eta)?;
         let (channels, inputs) = (self.parts.latent_channels(), self.parts.unet.in_channels);
         let (w, h) = (request.width / self.parts.scale(), request.height / self.parts.scale());
-        let view = self.parts.unet_view()?;
-        let loader = Loader::planning(gpu, &view, self.precision());
-        let unet = Unet::load(&loader, &self.parts.unet, self.any_size(request.width, request.height)).await?;
         let guidance = self.guidance(request);
-        let mut held = loader.planned_bytes();
         let plane = |held: &mut u64, channels: usize| {
             let tensor = Tensor::outside(h, w, channels, Elem::F32);
             *held += tensor.resident_bytes();
@@ -227,7 +233,7 @@ impl Pipeline {
         let mask = (inpaints && !nine).then(|| plane(&mut held, 1));
         let image = (inpaints && !nine).then(|| plane(&mut held, channels));
         let activations = self.precision().activations;
-        let run = Loop { gpu, unet: &unet, prompt: with, negative, guidance, extra, mask, image, channels, activations };
+        let run = Loop { gpu, unet, prompt: with, negative, guidance, extra, mask, image, channels, activations };
         let values = vec![0.0; channels * w * h];
         // Calls of one form need the same.
         let mut seen = Vec::new();
@@ -248,7 +254,7 @@ impl Pipeline {
     }
 
     /// Keys and values of each prompt, kept on the device.
-    async fn prompts(&self, unet: &Unet, contexts: &[Vec<f32>], observer: &Observer) -> Result<Vec<Prompt>> {
+    async fn prompts(&self, unet: &Unet, contexts: &[Arc<Vec<f32>>], observer: &Observer) -> Result<Vec<Prompt>> {
         let width = self.parts.unet.cross_attention_dim;
         let mut prompts = Vec::new();
         for context in contexts {

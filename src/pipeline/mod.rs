@@ -6,13 +6,16 @@
 
 mod denoise;
 mod inpaint;
+mod kept;
 pub mod parts;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use denoise::{Guidance, Known};
 pub use denoise::{Preview, Report};
+pub use kept::Keep;
+use kept::Kept;
 pub use parts::Parts;
 
 use crate::engine::{Dtype, Engine, channels_first, channels_last, hint};
@@ -20,12 +23,10 @@ use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Observer};
 use crate::image::Image;
 use crate::latent::Latent;
-use crate::models::clip::{self, ClipText};
-use crate::models::unet::Unet;
+use crate::models::clip::ClipText;
 use crate::nn::{Loader, Precision};
 use crate::noise::TorchGenerator;
 use crate::schedulers::{Prediction, Sampler, Scheduler};
-use crate::tokenizer::Tokens;
 use crate::weights::lora::{Lora, Part, Patches};
 
 /// How to open a [`Pipeline`].
@@ -33,9 +34,11 @@ use crate::weights::lora::{Lora, Part, Patches};
 pub struct PipelineOptions {
     /// LoRA files with their strengths (1 as trained).
     pub loras: Vec<(PathBuf, f64)>,
+    /// What stays for the next call of [`Pipeline::generate`].
+    pub keep: Keep,
 }
 
-/// A text-to-image model on an engine. Holds files; GPU memory only while it works.
+/// A text-to-image model on an engine. Holds files, prompts that it encoded, and on the device what [`Keep`] says.
 #[derive(Debug)]
 pub struct Pipeline {
     engine: Engine,
@@ -43,6 +46,8 @@ pub struct Pipeline {
     unet_patches: Arc<Patches>,
     text_patches: Arc<Patches>,
     notes: Vec<String>,
+    keep: Keep,
+    kept: Mutex<Kept>,
 }
 
 /// What to generate. [`Request::new`] has the usual settings.
@@ -126,6 +131,8 @@ pub struct Generated {
     pub calls: usize,
     /// Seconds spent in them, for all pictures.
     pub denoise_seconds: f64,
+    /// What had to be loaded, of `text_encoder`, `vae_encoder` and `denoiser`; the rest was still there, or not needed.
+    pub loaded: Vec<&'static str>,
     /// What the user should know, such as the part of a prompt that was cut off.
     pub notes: Vec<String>,
 }
@@ -151,7 +158,7 @@ impl Pipeline {
     /// # Errors
     /// As [`Lora::open`]; [`Error::UnknownModel`] for a LoRA that changes nothing in this model.
     pub fn new(engine: &Engine, parts: Parts, options: &PipelineOptions) -> Result<Pipeline> {
-        let (mut unet, mut text, mut notes) = (Patches::default(), Patches::default(), Vec::new());
+        let (mut unet, mut text, mut notes) = (Patches::default(), Patches::default(), parts.notes.clone());
         for (path, strength) in &options.loras {
             let lora = Lora::open(path, *strength)?;
             let matched = lora.add_to(&mut unet, Part::Unet, &parts.unet.tensors())?
@@ -174,7 +181,8 @@ impl Pipeline {
                 ));
             }
         }
-        Ok(Pipeline { engine: engine.share(), parts, unet_patches: Arc::new(unet), text_patches: Arc::new(text), notes })
+        let (unet_patches, text_patches) = (Arc::new(unet), Arc::new(text));
+        Ok(Pipeline { engine: engine.share(), parts, unet_patches, text_patches, notes, keep: options.keep, kept: Mutex::default() })
     }
 
     /// What the model is made of.
@@ -186,10 +194,11 @@ impl Pipeline {
         self.engine.gpu()
     }
 
+    /// What flows between layers stays f32: in f16 a step of SD 1.5's UNet is off by 2e-3 instead of 3e-4, and it is weights that memory goes to.
     fn precision(&self) -> Precision {
         match self.engine.dtype() {
             Dtype::F32 => Precision::F32,
-            Dtype::F16 => Precision::F16,
+            Dtype::F16 => Precision::F16_WEIGHTS,
         }
     }
 
@@ -261,15 +270,22 @@ impl Pipeline {
         pollster::block_on(self.generate_async(request, observer, report))
     }
 
-    /// Generates latents: encodes the prompts and frees the text encoder, encodes the picture and frees the VAE, then loads the denoiser
-    /// and runs it, picture by picture. `report` is told after every call of the model.
+    /// Generates latents: encodes the prompts, encodes the picture and frees the VAE, then loads the denoiser and runs it, picture by picture. What it
+    /// finds from an earlier call it does not load or encode again, see [`Keep`]. `report` is told after every call of the model.
     ///
     /// # Errors
     /// [`Error::Invalid`] for settings that are impossible or that this model cannot follow; the errors of loading and running.
     pub async fn generate_async(&self, request: &Request, observer: &Observer, report: &(dyn Fn(&Report<'_>) + Sync)) -> Result<Generated> {
+        let generated = self.run(request, observer, report).await;
+        self.settle();
+        generated
+    }
+
+    async fn run(&self, request: &Request, observer: &Observer, report: &(dyn Fn(&Report<'_>) + Sync)) -> Result<Generated> {
         self.check(request)?;
         let scheduler = self.scheduler(request)?;
         let schedule = scheduler.schedule(request.steps, self.skipped(request), request.eta)?;
+        let mut loaded = Vec::new();
         let guidance = self.guidance(request);
         let mut notes = self.notes.clone();
 
@@ -287,22 +303,24 @@ impl Pipeline {
             }
             tokens.push(encoded);
         }
-        let contexts = self.encode_tokens(&tokens, request.clip_skip, observer).await?;
+        let contexts = self.encode_tokens(&tokens, request.clip_skip, observer, &mut loaded).await?;
 
         let mut generator = TorchGenerator::new(request.seed);
-        let start = self.prepare(request, &mut generator, observer).await?;
+        let start = self.prepare(request, &mut generator, observer, &mut loaded).await?;
 
-        let unet = self.load_unet(request.width, request.height, observer).await?;
+        let unet = self.denoiser(self.any_size(request.width, request.height), observer, &mut loaded).await?;
+        if self.gpu().memory_ceiling().is_some() {
+            self.make_room(self.peak_of_calls(&unet, request, 0)?);
+        }
         let begun = web_time::Instant::now();
         let latents = self.denoise(&unet, &contexts, &schedule, request, guidance, start, &generator, observer, report).await;
         let data = latents.map_err(|error| hint(error, self.engine.dtype()))?;
         let denoise_seconds = begun.elapsed().as_secs_f64();
         drop(unet);
-        self.gpu().trim();
         let (w, h) = (request.width / self.parts.scale(), request.height / self.parts.scale());
         let mut latent = Latent::new([request.batch, self.parts.latent_channels(), h, w], data)?;
         latent.space = self.parts.latent_space().map(|space| space.name().to_owned());
-        Ok(Generated { latent, sampler: scheduler.sampler(), calls: schedule.calls.len(), denoise_seconds, notes })
+        Ok(Generated { latent, sampler: scheduler.sampler(), calls: schedule.calls.len(), denoise_seconds, loaded, notes })
     }
 
     /// What `request` and decoding one of its latents to `size` will need at most: text encoder and denoiser are recorded and planned without
@@ -313,6 +331,8 @@ impl Pipeline {
     pub async fn plan_async(&self, request: &Request, decoder: impl Into<crate::engine::Weights>, size: (usize, usize)) -> Result<u64> {
         self.check(request)?;
         let gpu = self.gpu();
+        // Counted with everything else on the device, and freed where it is in the way.
+        let kept = self.kept_bytes();
         let mut peaks = Vec::new();
         let (scale, channels) = (self.parts.scale(), self.parts.latent_channels());
         let (w, h) = (request.width / scale, request.height / scale);
@@ -340,7 +360,7 @@ impl Pipeline {
             Err(Error::MemoryCeiling { needed, .. }) => needed,
             Err(other) => return Err(other),
         });
-        let needed = peaks.into_iter().max().unwrap_or(0);
+        let needed = peaks.into_iter().max().unwrap_or(0).saturating_sub(kept);
         match gpu.memory_ceiling() {
             Some(ceiling) if needed > ceiling => Err(Error::MemoryCeiling { needed, ceiling }),
             _ => Ok(needed),
@@ -354,30 +374,6 @@ impl Pipeline {
     #[cfg(not(target_arch = "wasm32"))]
     pub fn plan(&self, request: &Request, decoder: impl Into<crate::engine::Weights>, size: (usize, usize)) -> Result<u64> {
         pollster::block_on(self.plan_async(request, decoder, size))
-    }
-
-    /// The text encoder's output for each prompt: `[tokens, width]`.
-    async fn encode_tokens(&self, tokens: &[Tokens], clip_skip: usize, observer: &Observer) -> Result<Vec<Vec<f32>>> {
-        let view = self.parts.text_view()?.patched(self.text_patches.clone());
-        let encoder =
-            ClipText::load(&Loader::new(self.gpu(), &view, self.precision()).observed(&observer.quiet(), &[]), &self.parts.text).await?;
-        self.gpu().flush().await?;
-        let mut contexts = Vec::new();
-        for tokens in tokens {
-            let embeddings = clip::embeddings(&view, &self.parts.text, &tokens.ids).await?;
-            let mut rec = self.gpu().recorder();
-            let y = rec.scoped("text_encoder", |rec| encoder.forward(rec, &embeddings, clip_skip))?;
-            rec.output("context", &y);
-            let outputs = self.gpu().run(rec.finish(), &observer.quiet()).await;
-            let mut context = outputs.map_err(|error| hint(error, self.engine.dtype()))?.numbers("context");
-            if let Some(weights) = &tokens.weights {
-                emphasise(&mut context, weights);
-            }
-            contexts.push(context);
-        }
-        drop(encoder);
-        self.gpu().trim();
-        Ok(contexts)
     }
 
     /// Steps at the start that image to image leaves out.
@@ -404,14 +400,6 @@ impl Pipeline {
         !width.is_multiple_of(multiple) || !height.is_multiple_of(multiple)
     }
 
-    async fn load_unet(&self, width: usize, height: usize, observer: &Observer) -> Result<Unet> {
-        let view = self.parts.unet_view()?.patched(self.unet_patches.clone());
-        let loader = Loader::new(self.gpu(), &view, self.precision()).observed(observer, &self.parts.unet.tensors());
-        let unet = Unet::load(&loader, &self.parts.unet, self.any_size(width, height)).await?;
-        self.gpu().flush().await?;
-        Ok(unet)
-    }
-
     /// The token ids and text embeddings of a prompt, for comparison with other implementations.
     ///
     /// # Errors
@@ -420,8 +408,11 @@ impl Pipeline {
     #[doc(hidden)]
     pub fn embed(&self, prompt: &str, clip_skip: usize) -> Result<(Vec<u32>, Vec<f32>)> {
         let tokens = self.parts.tokenizer.encode(prompt);
-        let mut contexts = pollster::block_on(self.encode_tokens(std::slice::from_ref(&tokens), clip_skip, &Observer::default()))?;
-        Ok((tokens.ids, contexts.swap_remove(0)))
+        let tokens = [tokens];
+        let contexts = pollster::block_on(self.encode_tokens(&tokens, clip_skip, &Observer::default(), &mut Vec::new()))?;
+        self.settle();
+        let [tokens] = tokens;
+        Ok((tokens.ids, contexts[0].to_vec()))
     }
 }
 
@@ -438,11 +429,23 @@ struct Start {
 
 impl Pipeline {
     /// Encodes what the request brings and draws the first noise, in diffusers' order.
-    async fn prepare(&self, request: &Request, generator: &mut TorchGenerator, observer: &Observer) -> Result<Start> {
+    async fn prepare(
+        &self,
+        request: &Request,
+        generator: &mut TorchGenerator,
+        observer: &Observer,
+        loaded: &mut Vec<&'static str>,
+    ) -> Result<Start> {
         let (channels, scale) = (self.parts.latent_channels(), self.parts.scale());
         let count = channels * (request.width / scale) * (request.height / scale);
         let nine = self.parts.is_inpainting();
         let from_noise = request.image.is_none() || (request.mask.is_some() && request.strength == 1.0);
+        if request.image.is_some() {
+            loaded.push("vae_encoder");
+            if self.gpu().memory_ceiling().is_some() {
+                self.release();
+            }
+        }
         let encoder = match &request.image {
             Some(_) => Some(self.engine.load_encoder_async(self.parts.vae_path()?).await?),
             None => None,

@@ -32,6 +32,8 @@ pub struct Parts {
     pub native_side: usize,
     /// `sd1`, `sd2` or `unknown`.
     pub family: &'static str,
+    /// What was taken for granted, for the user.
+    pub notes: Vec<String>,
     scheduler: SchedulerSource,
 }
 
@@ -106,10 +108,18 @@ impl Parts {
         let prediction = match stated.as_deref() {
             Some("epsilon" | "eps") => Prediction::Epsilon,
             Some("v" | "v_prediction" | "v-prediction") => Prediction::VPrediction,
-            _ if open_clip || weights.contains("v_pred") => Prediction::VPrediction,
+            // Its inpainting model predicts the noise.
+            _ if open_clip && unet.in_channels == unet.out_channels || weights.contains("v_pred") => Prediction::VPrediction,
             _ => Prediction::Epsilon,
         };
         let sampler = if open_clip { Sampler::Ddim } else { Sampler::Pndm };
+        let mut notes = Vec::new();
+        if stated.is_none() && prediction == Prediction::VPrediction && !weights.contains("v_pred") {
+            notes.push(format!(
+                "{}: nothing in it says what it predicts; taken for a v-prediction model of 768x768, as SD 2.1 is. If it is SD 2 base: --prediction epsilon --latent-size 512x512",
+                path.display()
+            ));
+        }
         let native_side = if prediction == Prediction::VPrediction && open_clip { 768 } else { 512 };
         Ok(Parts {
             path: path.to_owned(),
@@ -119,6 +129,7 @@ impl Parts {
             tokenizer,
             native_side,
             family,
+            notes,
             scheduler: SchedulerSource::Inferred { sampler, prediction },
             files: Files::Single(weights),
         })
@@ -169,11 +180,15 @@ impl Parts {
         let tokenizer_folder = path.join("tokenizer");
         let tokenizer = if tokenizer_folder.is_dir() { ClipTokenizer::open(&tokenizer_folder)? } else { embedded(path, &text)? };
         let positions = tokenizer.max_length().min(text.max_position_embeddings);
+        let mut notes = Vec::new();
         let scheduler_path = path.join("scheduler").join("scheduler_config.json");
         let scheduler = match std::fs::read_to_string(&scheduler_path) {
             Ok(json) => SchedulerSource::Json { json, path: scheduler_path },
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                log::warn!("{}: missing; the scheduler of SD 1.5 is taken", scheduler_path.display());
+                notes.push(format!(
+                    "{}: missing; taken for a model that predicts the noise, with the sampler pndm, as SD 1.5 is. Otherwise: --prediction, --sampler",
+                    scheduler_path.display()
+                ));
                 SchedulerSource::Inferred { sampler: Sampler::Pndm, prediction: Prediction::Epsilon }
             }
             Err(source) => return Err(Error::Io { path: scheduler_path, source }),
@@ -196,6 +211,7 @@ impl Parts {
             vae,
             tokenizer: tokenizer.with_max_length(positions),
             family,
+            notes,
             scheduler,
             files: Files::Folder { unet: unet_weights, text: text_weights, vae: vae_path },
         })

@@ -21,9 +21,18 @@ pub struct Case {
     pub text_encoder: Value,
     pub vae: Value,
     pub scheduler: Value,
+    sd2: Form,
     pub runs: Vec<Run>,
     pub blocks: Blocks,
     tensors: std::collections::BTreeMap<String, Vec<Spec>>,
+}
+
+/// What is different in the form of SD 2.x.
+#[derive(Deserialize)]
+struct Form {
+    unet: Value,
+    text_encoder: Value,
+    scheduler: Value,
 }
 
 /// One call of the UNet, of which every block's output is kept as `block.<tap>`.
@@ -71,6 +80,13 @@ pub struct Run {
     /// On the inpainting model.
     #[serde(default)]
     pub nine: bool,
+    /// On the model in the form of SD 2.x.
+    #[serde(default)]
+    pub sd2: bool,
+    #[serde(default)]
+    pub eta: f64,
+    #[serde(default)]
+    pub clip_skip: usize,
     #[serde(default)]
     pub ids: Vec<u32>,
 }
@@ -99,7 +115,7 @@ impl Case {
         (view.shape().to_vec(), values)
     }
 
-    /// The tensors of `unet`, `text_encoder` or `vae`.
+    /// The tensors of `unet`, `text_encoder`, `vae`, or of the first two in SD 2.x's form (`unet_sd2`, `text_encoder_sd2`).
     pub fn tensors(&self, part: &str) -> Vec<Tensor> {
         let of = part.trim_end_matches("_nine");
         let seed = self.seed ^ (synthetic::fnv1a64(of.as_bytes()) & 0xffff);
@@ -113,22 +129,30 @@ impl Case {
 
     /// Writes a diffusers folder.
     pub fn write_folder(&self, folder: &Path) {
-        let parts = [
-            ("unet", &self.unet, "diffusion_pytorch_model"),
-            ("text_encoder", &self.text_encoder, "model"),
-            ("vae", &self.vae, "diffusion_pytorch_model"),
-        ];
-        for (part, config, stem) in parts {
-            let at = folder.join(part);
+        let configs = [&self.unet, &self.text_encoder, &self.vae, &self.scheduler];
+        self.write_parts(folder, configs, ["unet", "text_encoder", "vae"]);
+        // The vocabulary is the embedded one; the folder's own is tested in tests/tokenizer.rs.
+        assert_eq!(ClipTokenizer::embedded().max_id(), 49407);
+    }
+
+    /// Writes a diffusers folder in the form of SD 2.x, with a tokenizer that pads with `!`.
+    pub fn write_sd2_folder(&self, folder: &Path) {
+        let configs = [&self.sd2.unet, &self.sd2.text_encoder, &self.vae, &self.sd2.scheduler];
+        self.write_parts(folder, configs, ["unet_sd2", "text_encoder_sd2", "vae"]);
+        write_tokenizer(&folder.join("tokenizer"), "!");
+    }
+
+    fn write_parts(&self, folder: &Path, [unet, text, vae, scheduler]: [&Value; 4], parts: [&str; 3]) {
+        let stems = [("unet", unet, "diffusion_pytorch_model"), ("text_encoder", text, "model"), ("vae", vae, "diffusion_pytorch_model")];
+        for ((name, config, stem), part) in stems.into_iter().zip(parts) {
+            let at = folder.join(name);
             std::fs::create_dir_all(&at).unwrap();
             std::fs::write(at.join("config.json"), config.to_string()).unwrap();
             write(&at.join(format!("{stem}.safetensors")), &self.tensors(part), Dtype::F32);
         }
         std::fs::create_dir_all(folder.join("scheduler")).unwrap();
-        std::fs::write(folder.join("scheduler/scheduler_config.json"), self.scheduler.to_string()).unwrap();
+        std::fs::write(folder.join("scheduler/scheduler_config.json"), scheduler.to_string()).unwrap();
         std::fs::write(folder.join("model_index.json"), json!({ "_class_name": "StableDiffusionPipeline" }).to_string()).unwrap();
-        // The vocabulary is the embedded one; the folder's own is tested in tests/tokenizer.rs.
-        assert_eq!(ClipTokenizer::embedded().max_id(), 49407);
     }
 
     /// Writes the inpainting form: a mask and a masked picture behind the latent.
@@ -146,11 +170,31 @@ impl Case {
 
     /// Writes the same weights as a CompVis checkpoint.
     pub fn write_single_file(&self, path: &Path, dtype: Dtype) {
+        write(path, &self.single_file(["unet", "text_encoder", "vae"]), dtype);
+    }
+
+    /// Writes the weights in SD 2.x's form as a Stability checkpoint: OpenCLIP's names, q, k and v in one, and a last layer and a
+    /// projection that must not be used.
+    pub fn write_sd2_file(&self, path: &Path, dtype: Dtype) {
+        let mut all = self.single_file(["unet_sd2", "", "vae"]);
+        let text = self.tensors("text_encoder_sd2");
+        let layers = self.sd2.text_encoder["num_hidden_layers"].as_u64().unwrap();
+        let extra: Vec<Tensor> = text.iter().filter_map(|t| extra_layer(t, layers)).collect();
+        let width = self.sd2.text_encoder["hidden_size"].as_u64().unwrap() as usize;
+        all.extend(open_clip(text.into_iter().chain(extra)));
+        let projection = synthetic::fill("text_projection", width * width, 1.0, 0.0, 1);
+        all.push(Tensor { name: "cond_stage_model.model.text_projection".into(), shape: vec![width, width], values: projection });
+        all.push(Tensor { name: "cond_stage_model.model.logit_scale".into(), shape: vec![], values: vec![4.6] });
+        write(path, &all, dtype);
+    }
+
+    /// The tensors of a checkpoint; a part without a name is left out.
+    pub fn single_file(&self, parts: [&str; 3]) -> Vec<Tensor> {
         let mut all = Vec::new();
-        for part in ["unet", "text_encoder", "vae"] {
+        for part in parts.into_iter().filter(|part| !part.is_empty()) {
             all.extend(self.tensors(part).into_iter().map(|tensor| {
                 let name = match part {
-                    "unet" => format!("model.diffusion_model.{}", unet_name(&tensor.name)),
+                    "unet" | "unet_sd2" => format!("model.diffusion_model.{}", unet_name(&tensor.name)),
                     "text_encoder" => format!("cond_stage_model.transformer.{}", tensor.name),
                     _ => format!("first_stage_model.{}", vae_name(&tensor.name)),
                 };
@@ -159,8 +203,76 @@ impl Case {
                 Tensor { name, shape, values: tensor.values }
             }));
         }
-        write(path, &all, dtype);
+        all
     }
+}
+
+/// A tensor of layer 0 as one of layer `layers`, larger than it should be.
+fn extra_layer(tensor: &Tensor, layers: u64) -> Option<Tensor> {
+    let rest = tensor.name.strip_prefix("text_model.encoder.layers.0.")?;
+    let values = tensor.values.iter().map(|v| 3.0 * v).collect();
+    Some(Tensor { name: format!("text_model.encoder.layers.{layers}.{rest}"), shape: tensor.shape.clone(), values })
+}
+
+/// Under OpenCLIP's names, with q, k and v one after the other in one tensor.
+fn open_clip(tensors: impl Iterator<Item = Tensor>) -> Vec<Tensor> {
+    let mut all: Vec<Tensor> = Vec::new();
+    let mut thirds: std::collections::BTreeMap<String, [Option<Tensor>; 3]> = Default::default();
+    for tensor in tensors {
+        let own = tensor.name.trim_start_matches("text_model.");
+        let renames = [
+            ("embeddings.token_embedding.", "token_embedding."),
+            ("embeddings.position_embedding.weight", "positional_embedding"),
+            ("final_layer_norm.", "ln_final."),
+            ("encoder.layers.", "transformer.resblocks."),
+            ("layer_norm1", "ln_1"),
+            ("layer_norm2", "ln_2"),
+            ("mlp.fc1", "mlp.c_fc"),
+            ("mlp.fc2", "mlp.c_proj"),
+            ("self_attn.out_proj", "attn.out_proj"),
+        ];
+        let name = renames.iter().fold(own.to_owned(), |name, (now, then)| name.replace(now, then));
+        let name = format!("cond_stage_model.model.{name}");
+        let third = ["q_proj", "k_proj", "v_proj"].iter().position(|p| name.contains(&format!("self_attn.{p}.")));
+        match third {
+            None => all.push(Tensor { name, ..tensor }),
+            Some(n) => {
+                let fused =
+                    ["q_proj.", "k_proj.", "v_proj."].iter().fold(name, |name, p| name.replace(&format!("self_attn.{p}"), "attn.in_proj_"));
+                thirds.entry(fused).or_default()[n] = Some(tensor);
+            }
+        }
+    }
+    for (name, parts) in thirds {
+        let parts = parts.map(Option::unwrap);
+        let mut shape = parts[0].shape.clone();
+        shape[0] *= 3;
+        all.push(Tensor { name, shape, values: parts.into_iter().flat_map(|part| part.values).collect() });
+    }
+    all
+}
+
+/// A `tokenizer/` folder with the public vocabulary, as tools/goldens/clip_vocabulary.py writes it.
+fn write_tokenizer(folder: &Path, pad: &str) {
+    let printable: Vec<u32> = (0x21..=0x7e).chain(0xa1..=0xac).chain(0xae..=0xff).collect();
+    let symbols = printable.iter().copied().chain(256..256 + 256 - printable.len() as u32).map(|c| char::from_u32(c).unwrap().to_string());
+    let mut tokens: Vec<String> = symbols.collect();
+    tokens.extend((0..256).map(|i| format!("{}</w>", tokens[i])).collect::<Vec<_>>());
+    let mut merges = String::from("#version: 0.2\n");
+    let embedded = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/tokenizer/clip_merges.bin")).unwrap();
+    for pair in embedded.chunks_exact(4) {
+        let part = |i: usize| &tokens[u16::from_le_bytes([pair[i], pair[i + 1]]) as usize];
+        let (left, right) = (part(0).clone(), part(2).clone());
+        merges.push_str(&format!("{left} {right}\n"));
+        tokens.push(left + &right);
+    }
+    tokens.extend(["<|startoftext|>".into(), "<|endoftext|>".into()]);
+    let vocab: serde_json::Map<String, Value> = tokens.into_iter().enumerate().map(|(id, token)| (token, id.into())).collect();
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::write(folder.join("vocab.json"), Value::Object(vocab).to_string()).unwrap();
+    std::fs::write(folder.join("merges.txt"), merges).unwrap();
+    let config = json!({ "tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": pad });
+    std::fs::write(folder.join("tokenizer_config.json"), config.to_string()).unwrap();
 }
 
 /// Writes a safetensors file.

@@ -47,6 +47,14 @@ VAE = {
 
 # The inpainting form: as UNET, with a mask and a masked picture behind the latent.
 NINE = {**UNET, "in_channels": 9}
+# The form of SD 2.x: matrices as projections, heads 64 wide, OpenCLIP's encoder without its last layer, v-prediction, `!` as padding.
+SD2 = {
+    "unet": {**UNET, "attention_head_dim": [1, 2], "block_out_channels": [64, 128], "cross_attention_dim": 128,
+             "use_linear_projection": True, "upcast_attention": True},
+    "text_encoder": {**TEXT, "hidden_act": "gelu", "hidden_size": 128, "intermediate_size": 160, "num_attention_heads": 2,
+                     "projection_dim": 128},
+    "scheduler": {"_class_name": "DDIMScheduler", **SD, "prediction_type": "v_prediction"},
+}
 # One call of the UNet, block by block: every third row and column, every fifth channel.
 BLOCKS = {"prompt": "a photo of a cat", "timestep": 801.0, "seed": 42, "stride": [3, 3, 5]}
 
@@ -57,10 +65,13 @@ def models():
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    unet = UNet2DConditionModel.from_config(UNET)
-    text = CLIPTextModel(CLIPTextConfig(**{k: v for k, v in TEXT.items() if k not in ("architectures", "model_type")}))
-    vae = AutoencoderKL.from_config(VAE)
-    return {"unet": unet.eval(), "text_encoder": text.eval(), "vae": vae.eval()}
+    text = lambda config: CLIPTextModel(CLIPTextConfig(**{k: v for k, v in config.items() if k not in ("architectures", "model_type")}))
+    parts = {"unet": UNet2DConditionModel.from_config(UNET), "text_encoder": text(TEXT), "vae": AutoencoderKL.from_config(VAE),
+             "unet_sd2": UNet2DConditionModel.from_config(SD2["unet"]), "text_encoder_sd2": text(SD2["text_encoder"])}
+    for name in ("text_encoder", "text_encoder_sd2"):
+        if not hasattr(parts[name], "text_model"):  # where diffusers 0.42 looks for it when layers are skipped
+            object.__setattr__(parts[name], "text_model", parts[name])
+    return {name: part.eval() for name, part in parts.items()}
 
 
 def amplitude(part: str, name: str, shape) -> tuple[float, float]:
@@ -84,7 +95,7 @@ def specs(modules) -> dict[str, list[Spec]]:
         for name, tensor in module.state_dict().items():
             if name.endswith("position_ids"):
                 continue
-            stored = name if part != "text_encoder" or name.startswith("text_model.") else f"text_model.{name}"
+            stored = name if not part.startswith("text_encoder") or name.startswith("text_model.") else f"text_model.{name}"
             parts[part].append(Spec(stored, tuple(tensor.shape), *amplitude(part, stored, tensor.shape)))
     return parts
 
@@ -119,6 +130,13 @@ def runs():
         yield {**base, "name": f"v-{sampler}", "sampler": sampler, "prediction": "v_prediction", "steps": 3}
     yield {**base, "name": "inpaint-nine", "sampler": "ddim", "image": True, "mask": True, "nine": True, "strength": 1.0, "steps": 3}
     yield {**base, "name": "inpaint-nine-part", "sampler": "pndm", "image": True, "mask": True, "nine": True, "strength": 0.7, "steps": 5}
+    yield {**base, "name": "eta", "sampler": "ddim", "eta": 0.6, "steps": 3}
+    # Without guidance: diffusers leaves out layers for the prompt only, other tools and this engine for the negative prompt too.
+    yield {**base, "name": "clip-skip", "sampler": "ddim", "clip_skip": 1, "cfg": 1.0, "steps": 3}
+    yield {**base, "name": "sd2", "sd2": True, "sampler": None, "steps": 3}
+    yield {**base, "name": "sd2-euler", "sd2": True, "sampler": "euler", "steps": 3, "width": 80, "height": 48, "prompt": "Café, 東京! 🙂"}
+    yield {**base, "name": "sd2-dpmpp-2m-karras", "sd2": True, "sampler": "dpmpp-2m-karras", "steps": 4, "rescale": 0.7}
+    yield {**base, "name": "sd2-pndm", "sd2": True, "sampler": "pndm", "steps": 4, "clip_skip": 1, "cfg": 1.0}
     yield {**base, "name": "inpaint-whole", "sampler": "ddim", "image": True, "mask": True, "strength": 1.0, "steps": 3}
 
 
@@ -158,20 +176,24 @@ def make(out: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
         clip_vocabulary.write_folder(Path(scratch))
         tokenizer = CLIPTokenizer.from_pretrained(scratch)
+        clip_vocabulary.write_folder(Path(scratch) / "sd2", "!")
+        exclamation = CLIPTokenizer.from_pretrained(Path(scratch) / "sd2")
         kinds = {}
         for kind, name in (("text", "StableDiffusionPipeline"), ("image", "StableDiffusionImg2ImgPipeline"), ("inpaint", "StableDiffusionInpaintPipeline"),
-                           ("nine", "StableDiffusionInpaintPipeline")):
+                           ("nine", "StableDiffusionInpaintPipeline"), ("sd2", "StableDiffusionPipeline")):
             kinds[kind] = getattr(diffusers, name)(
-                vae=modules["vae"], text_encoder=modules["text_encoder"], tokenizer=tokenizer,
-                unet=nine if kind == "nine" else modules["unet"],
+                vae=modules["vae"], text_encoder=modules["text_encoder_sd2" if kind == "sd2" else "text_encoder"],
+                tokenizer=exclamation if kind == "sd2" else tokenizer,
+                unet=nine if kind == "nine" else modules["unet_sd2" if kind == "sd2" else "unet"],
                 scheduler=diffusers.PNDMScheduler.from_config(own), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
             kinds[kind].set_progress_bar_config(disable=True)
         for run in runs():
-            pipe = kinds["nine" if run.get("nine") else "inpaint" if run.get("mask") else "image" if run.get("image") else "text"]
-            name, extra = classes[run["sampler"]] if run["sampler"] else ("PNDMScheduler", {})
+            pipe = kinds["sd2" if run.get("sd2") else "nine" if run.get("nine") else "inpaint" if run.get("mask") else "image" if run.get("image") else "text"]
+            from_folder = SD2["scheduler"] if run.get("sd2") else own
+            name, extra = classes[run["sampler"]] if run["sampler"] else (from_folder["_class_name"], {})
             if run.get("prediction"):
                 extra = {**extra, "prediction_type": run["prediction"]}
-            pipe.scheduler = getattr(diffusers, name).from_config(own, **extra)
+            pipe.scheduler = getattr(diffusers, name).from_config(from_folder, **extra)
             args = {"prompt": run["prompt"], "num_inference_steps": run["steps"], "guidance_scale": run["cfg"], "output_type": "latent",
                     "negative_prompt": run["negative"] or None, "num_images_per_prompt": run["batch"],
                     "generator": torch.Generator("cpu").manual_seed(run["seed"])}
@@ -183,12 +205,16 @@ def make(out: Path) -> None:
                 args |= {"height": run["height"], "width": run["width"]}
             if run.get("rescale"):
                 args["guidance_rescale"] = run["rescale"]
+            args |= {key: run[key] for key in ("eta", "clip_skip") if run.get(key)}
             expected[run["name"]] = np.ascontiguousarray(pipe(**args).images.numpy(), np.float32)
             listed.append(run)
         for name, prompt in (("cat", "a photo of a cat"), ("unicode", "café 東京 🙂"), ("empty", ""), ("long", LONG)):
             ids = tokenizer(prompt, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
             expected[f"embedding.{name}"] = modules["text_encoder"](ids)[0][0].numpy()[::4, ::3].copy()
             listed.append({"name": f"embedding.{name}", "prompt": prompt, "ids": ids[0].tolist()})
+        ids = exclamation("a café", padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+        expected["embedding.sd2"] = modules["text_encoder_sd2"](ids)[0][0].numpy()[::4, ::3].copy()
+        listed.append({"name": "embedding.sd2", "prompt": "a café", "sd2": True, "ids": ids[0].tolist()})
         ids = tokenizer(BLOCKS["prompt"], padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
         latent = torch.randn(1, 4, 8, 8, generator=torch.Generator("cpu").manual_seed(BLOCKS["seed"]))
         taps = unet_case.run(modules["unet"], latent, modules["text_encoder"](ids)[0], BLOCKS["timestep"], None)
@@ -199,7 +225,7 @@ def make(out: Path) -> None:
     finite = all(np.isfinite(v).all() for v in expected.values())
     assert finite, "a latent is not finite"
     out.mkdir(parents=True, exist_ok=True)
-    case = {"seed": SEED, "unet": UNET, "text_encoder": TEXT, "vae": VAE, "scheduler": own, "runs": listed, "blocks": blocks,
+    case = {"seed": SEED, "unet": UNET, "text_encoder": TEXT, "vae": VAE, "scheduler": own, "sd2": SD2, "runs": listed, "blocks": blocks,
             "tensors": {part: [[s.name, list(s.shape), s.amp, s.offset] for s in all_specs] for part, all_specs in parts.items()}}
     rows = ",\n".join(f'  {json.dumps(k)}: {json.dumps(v)}' for k, v in case.items())
     (out / "case.json").write_text("{\n" + rows + "\n}\n")

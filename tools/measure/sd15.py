@@ -1,10 +1,10 @@
 """Stable Diffusion 1.5 at its real size with random weights, and one step of diffusers' to compare with.
 
     python tools/measure/sd15.py FOLDER                      # makes the model and FOLDER/expected.npy; 6 GB of memory, 2.1 GB of disk
-    infgen generate --model FOLDER -p "a photo of a cat" --steps 1 --cfg 1 -s 42 --memory 3GiB --save-latent latent.npy -o cat.png --json
+    infgen generate --model FOLDER -p "a photo of a cat" --steps 2 --cfg 1 -s 42 --memory 3GiB --save-latent latent.npy -o cat.png --json
     python tools/measure/sd15.py FOLDER --compare latent.npy
 
-The scheduler is DDIM with trailing timesteps, so that the one step is at t = 999 and its result is the model's prediction through and through.
+The scheduler is DDIM with trailing timesteps: the first step is at t = 999, where the result is the model's prediction through and through.
 """
 
 import json
@@ -24,6 +24,7 @@ from unet import kind  # noqa: E402
 
 TEXT = {**tiny.TEXT, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12, "projection_dim": 768}
 VAE = {**tiny.VAE, "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "sample_size": 512}
+STEPS = 2
 SCHEDULER = {"_class_name": "DDIMScheduler", **tiny.SD, "timestep_spacing": "trailing"}
 
 
@@ -52,9 +53,9 @@ def make(folder: Path) -> None:
         vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=diffusers.DDIMScheduler.from_config(SCHEDULER),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     begun = time.monotonic()
-    latent = pipe("a photo of a cat", num_inference_steps=1, guidance_scale=1.0, output_type="latent",
+    latent = pipe("a photo of a cat", num_inference_steps=STEPS, guidance_scale=1.0, output_type="latent",
                   generator=torch.Generator("cpu").manual_seed(42)).images
-    print(f"{sum(p.numel() for p in unet.parameters())} parameters; diffusers in f32 on {torch.get_num_threads()} threads: "
+    print(f"{sum(p.numel() for p in unet.parameters())} parameters; {STEPS} steps of diffusers in f32 on {torch.get_num_threads()} threads: "
           f"{time.monotonic() - begun:.1f} s; latent's standard deviation {latent.std():.3f}")
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "expected.npy", latent.numpy().astype(np.float32))
