@@ -39,6 +39,19 @@ pub struct PipelineOptions {
 }
 
 /// A text-to-image model on an engine. Holds files, prompts that it encoded, and on the device what [`Keep`] says.
+///
+/// ```no_run
+/// # fn main() -> infgen::Result<()> {
+/// use infgen::pipeline::{Pipeline, PipelineOptions, Request};
+/// use infgen::{Engine, EngineOptions, Observer};
+/// let engine = Engine::new(EngineOptions::default())?;
+/// let pipeline = Pipeline::open(&engine, "sd15", &PipelineOptions::default())?;
+/// let request = Request { steps: 25, seed: 42, ..Request::new("a lighthouse in a storm", 512, 512) };
+/// let generated = pipeline.generate(&request, &Observer::default(), &|report| eprintln!("{}/{}", report.call, report.calls))?;
+/// engine.decode(&generated.latent, 1920, 1080)?.save("lighthouse.png", &[])?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Pipeline {
     engine: Engine,

@@ -237,9 +237,9 @@ pub struct GenerateArgs {
     #[arg(short, long, value_name = "N[,N..]", value_parser = parse_seeds, help_heading = "Picture")]
     pub seed: Option<Seeds>,
     /// Number of pictures, from one stream of noise: name-000.png, name-001.png, ...
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Picture")]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_batch, help_heading = "Picture")]
     pub batch: usize,
-    /// Leave out the last N layers of the text encoder
+    /// Leave out the last N layers of the text encoder, for both prompts (what others call clip skip N + 1)
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Picture")]
     pub clip_skip: usize,
     /// Noise of the sampler ddim, 0 to 1
@@ -344,6 +344,10 @@ fn parse_lora(text: &str) -> Result<LoraArg, String> {
         // A drive letter, or a name with a colon.
         Err(_) => Ok(whole()),
     }
+}
+
+fn parse_batch(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| (1..=256).contains(n)).ok_or_else(|| "a number of pictures, 1 to 256".into())
 }
 
 /// `7`, `7,11`, `1-4,9`
