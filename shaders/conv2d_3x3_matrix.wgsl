@@ -3,15 +3,16 @@
 // Source   as conv2d_3x3_tile
 // Layout   as conv2d_3x3_tile with LC = 8
 // Window   as conv2d_3x3_lanes
-// Grid     x: 16 output quads, y: 8 rows, z: 16 columns, anchored at y(0, 0); subgroups of SG invocations, each 4 x 2 products of
+// Grid     x: 16 WIDE output quads, y: 8 rows, z: 16 columns, anchored at y(0, 0); subgroups of SG invocations, each 4 x 2 WIDE products of
 //          SIDE x SIDE: four at a side of 16, where a product is a row of 16 pixels by 16 channels
-// Memory   in f16: patch of 10 x 18 pixels by 4 quads, 8.4 KiB, and a row of taps of these quads, 6.8 KiB, each with 16 B between rows
+// Memory   in f16: patch of 10 x 18 pixels by 4 quads, 8.4 KiB, and a row of taps of these quads, 6.8 KiB (12.8 if wide), each with 16 B between rows
 //          so that they meet other banks; 4 KiB through which sums leave the matrix units
 // Numerics n() in f32, rounded to f16 as a stored tensor would be; products of f16 are exact in f32; f32 sums in the order that the
 //          unit has, the same whatever the grid
 override SIDE: u32 = 16u;
 override SG: u32 = 32u;
 override WG: u32 = 128u;
+override WIDE: u32 = 1u;                                 // 2: a workgroup takes 32 output quads, a subgroup 4 x 4 products
 override NORM: u32 = 0u;
 override RESIDUAL: u32 = 0u;
 struct Params {
@@ -28,9 +29,8 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> y: array<Y4>;
 
 const XP: u32 = 6u;                                      // quads from pixel to pixel of xs
-const WP: u32 = 18u;                                     // and from channel to channel of ws
 var<workgroup> xs: array<vec4<f16>, 1080>;               // [10 rows][18 columns][4 quads]
-var<workgroup> ws: array<vec4<f16>, 864>;                // [3 dx][16 c][16 quads of outputs]
+var<workgroup> ws: array<vec4<f16>, 48u * (16u * WIDE + 2u)>; // [3 dx][16 c][16 WIDE quads of outputs]
 var<workgroup> cs: array<vec4<f32>, 256>;                // [subgroup][SIDE][SIDE / 4]
 
 // Called by all invocations alike, since it waits. `pixel` counts through the 8 x 16 of the tile.
@@ -58,10 +58,12 @@ fn put(c: MatC, sub: u32, lane: u32, g: vec3<u32>, pixel: u32, quad: u32) {
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let g = wid + p.wg.xyz;
+    let width = 16u * WIDE;                              // output quads of the workgroup
+    let pitch = width + 2u;                              // quads from row to row of ws
     let sub = lane / SG;
     let across = 32u / SIDE;                             // subgroups side by side
     let m0 = sub / across * 4u * SIDE;                   // the subgroup's first pixel and first output of the tile
-    let n0 = sub % across * 2u * SIDE;
+    let n0 = sub % across * 2u * WIDE * SIDE;
     // Where its four runs of SIDE pixels lie in the patch.
     let x0 = m0 / 16u * 18u + m0 % 16u;
     let x1 = (m0 + SIDE) / 16u * 18u + (m0 + SIDE) % 16u;
@@ -70,6 +72,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let part = lane % 4u;
     var c00 = MatC(); var c01 = MatC(); var c10 = MatC(); var c11 = MatC();
     var c20 = MatC(); var c21 = MatC(); var c30 = MatC(); var c31 = MatC();
+    var c02 = MatC(); var c03 = MatC(); var c12 = MatC(); var c13 = MatC();
+    var c22 = MatC(); var c23 = MatC(); var c32 = MatC(); var c33 = MatC();
     for (var k = 0u; k < p.cin4; k += 4u) {
         var scale = vec4<f32>();
         var shift = vec4<f32>();
@@ -92,41 +96,60 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             }
         }
         for (var dy = 0u; dy < 3u; dy += 1u) {
-            for (var n = 0u; n < 768u; n += WG) {
-                let i = n + lane;                        // dx * 256 + c * 16 + output quad
-                let o = g.x * 16u + i % 16u;
-                let c = i / 16u % 16u;
+            for (var n = 0u; n < 768u * WIDE; n += WG) {
+                let i = n + lane;                        // (dx * 16 + c) * width + output quad
+                let o = g.x * width + i % width;
+                let c = i / width % 16u;
                 var v = vec4<f16>();
-                if i < 768u && o < p.cout4 && k + c / 4u < p.cin4 {
-                    let line = ((o / 8u * 3u + dy) * p.cin4 + k + c / 4u) * 3u + i / 256u;
+                if i < 768u * WIDE && o < p.cout4 && k + c / 4u < p.cin4 {
+                    let line = ((o / 8u * 3u + dy) * p.cin4 + k + c / 4u) * 3u + i / (16u * width);
                     v = vec4<f16>(w_get(wt[(line * 4u + c % 4u) * 8u + o % 8u - p.b0.y]));
                 }
-                if i < 768u { ws[i / 16u * WP + i % 16u] = v; }
+                if i < 768u * WIDE { ws[i / width * pitch + i % width] = v; }
             }
             workgroupBarrier();
             for (var dx = 0u; dx < 3u; dx += 1u) {
                 for (var s = 0u; s < 16u / SIDE; s += 1u) {
                     let xi = (dy * 18u + dx) * XP + s * SIDE / 4u;
-                    let wi = (dx * 16u + s * SIDE) * WP + n0 / 4u;
-                    let b0 = coopLoadT<MatB>(&ws[wi], WP);
-                    let b1 = coopLoadT<MatB>(&ws[wi + SIDE / 4u], WP);
+                    let wi = (dx * 16u + s * SIDE) * pitch + n0 / 4u;
+                    let b0 = coopLoadT<MatB>(&ws[wi], pitch);
+                    let b1 = coopLoadT<MatB>(&ws[wi + SIDE / 4u], pitch);
+                    var b2 = MatB(); var b3 = MatB();
+                    if WIDE == 2u {
+                        b2 = coopLoadT<MatB>(&ws[wi + SIDE / 2u], pitch);
+                        b3 = coopLoadT<MatB>(&ws[wi + 3u * SIDE / 4u], pitch);
+                    }
                     let a0 = coopLoadT<MatA>(&xs[xi + x0 * XP], XP);
                     c00 = coopMultiplyAdd(a0, b0, c00); c01 = coopMultiplyAdd(a0, b1, c01);
+                    if WIDE == 2u { c02 = coopMultiplyAdd(a0, b2, c02); c03 = coopMultiplyAdd(a0, b3, c03); }
                     let a1 = coopLoadT<MatA>(&xs[xi + x1 * XP], XP);
                     c10 = coopMultiplyAdd(a1, b0, c10); c11 = coopMultiplyAdd(a1, b1, c11);
+                    if WIDE == 2u { c12 = coopMultiplyAdd(a1, b2, c12); c13 = coopMultiplyAdd(a1, b3, c13); }
                     let a2 = coopLoadT<MatA>(&xs[xi + x2 * XP], XP);
                     c20 = coopMultiplyAdd(a2, b0, c20); c21 = coopMultiplyAdd(a2, b1, c21);
+                    if WIDE == 2u { c22 = coopMultiplyAdd(a2, b2, c22); c23 = coopMultiplyAdd(a2, b3, c23); }
                     let a3 = coopLoadT<MatA>(&xs[xi + x3 * XP], XP);
                     c30 = coopMultiplyAdd(a3, b0, c30); c31 = coopMultiplyAdd(a3, b1, c31);
+                    if WIDE == 2u { c32 = coopMultiplyAdd(a3, b2, c32); c33 = coopMultiplyAdd(a3, b3, c33); }
                 }
             }
             workgroupBarrier();
         }
     }
-    let quad = g.x * 16u + n0 / 4u;
+    let quad = g.x * width + n0 / 4u;
     let next = quad + SIDE / 4u;
     put(c00, sub, lane % SG, g, m0, quad);               put(c01, sub, lane % SG, g, m0, next);
     put(c10, sub, lane % SG, g, m0 + SIDE, quad);        put(c11, sub, lane % SG, g, m0 + SIDE, next);
     put(c20, sub, lane % SG, g, m0 + 2u * SIDE, quad);   put(c21, sub, lane % SG, g, m0 + 2u * SIDE, next);
     put(c30, sub, lane % SG, g, m0 + 3u * SIDE, quad);   put(c31, sub, lane % SG, g, m0 + 3u * SIDE, next);
+    if WIDE == 2u {
+        put(c02, sub, lane % SG, g, m0, quad + SIDE / 2u);
+        put(c03, sub, lane % SG, g, m0, quad + 3u * SIDE / 4u);
+        put(c12, sub, lane % SG, g, m0 + SIDE, quad + SIDE / 2u);
+        put(c13, sub, lane % SG, g, m0 + SIDE, quad + 3u * SIDE / 4u);
+        put(c22, sub, lane % SG, g, m0 + 2u * SIDE, quad + SIDE / 2u);
+        put(c23, sub, lane % SG, g, m0 + 2u * SIDE, quad + 3u * SIDE / 4u);
+        put(c32, sub, lane % SG, g, m0 + 3u * SIDE, quad + SIDE / 2u);
+        put(c33, sub, lane % SG, g, m0 + 3u * SIDE, quad + 3u * SIDE / 4u);
+    }
 }

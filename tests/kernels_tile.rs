@@ -195,13 +195,17 @@ fn conv2d_3x3_tile_agrees_with_its_definition() {
 #[test]
 fn narrow_tiles_change_no_bit() {
     let Some((mut suite, configs)) = start("narrow_tiles_change_no_bit") else { return };
-    for config in configs.iter().filter(|c| matches!(c.name, "f32" | "packed")) {
+    for config in configs.iter().filter(|c| matches!(c.name, "f32" | "packed" | MATRIX)) {
         let run = |family: KernelFamily, record: Record| {
             let profile = DeviceProfile { kernels: KernelPlan::uniform(family), ..config.profile };
             common::suite::evaluate(&Config { profile, ..*config }, |rec| record(rec, config.elem)).unwrap().0
         };
-        for (name, record) in RECORDINGS {
-            let (wide, narrow) = (run(KernelFamily::Tile, record), run(KernelFamily::NarrowTile, record));
+        let (wide, narrow, recordings) = match config.name {
+            MATRIX => (KernelFamily::Matrix, KernelFamily::NarrowMatrix, WIDE_RECORDINGS),
+            _ => (KernelFamily::Tile, KernelFamily::NarrowTile, RECORDINGS),
+        };
+        for (name, record) in recordings {
+            let (wide, narrow) = (run(wide, record), run(narrow, record));
             let differ = wide.iter().zip(&narrow).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
             let outcome = if differ == 0 && wide.len() == narrow.len() { Ok(0.0) } else { Err(format!("{differ} values differ")) };
             suite.outcome(&format!("{name} {}", config.name), outcome);
@@ -209,6 +213,25 @@ fn narrow_tiles_change_no_bit() {
     }
     suite.finish(6);
 }
+
+/// 256 output channels, two workgroups of 128 or four of 64.
+const WIDE_RECORDINGS: [(&str, Record); 3] = [
+    ("conv2d_3x3", |rec, elem| {
+        let conv = Conv::new("wide", (19, 37, 21), 256, elem);
+        conv.record(rec, elem, 2, Some(&values("wide", "residual", 19 * 37 * 256, 1.0, elem)), Act::None)
+    }),
+    ("upsample2x_conv2d_3x3", |rec, elem| {
+        let conv = Conv::new("wide", (11, 19, 23), 256, elem);
+        let (x, weights) = conv.upload(rec, elem, &conv2d::pack_phases(&conv.weight, 256, 23));
+        conv2d::upsample2x_conv2d_3x3(rec, &x, &weights, Act::None, elem)
+    }),
+    ("linear", |rec, elem| {
+        let x = rec.upload(&values("wide", "x", 301 * 43, 1.7, elem), 301, 1, 43, elem);
+        let weight = packed(rec, &linear::pack_linear(&values("wide", "weight", 256 * 43, 0.5, elem), 256, 43), elem);
+        let bias = vector(rec, &values("wide", "bias", 256, 0.5, Elem::F32));
+        linear::linear(rec, &x, &LinearWeights { weight, bias, inputs: 43, outputs: 256 }, None, Act::Silu, elem)
+    }),
+];
 
 #[test]
 fn upsampling_tile_agrees_with_upsampling_then_convolving() {

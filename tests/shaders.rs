@@ -20,7 +20,7 @@ const MAX_WORKGROUP_BYTES: u32 = 16 << 10;
 
 /// What kernels for matrix units may take: they run where a device says that it has as much.
 const MAX_MATRIX_INVOCATIONS: u32 = 512;
-const MAX_MATRIX_WORKGROUP_BYTES: u32 = 20 << 10;
+const MAX_MATRIX_WORKGROUP_BYTES: u32 = 26 << 10;
 
 /// Packing f16 in u32 is core WGSL; native f16 is the feature shader-f16.
 const CAPABILITIES: Capabilities =

@@ -22,18 +22,27 @@ pub enum KernelFamily {
     /// `*_tile` with one tile of output channels a workgroup: fewer registers, more reads.
     NarrowTile,
     /// `*_matrix` where the device has matrix units that kernels can use ([`DeviceProfile::matrix`]), operands are native f16 and there are
-    /// more than 16 output channels, else `*_tile`.
+    /// more than 16 output channels, else `*_tile`. 128 output channels a workgroup where none is left over, else 64.
     Matrix,
+    /// `*_matrix` with 64 output channels a workgroup: fewer registers, more reads.
+    NarrowMatrix,
 }
 
 impl KernelFamily {
     /// Every family. Each computes every shape on every device.
-    pub const ALL: &'static [KernelFamily] =
-        &[KernelFamily::Lanes, KernelFamily::Pairs, KernelFamily::Tile, KernelFamily::NarrowTile, KernelFamily::Matrix];
+    pub const ALL: &'static [KernelFamily] = &[
+        KernelFamily::Lanes,
+        KernelFamily::Pairs,
+        KernelFamily::Tile,
+        KernelFamily::NarrowTile,
+        KernelFamily::Matrix,
+        KernelFamily::NarrowMatrix,
+    ];
 
     /// Whether it is more than another name of the tile family for operands stored as `elem`.
     pub fn is_own(self, profile: &DeviceProfile, elem: Elem) -> bool {
-        self != KernelFamily::Matrix || (profile.matrix.is_some() && profile.native_f16 && elem == Elem::Half)
+        !matches!(self, KernelFamily::Matrix | KernelFamily::NarrowMatrix)
+            || (profile.matrix.is_some() && profile.native_f16 && elem == Elem::Half)
     }
 }
 
@@ -45,6 +54,7 @@ impl fmt::Display for KernelFamily {
             KernelFamily::Tile => "tile",
             KernelFamily::NarrowTile => "narrow-tile",
             KernelFamily::Matrix => "matrix",
+            KernelFamily::NarrowMatrix => "narrow-matrix",
         })
     }
 }

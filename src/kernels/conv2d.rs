@@ -1,7 +1,7 @@
 //! Convolutions: 3x3, and nearest-2x upsampling followed by 3x3.
 
 use super::group_norm::{Norm, norm_apply};
-use super::{Act, MATRIX_QUADS, Packed, channel_lanes, lanes, matrix, product, tiles};
+use super::{Act, Packed, channel_lanes, lanes, matrix, product, tiles};
 use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, KernelFamily, Recorder, Tensor};
 
 /// `conv2d_3x3_lanes.wgsl`
@@ -215,12 +215,12 @@ pub fn conv2d_3x3_window(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
         assert_eq!((tensor.channels, tensor.elem), (weights.cout, call.elem), "conv2d_3x3: residual");
     }
     match (rec.profile().kernels.conv, call.norm) {
-        (KernelFamily::Tile | KernelFamily::NarrowTile | KernelFamily::Matrix, _) => conv2d_3x3_tile(rec, call),
-        (_, Some(Norm { affine, silu })) => {
+        (KernelFamily::Lanes | KernelFamily::Pairs, Some(Norm { affine, silu })) => {
             let x = norm_apply(rec, x, affine, silu, x.elem);
             conv2d_3x3_plain(rec, &Conv3x3Call { x: &x, norm: None, ..*call })
         }
-        (_, None) => conv2d_3x3_plain(rec, call),
+        (KernelFamily::Lanes | KernelFamily::Pairs, None) => conv2d_3x3_plain(rec, call),
+        _ => conv2d_3x3_tile(rec, call),
     }
 }
 
@@ -287,7 +287,7 @@ fn conv2d_3x3_tile(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
     let y = rec.tensor(window.height, window.width, weights.cout, elem);
     let family = rec.profile().kernels.conv;
     let (kernel, mut consts, groups) = match matrix(rec, family, [x, &weights.weight], y.quads()) {
-        Some(consts) => (&CONV2D_3X3_MATRIX, consts, y.quads().div_ceil(MATRIX_QUADS) as u32),
+        Some((consts, groups)) => (&CONV2D_3X3_MATRIX, consts, groups),
         None => {
             let (channels, pair, groups) = tiles(y.quads(), family);
             (&CONV2D_3X3_TILE, vec![("LC", channels), ("LT", pair)], groups)
@@ -357,8 +357,7 @@ pub fn upsample2x_conv2d_3x3_window(rec: &mut Recorder, x: &Tensor, weights: &Co
         family => {
             let grid = |groups: u32| [4 * groups, sh.div_ceil(TILE.0) as u32, sw.div_ceil(TILE.1) as u32];
             match matrix(rec, family, [x, &weights.weight], y.quads()) {
-                Some(consts) => {
-                    let groups = y.quads().div_ceil(MATRIX_QUADS) as u32;
+                Some((consts, groups)) => {
                     params.extend([groups, act as u32, sh as u32, sw as u32]);
                     (&CONV2D_PHASE_MATRIX, consts, TILE.0, grid(groups))
                 }

@@ -1,6 +1,6 @@
 //! Matrix products: linear layers on tokens, and 1x1 convolutions, which are the same thing.
 
-use super::{Act, MATRIX_QUADS, Packed, channel_lanes, lanes, matrix, product, tiles};
+use super::{Act, Packed, channel_lanes, lanes, matrix, product, tiles};
 use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, KernelFamily, Recorder, Tensor};
 
 /// `linear_lanes.wgsl`
@@ -91,10 +91,7 @@ pub fn linear_into(rec: &mut Recorder, x: &Tensor, weights: &LinearWeights, resi
             (&LINEAR_LANES, consts, 8 * row_lanes as usize, (pairs as u32).div_ceil(channel_lanes))
         }
         family => match matrix(rec, family, [x, &weights.weight], y.quads()) {
-            Some(consts) => {
-                let groups = y.quads().div_ceil(MATRIX_QUADS) as u32;
-                (&LINEAR_MATRIX, [consts, vec![residual_kind]].concat(), MATRIX_ROWS, groups)
-            }
+            Some((consts, groups)) => (&LINEAR_MATRIX, [consts, vec![residual_kind]].concat(), MATRIX_ROWS, groups),
             None => {
                 let (channels, pair, groups) = tiles(y.quads().max(2), family);
                 (&LINEAR_TILE, vec![("LC", channels), ("LT", pair), residual_kind], TILE_ROWS, groups)

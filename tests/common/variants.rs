@@ -52,7 +52,9 @@ pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
 }
 
 fn units() -> Vec<Vec<(&'static str, u32)>> {
-    [(16, 32, 128), (16, 64, 256), (8, 32, 512), (8, 8, 128)].map(|(side, sg, wg)| vec![("SIDE", side), ("SG", sg), ("WG", wg)]).into()
+    [(16, 32, 128, 1), (16, 32, 128, 2), (16, 64, 256, 1), (8, 32, 512, 2), (8, 8, 128, 1)]
+        .map(|(side, sg, wg, wide)| vec![("SIDE", side), ("SG", sg), ("WG", wg), ("WIDE", wide)])
+        .into()
 }
 
 /// Whether the kernel runs on matrix units, which no backend but Vulkan's has.
