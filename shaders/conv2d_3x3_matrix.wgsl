@@ -18,7 +18,7 @@ override RESIDUAL: u32 = 0u;
 struct Params {
     wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>,
     h: u32, w: u32, cin4: u32, cout4: u32, act: u32,
-    oh: u32, ow: u32, top: u32, left: u32, rw: u32, rtop: u32, rleft: u32,
+    oh: u32, ow: u32, top: u32, left: u32, rw: u32, rtop: u32, rleft: u32, limit: f32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<X4>;
@@ -31,12 +31,12 @@ struct Params {
 const XP: u32 = 6u;                                      // quads from pixel to pixel of xs
 var<workgroup> xs: array<vec4<f16>, 1080>;               // [10 rows][18 columns][4 quads]
 var<workgroup> ws: array<vec4<f16>, 48u * (16u * WIDE + 2u)>; // [3 dx][16 c][16 WIDE quads of outputs]
-var<workgroup> cs: array<vec4<f32>, 256>;                // [subgroup][SIDE][SIDE / 4]
+var<workgroup> stage: array<vec4<f32>, 256>;                // [subgroup][SIDE][SIDE / 4]
 
 // Called by all invocations alike, since it waits. `pixel` counts through the 8 x 16 of the tile.
 fn put(c: MatC, sub: u32, lane: u32, g: vec3<u32>, pixel: u32, quad: u32) {
     let region = sub * SIDE * SIDE / 4u;
-    coopStoreT(c, &cs[region], SIDE / 4u);
+    coopStoreT(c, &stage[region], SIDE / 4u);
     workgroupBarrier();
     for (var n = 0u; n < SIDE * SIDE / 4u; n += SG) {
         let at = n + lane;
@@ -46,7 +46,7 @@ fn put(c: MatC, sub: u32, lane: u32, g: vec3<u32>, pixel: u32, quad: u32) {
             let i = g.y * 8u + px / 16u;
             let j = g.z * 16u + px % 16u;
             if i < p.oh && j < p.ow && o < p.cout4 {
-                var v = cs[region + at] + bias[o - p.b0.z];
+                var v = stage[region + at] + bias[o - p.b0.z];
                 if RESIDUAL == 1u { v += y_get(residual[((i + p.rtop) * p.rw + j + p.rleft) * p.cout4 + o - p.b1.x]); }
                 y[(i * p.ow + j) * p.cout4 + o - p.b1.y] = y_put(activate(v, p.act));
             }
@@ -152,4 +152,5 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         put(c32, sub, lane % SG, g, m0 + 3u * SIDE, quad + SIDE / 2u);
         put(c33, sub, lane % SG, g, m0 + 3u * SIDE, quad + 3u * SIDE / 4u);
     }
+    stored(lane, WG, g.yz, g.x * width, width);
 }

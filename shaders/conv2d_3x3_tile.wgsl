@@ -19,7 +19,7 @@ override RESIDUAL: u32 = 0u;
 struct Params {
     wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>,
     h: u32, w: u32, cin4: u32, cout4: u32, act: u32,
-    oh: u32, ow: u32, top: u32, left: u32, rw: u32, rtop: u32, rleft: u32,
+    oh: u32, ow: u32, top: u32, left: u32, rw: u32, rtop: u32, rleft: u32, limit: f32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<X4>;
@@ -30,7 +30,7 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> y: array<Y4>;
 
 const SLOTS: u32 = 180u;
-var<workgroup> xs: array<vec4<f32>, 360>;               // [2 quads][10 rows][18 columns]
+var<workgroup> stage: array<vec4<f32>, 360>;               // [2 quads][10 rows][18 columns]
 var<workgroup> ws: array<vec4<f32>, 36u * LC * LT>;     // [LT][3 dy][3 dx][4 c][LC]
 
 fn mac(a: vec4<f32>, v: vec4<f32>, w0: vec4<f32>, w1: vec4<f32>, w2: vec4<f32>, w3: vec4<f32>) -> vec4<f32> {
@@ -38,7 +38,7 @@ fn mac(a: vec4<f32>, v: vec4<f32>, w0: vec4<f32>, w1: vec4<f32>, w2: vec4<f32>, 
 }
 
 fn put(i: u32, j: u32, quad: u32, v: vec4<f32>) {
-    if j >= p.ow || quad >= p.cout4 { return; }
+    if i >= p.oh || j >= p.ow || quad >= p.cout4 { return; }
     var r = v + bias[quad - p.b0.z];
     if RESIDUAL == 1u { r += y_get(residual[((i + p.rtop) * p.rw + j + p.rleft) * p.cout4 + quad - p.b1.x]); }
     y[(i * p.ow + j) * p.cout4 + quad - p.b1.y] = y_put(activate(r, p.act));
@@ -74,7 +74,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
                     if NORM > 0u { v = v * scale + shift; }
                     if NORM == 2u { v = silu(v); }
                 }
-                xs[part * SLOTS + slot] = v;
+                stage[part * SLOTS + slot] = v;
             }
         }
         for (var q = 0u; q < quads; q += 1u) {
@@ -90,12 +90,12 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
                 let xi = q * SLOTS + (row + dy) * 18u + column;
                 let wi = dy * 12u * LC + lane % LC;
                 let wb = wi + 36u * LC;                  // of the second tile
-                let x0 = xs[xi]; let x1 = xs[xi + 1u]; let x2 = xs[xi + 2u];
+                let x0 = stage[xi]; let x1 = stage[xi + 1u]; let x2 = stage[xi + 2u];
                 var x3 = vec4<f32>(); var x4 = vec4<f32>(); var x5 = vec4<f32>(); var x6 = vec4<f32>();
                 var x7 = vec4<f32>(); var x8 = vec4<f32>(); var x9 = vec4<f32>();
-                if LC > 1u { x3 = xs[xi + 3u]; }
-                if LC > 2u { x4 = xs[xi + 4u]; x5 = xs[xi + 5u]; }
-                if LC > 4u { x6 = xs[xi + 6u]; x7 = xs[xi + 7u]; x8 = xs[xi + 8u]; x9 = xs[xi + 9u]; }
+                if LC > 1u { x3 = stage[xi + 3u]; }
+                if LC > 2u { x4 = stage[xi + 4u]; x5 = stage[xi + 5u]; }
+                if LC > 4u { x6 = stage[xi + 6u]; x7 = stage[xi + 7u]; x8 = stage[xi + 8u]; x9 = stage[xi + 9u]; }
                 {
                     let w0 = ws[wi]; let w1 = ws[wi + LC]; let w2 = ws[wi + 2u * LC]; let w3 = ws[wi + 3u * LC];
                     a0 = mac(a0, x0, w0, w1, w2, w3);
@@ -152,7 +152,6 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         }
     }
     let i = g.y * 8u + row;
-    if i >= p.oh { return; }
     let j = g.z * 16u + column;
     let quad = g.x * LT * LC + lane % LC;
     put(i, j, quad, a0);
@@ -168,4 +167,5 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         put(i, j + 4u, quad + LC, b4); put(i, j + 5u, quad + LC, b5);
         put(i, j + 6u, quad + LC, b6); put(i, j + 7u, quad + LC, b7);
     }
+    stored(lane, 128u, g.yz, g.x * LT * LC, LT * LC);
 }

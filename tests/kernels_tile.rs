@@ -13,7 +13,7 @@ use common::synthetic::fill;
 use common::{stored, wide};
 use infgen::gpu::{DeviceProfile, Elem, GpuOptions, KernelFamily, KernelPlan, Recorder, Tensor};
 use infgen::kernels::conv2d::{self, ConvWeights};
-use infgen::kernels::group_norm::Norm;
+use infgen::kernels::group_norm::{self, Norm};
 use infgen::kernels::linear::{self, LinearWeights};
 use infgen::kernels::{Act, Packed};
 use infgen::reference::{self, Activation, Bounded};
@@ -232,6 +232,77 @@ const WIDE_RECORDINGS: [(&str, Record); 3] = [
         linear::linear(rec, &x, &LinearWeights { weight, bias, inputs: 43, outputs: 256 }, None, Act::Silu, elem)
     }),
 ];
+
+/// A convolution that gives the statistics of its result gives those that a pass over the stored result gives, and the same result.
+#[test]
+fn statistics_in_the_store_are_those_of_the_stored_plane() {
+    let Some((mut suite, configs)) = start("statistics_in_the_store_are_those_of_the_stored_plane") else { return };
+    const PLANES: [(usize, usize, usize, usize); 6] =
+        [(1, 1, 5, 33), (8, 16, 8, 32), (9, 33, 5, 64), (17, 15, 13, 128), (23, 41, 4, 100), (16, 25, 3, 8)];
+    for config in &configs {
+        let elem = config.elem;
+        for (n, (h, w, cin, cout)) in PLANES.into_iter().enumerate() {
+            let label = format!("{h}x{w} {cin}->{cout} [{}]", config.name);
+            if !suite.wants(&label) || (narrow(cout) && config.name != "f32") {
+                continue;
+            }
+            let conv = Conv::new(&label, (h, w, cin), cout, elem);
+            let mut rec = config.recorder();
+            let y = conv.record(&mut rec, elem, n % 3, None, Act::None);
+            let rows = group_norm::statistics(&mut rec, &y);
+            rec.output("y", &y);
+            rec.output("rows", &rows);
+            let recording = rec.finish();
+            // The convolution and the merge of block rows.
+            let fused = recording.layers().iter().map(|layer| layer.1).sum::<usize>() == 2;
+            let mut outputs = devices::run(&config.device.lock(), recording).unwrap();
+            let (y, got) = (outputs.numbers("y"), outputs.numbers("rows"));
+            let mut rec = config.recorder();
+            let stored = rec.upload(&y, h, w, cout, elem);
+            let rows = group_norm::statistics(&mut rec, &stored);
+            rec.output("rows", &rows);
+            let want = devices::run(&config.device.lock(), rec.finish()).unwrap().numbers("rows");
+            let plain = common::suite::evaluate(config, |rec| conv.record(rec, elem, n % 3, None, Act::None)).unwrap().0;
+            let differ = |a: &[f32], b: &[f32]| a.iter().zip(b).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+            suite.outcome(
+                &label,
+                match (fused, differ(&got, &want), differ(&y, &plain)) {
+                    (true, 0, 0) if got.len() == want.len() && y.len() == plain.len() => Ok(0.0),
+                    all => Err(format!("in the store, statistics that differ, values that differ: {all:?}")),
+                },
+            );
+        }
+    }
+    suite.finish(24);
+}
+
+/// A value that is no number, and one that f16 cannot hold, are seen by statistics in the store too.
+#[test]
+fn statistics_in_the_store_see_what_is_not_finite() {
+    let Some((mut suite, configs)) = start("statistics_in_the_store_see_what_is_not_finite") else { return };
+    for config in &configs {
+        for (what, value) in [("NaN", f32::NAN), ("overflow", 3e38)] {
+            let label = format!("{what} [{}]", config.name);
+            // 3e38 is a number in f32.
+            if !suite.wants(&label) || (what == "overflow" && config.elem == Elem::F32) {
+                continue;
+            }
+            let (h, w, cin, cout) = (19, 21, 6, 64);
+            let mut conv = Conv::new("finite", (h, w, cin), cout, config.elem);
+            conv.bias[37] = value;
+            let mut rec = config.recorder();
+            let y = conv.record(&mut rec, config.elem, 0, None, Act::None);
+            let rows = group_norm::statistics(&mut rec, &y);
+            rec.output("rows", &rows);
+            let rows = devices::run(&config.device.lock(), rec.finish()).unwrap().numbers("rows");
+            // A quad of means, then one of M2, of four channels of a block row.
+            let large: Vec<usize> = (0..rows.len()).filter(|i| i / 4 % 2 == 1 && (rows[*i] >= 1e38 || rows[*i].is_nan())).collect();
+            let expected: Vec<usize> = (0..h.div_ceil(8)).map(|row| row * 2 * cout + 37 / 4 * 8 + 4 + 37 % 4).collect();
+            suite.outcome(&label, if large == expected { Ok(0.0) } else { Err(format!("{large:?} instead of {expected:?}")) });
+        }
+    }
+    suite.finish(8);
+}
 
 #[test]
 fn upsampling_tile_agrees_with_upsampling_then_convolving() {

@@ -364,6 +364,18 @@ impl Recorder {
         self.recording.nodes.push(Node { dispatch, scope: self.scope.join(".") });
     }
 
+    /// The call that computes exactly `tensor`, if it was the last to write to its memory: for one that can give more than it was asked for.
+    pub(crate) fn producer(&mut self, tensor: &Tensor) -> Option<&mut Dispatch> {
+        let Source::Virtual(id) = tensor.source else { return None };
+        let writes = |binding: &Binding| matches!(binding.tensor.source, Source::Virtual(other) if other == id);
+        let written =
+            |node: &Node| node.dispatch.bindings.iter().zip(node.dispatch.kernel.bindings).any(|(b, kind)| kind.writes() && writes(b));
+        let dispatch = &mut self.recording.nodes.iter_mut().rev().find(|node| written(node))?.dispatch;
+        let whole = |b: &Binding| (b.tensor.first, b.tensor.shape(), b.tensor.elem) == (tensor.first, tensor.shape(), tensor.elem);
+        let exact = dispatch.bindings.iter().any(|binding| writes(binding) && whole(binding));
+        exact.then_some(dispatch)
+    }
+
     /// Runs `body` with `name` appended to the scope; scopes name layers in profiles and errors.
     pub fn scoped<T>(&mut self, name: impl Into<String>, body: impl FnOnce(&mut Recorder) -> T) -> T {
         self.scope.push(name.into());

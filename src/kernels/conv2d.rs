@@ -1,7 +1,7 @@
 //! Convolutions: 3x3, and nearest-2x upsampling followed by 3x3.
 
 use super::group_norm::{Norm, norm_apply};
-use super::{Act, Packed, channel_lanes, lanes, matrix, product, tiles};
+use super::{Act, Packed, channel_lanes, lanes, limit, matrix, product, tiles};
 use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, KernelFamily, Recorder, Tensor};
 
 /// `conv2d_3x3_lanes.wgsl`
@@ -23,16 +23,47 @@ pub const CONV2D_3X3_PAIRS: Kernel = Kernel {
 /// `conv2d_3x3_tile.wgsl`
 pub const CONV2D_3X3_TILE: Kernel = Kernel {
     name: "conv2d_3x3_tile",
-    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_3x3_tile.wgsl")),
-    params: &["h", "w", "cin4", "cout4", "act", "oh", "ow", "top", "left", "rw", "rtop", "rleft"],
+    wgsl: concat!(
+        include_str!("../../shaders/common/activation.wgsl"),
+        include_str!("../../shaders/conv2d_3x3_tile.wgsl"),
+        include_str!("../../shaders/common/no_statistics.wgsl")
+    ),
+    params: &["h", "w", "cin4", "cout4", "act", "oh", "ow", "top", "left", "rw", "rtop", "rleft", "limit"],
     bindings: &[Bind::X, Bind::W, Bind::F32, Bind::F32, Bind::YRead, Bind::Y],
+};
+
+/// [`CONV2D_3X3_TILE`] with the statistics of its result
+pub const CONV2D_3X3_TILE_STATISTICS: Kernel = Kernel {
+    name: "conv2d_3x3_tile+statistics",
+    wgsl: concat!(
+        include_str!("../../shaders/common/activation.wgsl"),
+        include_str!("../../shaders/conv2d_3x3_tile.wgsl"),
+        include_str!("../../shaders/common/block_statistics.wgsl")
+    ),
+    bindings: &[Bind::X, Bind::W, Bind::F32, Bind::F32, Bind::YRead, Bind::Y, Bind::F32Write],
+    ..CONV2D_3X3_TILE
 };
 
 /// `conv2d_3x3_matrix.wgsl`
 pub const CONV2D_3X3_MATRIX: Kernel = Kernel {
     name: "conv2d_3x3_matrix",
-    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_3x3_matrix.wgsl")),
+    wgsl: concat!(
+        include_str!("../../shaders/common/activation.wgsl"),
+        include_str!("../../shaders/conv2d_3x3_matrix.wgsl"),
+        include_str!("../../shaders/common/no_statistics.wgsl")
+    ),
     ..CONV2D_3X3_TILE
+};
+
+/// [`CONV2D_3X3_MATRIX`] with the statistics of its result
+pub const CONV2D_3X3_MATRIX_STATISTICS: Kernel = Kernel {
+    name: "conv2d_3x3_matrix+statistics",
+    wgsl: concat!(
+        include_str!("../../shaders/common/activation.wgsl"),
+        include_str!("../../shaders/conv2d_3x3_matrix.wgsl"),
+        include_str!("../../shaders/common/block_statistics.wgsl")
+    ),
+    ..CONV2D_3X3_TILE_STATISTICS
 };
 
 /// `conv2d_phase_matrix.wgsl`
@@ -323,11 +354,29 @@ fn conv2d_3x3_tile(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
             rw,
             rtop,
             rleft,
+            limit(elem).to_bits(),
         ],
         grid: [groups, y.height.div_ceil(rows) as u32, y.width.div_ceil(columns) as u32],
         flops: 18 * product([y.pixels(), weights.cin, weights.cout]),
     });
     y
+}
+
+/// The statistics of blocks of `x` (`[h / 8, w / 16, 2, c]` f32, see [`super::group_norm::statistics`]) from the convolution that made it, where that can give
+/// them as it stores its result: one whose workgroups store such blocks. The plane is then not read again; the bits are the same.
+pub(crate) fn statistics_in_store(rec: &mut Recorder, x: &Tensor) -> Option<Tensor> {
+    let kernel = match rec.producer(x)?.kernel.name {
+        "conv2d_3x3_tile" => &CONV2D_3X3_TILE_STATISTICS,
+        "conv2d_3x3_matrix" => &CONV2D_3X3_MATRIX_STATISTICS,
+        _ => return None,
+    };
+    let (block_rows, columns) = (x.height.div_ceil(TILE.0), x.width.div_ceil(TILE.1));
+    let blocks = rec.tensor(block_rows, columns * 2, x.quads() * 4, Elem::F32);
+    let part = Footprint::rows((columns * 2 * x.quads()) as u64, 1, 0, 1);
+    let dispatch = rec.producer(x)?;
+    dispatch.kernel = kernel;
+    dispatch.bindings.push(Binding::part(&blocks, part));
+    Some(blocks)
 }
 
 /// `act(conv3x3(nearest2x(x)) + bias)` without ever storing the enlarged image; `weights` from [`pack_phases`].

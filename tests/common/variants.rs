@@ -6,7 +6,7 @@ use infgen::gpu::{Bind, Kernel, Storage};
 pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
     let lanes = || [(1, 8), (2, 4), (4, 2), (8, 1), (1, 64), (2, 32), (4, 16), (8, 8)];
     let tiles = || [(1, 1), (2, 1), (4, 1), (8, 1), (8, 2)];
-    match kernel.name {
+    match kernel.name.split('+').next().unwrap_or_default() {
         "linear_lanes" => [(2, 1, 8), (4, 2, 4), (8, 4, 2), (8, 8, 1), (2, 1, 64), (4, 2, 32), (8, 4, 16), (8, 8, 8)]
             .into_iter()
             .flat_map(|(lc, cl, rl)| [0, 1].map(|r| vec![("LC", lc), ("CL", cl), ("RL", rl), ("RESIDUAL", r)]))
