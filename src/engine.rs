@@ -206,18 +206,35 @@ impl Engine {
     /// # Errors
     /// [`Error::NoAdapter`].
     pub async fn new_async(options: EngineOptions) -> Result<Engine> {
-        #[cfg_attr(target_arch = "wasm32", expect(unused_mut, reason = "a page has no place to remember a choice"))]
-        let mut gpu = Gpu::new(&GpuOptions {
-            device: options.device,
+        let gpu = Gpu::new(&GpuOptions {
+            device: options.device.clone(),
             memory_ceiling: options.memory,
             default_limits: options.default_limits,
             pipeline_cache: options.pipeline_cache,
-            cache_folder: options.cache_folder,
+            cache_folder: options.cache_folder.clone(),
             kernels: options.kernels,
             as_discrete: options.as_discrete,
             ..GpuOptions::default()
         })
         .await?;
+        Engine::on_async(gpu, &options).await
+    }
+
+    /// An engine on a device that is open already, for instance on one that a window presents with
+    /// ([`Gpu::for_surface`]), with the fixed choice of kernels.
+    pub fn on(gpu: Gpu, dtype: Dtype) -> Engine {
+        Engine { gpu: Arc::new(gpu), dtype, host_memory: host_memory(), current: Mutex::new(None) }
+    }
+
+    /// [`Engine::on`] with kernels chosen as [`Engine::new`] chooses them, so that the bits are the same. Of `options` it takes what the
+    /// device does not say already: storage type, host memory, tuning.
+    ///
+    /// # Errors
+    /// Of kernels that are measured: [`Error::DeviceLost`], [`Error::OutOfMemory`].
+    pub async fn on_async(
+        #[cfg_attr(target_arch = "wasm32", expect(unused_mut, reason = "a page has no place to remember a choice"))] mut gpu: Gpu,
+        options: &EngineOptions,
+    ) -> Result<Engine> {
         #[cfg(not(target_arch = "wasm32"))]
         if options.kernels.is_none() {
             let elem = if options.dtype == Dtype::F32 { crate::gpu::Elem::F32 } else { crate::gpu::Elem::Half };
@@ -226,12 +243,6 @@ impl Engine {
         }
         let host_memory = options.host_memory.unwrap_or_else(host_memory);
         Ok(Engine { host_memory, ..Engine::on(gpu, options.dtype) })
-    }
-
-    /// An engine on a device that is open already, for instance on one that a window presents with
-    /// ([`Gpu::for_surface`]).
-    pub fn on(gpu: Gpu, dtype: Dtype) -> Engine {
-        Engine { gpu: Arc::new(gpu), dtype, host_memory: host_memory(), current: Mutex::new(None) }
     }
 
     /// The adapter in use.

@@ -595,8 +595,12 @@ fn broken_files_and_a_lost_device_are_told_and_survived() {
     screen.xdotool(&["windowsize", &viewer.window, "300", "220"]);
     let lost = viewer.wait("the loss", |event| event["event"] == "failed");
     assert!(lost["error"].as_str().unwrap().contains("device was lost"), "{lost}");
-    viewer.key("Return");
+    // It comes back by itself, with the file, and says what happened.
     let again = viewer.shown("the picture on the new device", |shown| shown["canvas"][2] == 300);
+    std::thread::sleep(Duration::from_millis(400));
+    screen.shot(folder.path(), "device-lost");
+    viewer.key("Return");
+    std::thread::sleep(Duration::from_millis(400));
     viewer.verify("after-loss", &again);
     viewer.quit();
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::adapter::{self, AdapterFacts};
 #[cfg(not(target_arch = "wasm32"))]
 use super::cache::PipelineStore;
-use super::execute::Pace;
+use super::execute::{Done, Pace};
+use super::gate::Gate;
 use super::kernel::{Bind, Kernel, Storage, Variant};
 use super::pipelines::Pipelines;
 use super::plan::align;
@@ -122,8 +123,8 @@ pub struct Gpu {
     submission_nanos: AtomicU64,
     /// First error that no scope caught, and the reason of a device loss.
     failure: Arc<Mutex<Option<String>>>,
-    /// Held while something is submitted, see [`Gpu::configure`].
-    pub(super) gate: Mutex<()>,
+    /// Who submits next.
+    pub(super) gate: Gate,
     lost: Arc<OnceLock<String>>,
     pub(crate) max_workgroups: u32,
     /// Limits on bytes a binding and workgroups a dispatch that tests set, see [`Gpu::force_cuts`].
@@ -307,7 +308,7 @@ impl Gpu {
             ledger: Arc::default(),
             idle: Mutex::default(),
             failure,
-            gate: Mutex::default(),
+            gate: Gate::default(),
             lost,
             max_workgroups: limits.max_compute_workgroups_per_dimension,
             cuts: Mutex::default(),
@@ -521,10 +522,17 @@ impl Gpu {
         self.lost.get().map(|reason| Error::DeviceLost { during: during.to_owned(), reason: reason.clone() })
     }
 
-    /// Hands commands to the queue.
-    pub(crate) fn submit(&self, commands: impl IntoIterator<Item = wgpu::CommandBuffer>) {
-        let _gate = lock(&self.gate);
+    /// Hands commands to the queue. What comes back resolves when the GPU has finished them.
+    pub(crate) fn submit(&self, commands: impl IntoIterator<Item = wgpu::CommandBuffer>) -> Done {
+        let turn = self.gate.work();
+        let done = Done::started();
+        let signal = done.clone();
         self.queue.submit(commands);
+        // Inside the turn: wgpu submits once more here, if another thread has written to a buffer in the meantime.
+        self.queue.on_submitted_work_done(move || signal.set());
+        drop(turn);
+        self.poke();
+        done
     }
 
     /// Makes sure that callbacks of what was submitted get called.

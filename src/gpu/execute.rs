@@ -22,6 +22,9 @@ use crate::error::{Error, Result};
 /// What activations and guard bands hold before a run with `guard_memory`: NaN in f32 and f16.
 const GUARD: u8 = 0xff;
 
+/// A piece that is predicted to take so many times what a submission should is cut again.
+const OVERLONG: f64 = 1.5;
+
 /// Uploads go to the driver in portions of this size, so that its staging memory stays small.
 const UPLOAD_PORTION: usize = 32 << 20;
 
@@ -179,7 +182,8 @@ impl Pace {
     pub fn new(kind: &str) -> Pace {
         let work_a_second = match kind {
             "discrete" => 1e12,
-            "software" => 4e9,
+            // Of this, kernels of networks reach four times as much on two cores and a tenth on two that others use too.
+            "software" => 1e9,
             _ => 1e11,
         };
         Pace { start: 1.0 / work_a_second, seconds_a_work: HashMap::new() }
@@ -230,10 +234,14 @@ struct Limits {
 /// Cuts the grid of `dispatch` until each piece keeps `limits`. The cuts do not change results: a workgroup
 /// computes the same whatever box it is in.
 fn cut(dispatch: &Dispatch, limits: &Limits) -> Result<Vec<Piece>> {
-    let all = Piece { lo: [0; 3], hi: dispatch.grid };
-    let total = all.groups();
+    cut_piece(dispatch, Piece { lo: [0; 3], hi: dispatch.grid }, limits)
+}
+
+/// [`cut`] for a part of the grid; the share is of the part.
+fn cut_piece(dispatch: &Dispatch, part: Piece, limits: &Limits) -> Result<Vec<Piece>> {
+    let total = part.groups();
     let mut pieces = Vec::new();
-    let mut open = vec![all];
+    let mut open = vec![part];
     while let Some(piece) = open.pop() {
         let size = |axis: usize| piece.hi[axis] - piece.lo[axis];
         let mut axis = None;
@@ -272,12 +280,20 @@ fn cut(dispatch: &Dispatch, limits: &Limits) -> Result<Vec<Piece>> {
 }
 
 /// Resolves when the GPU has finished a submission, with the time at which it did.
-#[derive(Clone, Default)]
-struct Done(Arc<Mutex<(Option<Instant>, Option<Waker>)>>);
+#[derive(Clone)]
+pub(crate) struct Done {
+    /// When it was handed over: before the call, in which software devices do the work.
+    started: Instant,
+    ended: Arc<Mutex<(Option<Instant>, Option<Waker>)>>,
+}
 
 impl Done {
-    fn set(&self) {
-        let mut state = lock(&self.0);
+    pub(crate) fn started() -> Done {
+        Done { started: Instant::now(), ended: Arc::default() }
+    }
+
+    pub(crate) fn set(&self) {
+        let mut state = lock(&self.ended);
         state.0 = Some(Instant::now());
         if let Some(waker) = state.1.take() {
             waker.wake();
@@ -288,7 +304,7 @@ impl Done {
 impl Future for Done {
     type Output = Instant;
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Instant> {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.ended);
         match state.0 {
             Some(at) => Poll::Ready(at),
             None => {
@@ -302,7 +318,6 @@ impl Future for Done {
 /// A submission that the GPU is working on.
 struct Flight {
     done: Done,
-    submitted: Instant,
     predicted: f64,
     parts: Vec<(usize, f64)>,
     work: f64,
@@ -395,18 +410,13 @@ impl Gpu {
     /// # Errors
     /// [`Error::DeviceLost`], [`Error::Gpu`].
     pub async fn flush(&self) -> Result<()> {
-        self.submit([]);
-        let done = Done::default();
-        let signal = done.clone();
-        self.queue.on_submitted_work_done(move || signal.set());
-        self.poke();
-        done.await;
+        self.submit([]).await;
         self.check("uploading")
     }
 
     /// The first `size` bytes of a mappable buffer.
     pub(crate) async fn map(&self, buffer: &wgpu::Buffer, size: u64) -> Result<Vec<u8>> {
-        let done = Done::default();
+        let done = Done::started();
         let failed = Arc::new(AtomicBool::new(false));
         let (signal, failure) = (done.clone(), failed.clone());
         buffer.slice(..size).map_async(wgpu::MapMode::Read, move |result| {
@@ -538,11 +548,19 @@ impl Run<'_> {
             let pipeline = self.pipeline(dispatch);
             let work = dispatch.work();
             let share = target / lock(&self.gpu.pace).predict(pipeline.id, work).max(1e-9);
-            let pieces = cut(dispatch, &self.gpu.limits(share))?;
+            let mut pieces = VecDeque::from(cut(dispatch, &self.gpu.limits(share))?);
             let groups: f64 = pieces.iter().map(Piece::groups).sum();
-            for piece in pieces {
+            while let Some(piece) = pieces.pop_front() {
                 let part = work * piece.groups() / groups;
                 let predicted = lock(&self.gpu.pace).predict(pipeline.id, part);
+                if predicted > OVERLONG * target && piece.groups() > 1.0 {
+                    // What was learnt since the dispatch was cut, for instance from its first pieces.
+                    let again = cut_piece(dispatch, piece.clone(), &self.gpu.limits(target / predicted))?;
+                    if again.len() > 1 {
+                        again.into_iter().rev().for_each(|piece| pieces.push_front(piece));
+                        continue;
+                    }
+                }
                 if batch.pieces > 0 && (batch.pieces == UNIFORM_SLOTS || batch.predicted + predicted > 1.2 * target) {
                     self.depart(&mut flights, std::mem::replace(&mut batch, Batch::new(self)), waiting).await?;
                 }
@@ -558,8 +576,10 @@ impl Run<'_> {
 
     /// Submits `batch`, whose last layer is `layer`, behind at most one other.
     async fn depart(&self, flights: &mut Flights, batch: Batch<'_>, layer: &str) -> Result<()> {
-        flights.flying.push_back(batch.submit(layer.to_owned()));
-        self.arrive(flights, 1).await?;
+        if !self.observer.is_cancelled() {
+            flights.flying.push_back(batch.submit(layer.to_owned()));
+            self.arrive(flights, 1).await?;
+        }
         if self.observer.is_cancelled() {
             self.arrive(flights, 0).await?;
             return Err(Error::Cancelled);
@@ -583,7 +603,8 @@ impl Run<'_> {
 
     /// Waits for a submission, learns from how long it took, and returns its work.
     async fn land(&self, flight: Flight, last_done: &mut Instant) -> Result<f64> {
-        let Flight { done, submitted, predicted, parts, work, layer } = flight;
+        let Flight { done, predicted, parts, work, layer } = flight;
+        let submitted = done.started;
         let at = done.await;
         self.gpu.check(&layer)?;
         let began = submitted.max(*last_done);
@@ -796,11 +817,7 @@ impl<'a> Batch<'a> {
             encoder.resolve_query_set(query_set, 0..2, resolved, 0);
             encoder.copy_buffer_to_buffer(resolved, 0, staging, 0, 16);
         }
-        gpu.submit([encoder.finish()]);
-        let done = Done::default();
-        let signal = done.clone();
-        gpu.queue.on_submitted_work_done(move || signal.set());
-        gpu.poke();
-        Flight { done, submitted: Instant::now(), predicted: self.predicted, parts: self.parts, work: self.work, layer }
+        let done = gpu.submit([encoder.finish()]);
+        Flight { done, predicted: self.predicted, parts: self.parts, work: self.work, layer }
     }
 }

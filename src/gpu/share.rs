@@ -5,9 +5,11 @@
 
 use std::sync::Arc;
 #[cfg(not(target_arch = "wasm32"))]
-use std::sync::PoisonError;
+use std::time::Duration;
 
 use super::context::{Gpu, Ledger};
+#[cfg(not(target_arch = "wasm32"))]
+use super::gate::Turn;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
 
@@ -23,6 +25,10 @@ pub struct Handles {
     /// Its only queue.
     pub queue: wgpu::Queue,
 }
+
+/// Longest wait for submitted work: two submissions, of which a driver may compile the kernels first.
+#[cfg(not(target_arch = "wasm32"))]
+const IDLE: Duration = Duration::from_secs(20);
 
 /// Words a row of what becomes a texture is padded to: copies want rows of 256 bytes.
 const PITCH: usize = 64;
@@ -80,20 +86,41 @@ impl Gpu {
         self.handles.clone()
     }
 
-    /// Configures a surface to present on. wgpu wants the queue empty for that and fails if another thread submits
-    /// meanwhile, so running work pauses between two submissions.
+    /// Waits for the turn of a frame: until it is dropped, nothing else is submitted, and running work waits for one frame
+    /// at most. What takes longer than drawing (a surface's next texture) is asked for before.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn frame(&self) -> Turn<'_> {
+        self.gate.frame()
+    }
+
+    /// Configures a surface to present on, between two submissions of running work: wgpu wants the queue empty for that and
+    /// waits for it, but gives up where it meets work that came later. Takes a turn of a frame itself.
     ///
     /// # Errors
-    /// [`Error::Display`] with wgpu's reason, for instance a window that is gone.
+    /// [`Error::DeviceLost`]. [`Error::Display`] with wgpu's reason: where that passes (a queue that did not come idle, a
+    /// window between two states) the surface is as it was and a later call may succeed.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn configure(&self, surface: &wgpu::Surface<'_>, config: &wgpu::SurfaceConfiguration) -> Result<()> {
-        let _gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        surface.configure(&self.device, config);
-        match pollster::block_on(scope.pop()) {
-            Some(error) => Err(Error::Display { detail: error.to_string() }),
-            None => Ok(()),
+        const TRIES: usize = 3;
+        let during = "fitting the window";
+        let _turn = self.gate.frame();
+        let mut reason = String::new();
+        for _ in 0..TRIES {
+            let idle = self.device.poll(wgpu::PollType::Wait { submission_index: None, timeout: Some(IDLE) });
+            self.loss(during).map_or(Ok(()), Err)?;
+            if let Err(error) = idle {
+                return Err(Error::Display { detail: error.to_string() });
+            }
+            let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+            surface.configure(&self.device, config);
+            let error = pollster::block_on(scope.pop());
+            self.loss(during).map_or(Ok(()), Err)?;
+            match error {
+                None => return Ok(()),
+                Some(error) => reason = error.to_string(),
+            }
         }
+        Err(Error::Display { detail: reason })
     }
 
     /// An empty picture of `width x height` pixels.

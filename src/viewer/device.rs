@@ -6,7 +6,7 @@ use std::time::Duration;
 use winit::dpi::PhysicalSize;
 
 use super::app::ViewerOptions;
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineOptions};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, GpuOptions, Handles};
 
@@ -33,12 +33,17 @@ pub fn surface_config(surface: &wgpu::Surface<'_>, handles: &Handles, size: Phys
 /// Opens the device for a window.
 ///
 /// # Errors
-/// As [`Gpu::for_surface`].
+/// As [`Gpu::for_surface`] and [`Engine::on_async`].
 pub fn open_engine(options: &ViewerOptions, instance: wgpu::Instance, surface: &wgpu::Surface<'_>) -> Result<Arc<Engine>> {
-    let wanted = GpuOptions { device: options.device.clone(), memory_ceiling: options.memory, ..GpuOptions::default() };
+    let wanted =
+        GpuOptions { device: options.device.clone(), memory_ceiling: options.memory, pipeline_cache: true, ..GpuOptions::default() };
     let gpu = pollster::block_on(Gpu::for_surface(&wanted, instance, surface))?;
     gpu.set_submission_time(SUBMISSION);
-    Ok(Arc::new(Engine::on(gpu, options.dtype)))
+    // Before the first picture although it takes a second on a GPU that is met for the first time: which kernels run is part of
+    // the bits, so a picture decoded before would have to be decoded again.
+    let engine =
+        EngineOptions { dtype: options.dtype, host_memory: options.host_memory, tuning: options.tuning, ..EngineOptions::default() };
+    Ok(Arc::new(pollster::block_on(Engine::on_async(gpu, &engine))?))
 }
 
 /// Controls are laid out once a frame: what is pressed there must not count twice.

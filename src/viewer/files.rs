@@ -50,8 +50,11 @@ pub struct LoadedDecoder {
     pub name: String,
 }
 
-/// The last component of a path.
+/// The last component of a path; of a file that is called as in every diffusers folder, the folder's.
 pub fn name_of(path: &Path) -> String {
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let folder = path.parent().filter(|folder| stem.starts_with("diffusion_pytorch_model") && folder.file_name().is_some());
+    let path = folder.unwrap_or(path);
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 

@@ -55,6 +55,8 @@ pub struct Measure {
     first_picture: Option<Duration>,
     /// Frames while a decode runs.
     pub busy: Durations,
+    /// Of these, the time in which the decode had the queue.
+    pub waits: Durations,
     /// Other frames.
     pub idle: Durations,
     /// From a cancel to its effect.
@@ -76,6 +78,7 @@ impl Measure {
             first_frame: None,
             first_picture: None,
             busy: Durations::default(),
+            waits: Durations::default(),
             idle: Durations::default(),
             cancels: Durations::default(),
             decoded: 0,
@@ -83,10 +86,11 @@ impl Measure {
         })
     }
 
-    /// A frame was presented; `complete`: with a picture at full resolution.
-    pub fn presented(&mut self, took: Duration, busy: bool, complete: bool) {
+    /// A frame was presented, `took` long and `waited` for the queue in it; `complete`: with a picture at full resolution.
+    pub fn presented(&mut self, took: Duration, waited: Duration, busy: bool, complete: bool) {
         if busy {
-            self.busy.add(took)
+            self.busy.add(took);
+            self.waits.add(waited);
         } else {
             self.idle.add(took)
         }
@@ -111,6 +115,7 @@ impl Measure {
             "first_frame_seconds": self.first_frame.map(|d| d.as_secs_f64()),
             "first_picture_seconds": self.first_picture.map(|d| d.as_secs_f64()),
             "frames_while_decoding": self.busy.report(),
+            "frames_waited_for_decodes": self.waits.report(),
             "other_frames": self.idle.report(),
             "cancels": self.cancels.report(),
             "decoded": self.decoded,

@@ -41,9 +41,12 @@ struct Uniform {
     pad: u32,
 }
 
+/// The pixels to draw, and the texel coordinates at their corner and a pixel.
+type Mapped = ([u32; 4], [f64; 2], [f64; 2]);
+
 impl Quad {
     /// The pixels to draw, and the texel coordinates at their corner and a pixel; nothing if none are seen.
-    fn mapped(&self) -> Option<([u32; 4], [f64; 2], [f64; 2])> {
+    fn mapped(&self) -> Option<Mapped> {
         let [x, y, w, h] = self.dest;
         let axis = |start: f64, length: f64, clip: u32, extent: u32, texels: usize| {
             // A pixel is drawn if its middle lies inside, so neighbouring tiles neither overlap nor leave a gap.
@@ -64,10 +67,25 @@ const STRIDE: u64 = 256;
 /// Draws quads into targets of one format.
 pub struct Painter {
     handles: Handles,
+    format: wgpu::TextureFormat,
     pipeline: wgpu::RenderPipeline,
     uniform_layout: wgpu::BindGroupLayout,
     picture_layout: wgpu::BindGroupLayout,
-    uniforms: wgpu::Buffer,
+    sampler: wgpu::Sampler,
+    layer: Option<Layer>,
+}
+
+/// What was drawn last, for frames in which only the controls change: filters are not evaluated again then.
+struct Layer {
+    texture: wgpu::Texture,
+    background: [f64; 3],
+    quads: Vec<Quad>,
+}
+
+impl PartialEq for Quad {
+    fn eq(&self, other: &Quad) -> bool {
+        Arc::ptr_eq(&self.picture, &other.picture) && (self.dest, self.clip, self.filter) == (other.dest, other.clip, other.filter)
+    }
 }
 
 impl Painter {
@@ -78,24 +96,30 @@ impl Painter {
             label: Some("quad"),
             source: wgpu::ShaderSource::Wgsl(include_str!("quad.wgsl").into()),
         });
-        let layout = |binding, visibility, ty| {
-            let entry = wgpu::BindGroupLayoutEntry { binding, visibility, ty, count: None };
-            device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some("quad"), entries: &[entry] })
+        let entry = |binding, visibility, ty| wgpu::BindGroupLayoutEntry { binding, visibility, ty, count: None };
+        let layout = |entries: &[wgpu::BindGroupLayoutEntry]| {
+            device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some("quad"), entries })
         };
-        let uniform_layout = layout(
+        let uniform_layout = layout(&[entry(
             0,
             wgpu::ShaderStages::VERTEX_FRAGMENT,
             wgpu::BindingType::Buffer { ty: wgpu::BufferBindingType::Uniform, has_dynamic_offset: true, min_binding_size: None },
-        );
-        let picture_layout = layout(
-            0,
-            wgpu::ShaderStages::FRAGMENT,
-            wgpu::BindingType::Texture {
-                sample_type: wgpu::TextureSampleType::Float { filterable: false },
-                view_dimension: wgpu::TextureViewDimension::D2,
-                multisampled: false,
-            },
-        );
+        )]);
+        let texture = wgpu::BindingType::Texture {
+            sample_type: wgpu::TextureSampleType::Float { filterable: true },
+            view_dimension: wgpu::TextureViewDimension::D2,
+            multisampled: false,
+        };
+        let picture_layout = layout(&[
+            entry(0, wgpu::ShaderStages::FRAGMENT, texture),
+            entry(1, wgpu::ShaderStages::FRAGMENT, wgpu::BindingType::Sampler(wgpu::SamplerBindingType::Filtering)),
+        ]);
+        let sampler = device.create_sampler(&wgpu::SamplerDescriptor {
+            label: Some("smooth"),
+            mag_filter: wgpu::FilterMode::Linear,
+            min_filter: wgpu::FilterMode::Linear,
+            ..Default::default()
+        });
         let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some("quad"),
             bind_group_layouts: &[Some(&uniform_layout), Some(&picture_layout)],
@@ -122,7 +146,7 @@ impl Painter {
             multiview_mask: None,
             cache: None,
         });
-        Painter { uniforms: uniforms(device, 64), handles: handles.clone(), pipeline, uniform_layout, picture_layout }
+        Painter { handles: handles.clone(), format, pipeline, uniform_layout, picture_layout, sampler, layer: None }
     }
 
     /// Draws `quads`, first to last, over `background`.
@@ -134,26 +158,76 @@ impl Painter {
         background: [f64; 3],
         quads: &[Quad],
     ) {
+        if quads.iter().all(|quad| quad.filter == Filter::Nearest) {
+            self.layer = None;
+            return self.draw(encoder, target, size, background, quads);
+        }
+        let layer = match self.layer.take() {
+            Some(layer) if (layer.texture.width(), layer.texture.height()) == size => {
+                if layer.background != background || layer.quads != quads {
+                    self.draw(encoder, &layer.texture.create_view(&Default::default()), size, background, quads);
+                }
+                Layer { background, quads: quads.to_vec(), ..layer }
+            }
+            _ => {
+                let texture = self.handles.device.create_texture(&wgpu::TextureDescriptor {
+                    label: Some("layer"),
+                    size: wgpu::Extent3d { width: size.0, height: size.1, depth_or_array_layers: 1 },
+                    mip_level_count: 1,
+                    sample_count: 1,
+                    dimension: wgpu::TextureDimension::D2,
+                    format: self.format,
+                    usage: wgpu::TextureUsages::RENDER_ATTACHMENT | wgpu::TextureUsages::TEXTURE_BINDING,
+                    view_formats: &[],
+                });
+                self.draw(encoder, &texture.create_view(&Default::default()), size, background, quads);
+                Layer { texture, background, quads: quads.to_vec() }
+            }
+        };
+        let rect = [0, 0, size.0, size.1];
+        self.draw_mapped(encoder, target, size, background, &[(&layer.texture, Filter::Nearest, (rect, [0.0; 2], [1.0; 2]))]);
+        self.layer = Some(layer);
+    }
+
+    fn draw(
+        &mut self,
+        encoder: &mut wgpu::CommandEncoder,
+        target: &wgpu::TextureView,
+        size: (u32, u32),
+        background: [f64; 3],
+        quads: &[Quad],
+    ) {
+        let mapped: Vec<_> =
+            quads.iter().filter_map(|quad| quad.mapped().map(|mapped| (quad.picture.texture(), quad.filter, mapped))).collect();
+        self.draw_mapped(encoder, target, size, background, &mapped);
+    }
+
+    fn draw_mapped(
+        &mut self,
+        encoder: &mut wgpu::CommandEncoder,
+        target: &wgpu::TextureView,
+        size: (u32, u32),
+        background: [f64; 3],
+        mapped: &[(&wgpu::Texture, Filter, Mapped)],
+    ) {
         let device = &self.handles.device;
-        let mapped: Vec<_> = quads.iter().filter_map(|quad| quad.mapped().map(|mapped| (quad, mapped))).collect();
         let mut bytes = vec![0u8; mapped.len() * STRIDE as usize];
-        for (slot, (quad, (rect, start, step))) in bytes.chunks_exact_mut(STRIDE as usize).zip(&mapped) {
+        for (slot, (_, filter, (rect, start, step))) in bytes.chunks_exact_mut(STRIDE as usize).zip(mapped) {
             let uniform = Uniform {
                 rect: rect.map(|v| v as f32),
                 start: start.map(|v| v as f32),
                 step: step.map(|v| v as f32),
                 screen: [size.0 as f32, size.1 as f32],
-                kind: quad.filter as u32,
+                kind: *filter as u32,
                 pad: 0,
             };
             slot[..size_of::<Uniform>()].copy_from_slice(bytemuck::bytes_of(&uniform));
         }
-        if bytes.len() as u64 > self.uniforms.size() {
-            self.uniforms = uniforms(device, mapped.len().next_power_of_two() as u64);
-        }
-        self.handles.queue.write_buffer(&self.uniforms, 0, &bytes);
-        let binding = wgpu::BufferBinding { buffer: &self.uniforms, offset: 0, size: std::num::NonZeroU64::new(STRIDE) };
-        let uniform_group = group(device, &self.uniform_layout, wgpu::BindingResource::Buffer(binding));
+        // One buffer a pass: writes to it take effect before all commands of a submission.
+        let uniforms = uniforms(device, (mapped.len() as u64).max(1));
+        self.handles.queue.write_buffer(&uniforms, 0, &bytes);
+        let binding = wgpu::BufferBinding { buffer: &uniforms, offset: 0, size: std::num::NonZeroU64::new(STRIDE) };
+        let uniform_group = group(device, &self.uniform_layout, &[wgpu::BindingResource::Buffer(binding)]);
         let [r, g, b] = background;
         let mut pass = encoder.begin_render_pass(&wgpu::RenderPassDescriptor {
             label: Some("pictures"),
@@ -166,17 +240,19 @@ impl Painter {
             ..Default::default()
         });
         pass.set_pipeline(&self.pipeline);
-        for (index, (quad, _)) in mapped.iter().enumerate() {
-            let view = quad.picture.texture().create_view(&Default::default());
+        for (index, (texture, ..)) in mapped.iter().enumerate() {
+            let view = texture.create_view(&Default::default());
+            let resources = [wgpu::BindingResource::TextureView(&view), wgpu::BindingResource::Sampler(&self.sampler)];
             pass.set_bind_group(0, &uniform_group, &[(index as u64 * STRIDE) as u32]);
-            pass.set_bind_group(1, &group(device, &self.picture_layout, wgpu::BindingResource::TextureView(&view)), &[]);
+            pass.set_bind_group(1, &group(device, &self.picture_layout, &resources), &[]);
             pass.draw(0..4, 0..1);
         }
     }
 }
 
-fn group(device: &wgpu::Device, layout: &wgpu::BindGroupLayout, resource: wgpu::BindingResource<'_>) -> wgpu::BindGroup {
-    let entries = [wgpu::BindGroupEntry { binding: 0, resource }];
+fn group(device: &wgpu::Device, layout: &wgpu::BindGroupLayout, resources: &[wgpu::BindingResource<'_>]) -> wgpu::BindGroup {
+    let entries: Vec<_> =
+        resources.iter().zip(0..).map(|(resource, binding)| wgpu::BindGroupEntry { binding, resource: resource.clone() }).collect();
     device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some("quad"), layout, entries: &entries })
 }
 

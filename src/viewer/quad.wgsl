@@ -12,6 +12,7 @@ struct Quad {
 }
 @group(0) @binding(0) var<uniform> q: Quad;
 @group(1) @binding(0) var picture: texture_2d<f32>;
+@group(1) @binding(1) var linear_clamp: sampler;
 
 @vertex
 fn vertex(@builtin(vertex_index) index: u32) -> @builtin(position) vec4<f32> {
@@ -25,23 +26,15 @@ fn texel(at: vec2<i32>) -> vec3<f32> {
     return textureLoad(picture, clamp(at, vec2<i32>(0), last), 0).rgb;
 }
 
-fn bilinear(at: vec2<f32>) -> vec3<f32> {
-    let low = floor(at - 0.5);
-    let share = at - 0.5 - low;
-    let i = vec2<i32>(low);
-    let top = mix(texel(i), texel(i + vec2<i32>(1, 0)), share.x);
-    let bottom = mix(texel(i + vec2<i32>(0, 1)), texel(i + vec2<i32>(1, 1)), share.x);
-    return mix(top, bottom, share.y);
-}
-
-// Bilinear; where the picture shrinks, the mean over the pixel's area.
+// Bilinear; where the picture shrinks, the mean of such samples over the pixel's area, each the mean of two texels a side.
 fn smooth_area(at: vec2<f32>) -> vec3<f32> {
-    let count = vec2<i32>(clamp(ceil(q.step), vec2<f32>(1.0), vec2<f32>(8.0)));
+    let size = vec2<f32>(textureDimensions(picture));
+    let count = vec2<i32>(clamp(ceil(q.step * 0.5), vec2<f32>(1.0), vec2<f32>(8.0)));
     var sum = vec3<f32>(0.0);
     for (var j = 0; j < count.y; j++) {
         for (var i = 0; i < count.x; i++) {
             let offset = (vec2<f32>(f32(i), f32(j)) + 0.5) / vec2<f32>(count) - 0.5;
-            sum += bilinear(at + offset * select(vec2<f32>(0.0), q.step, q.step > vec2<f32>(1.0)));
+            sum += textureSampleLevel(picture, linear_clamp, (at + offset * q.step) / size, 0.0).rgb;
         }
     }
     return sum / f32(count.x * count.y);

@@ -346,20 +346,28 @@ impl Scene {
                 let pictures = pictures.into_iter().map(|(rect, picture)| (rect, Arc::new(picture))).collect();
                 self.cache.insert(key, pictures, bytes);
                 self.shrink();
-                self.seconds = Some(match key {
-                    Key::Tile(..) => self.seconds.unwrap_or(0.0) + seconds,
-                    _ => seconds,
-                });
+                self.took(key, seconds);
                 Ended::Decoded
             }
             Ok(Decoded::Prepared(decoding)) => {
                 self.prepared.insert(key.side(), (key.level(), Arc::new(decoding)));
-                self.seconds = Some(seconds);
+                self.took(key, seconds);
                 Ended::Quiet
             }
             Err(Error::Cancelled) => Ended::Quiet,
             Err(error) => self.failed(key, error),
         }
+    }
+
+    /// Notes the time of what is shown on the left: a decode that it is compared with does not count.
+    fn took(&mut self, key: Key, seconds: f64) {
+        if self.place(Side::A).is_none_or(|place| key.side() != Side::A || key.level() != place.level) {
+            return;
+        }
+        self.seconds = Some(match key {
+            Key::Tile(..) => self.seconds.unwrap_or(0.0) + seconds,
+            Key::Whole(..) | Key::Prepare(..) => seconds,
+        });
     }
 
     fn failed(&mut self, key: Key, error: Error) -> Ended {
@@ -409,9 +417,18 @@ impl Scene {
         self.cache.shrink(|key| pinned.contains(key));
     }
 
+    /// Whether nothing more is to come, be it that all is there or that it failed.
+    pub fn is_settled(&self) -> bool {
+        !self.stopped && self.preview.is_none() && self.demand().is_some() && self.wanted().is_empty() && self.rest.is_over(Instant::now())
+    }
+
     /// Whether all that the view shows is there at full resolution.
     pub fn is_complete(&self) -> bool {
-        !self.stopped && self.preview.is_none() && self.demand().is_some() && self.wanted().is_empty() && self.rest.is_over(Instant::now())
+        self.is_settled()
+            && self.demand().is_some_and(|demand| {
+                let pieces = demand.pieces(demand.main, |key| self.cache.contains(key), |key| self.refused.contains(key));
+                pieces.keys().iter().all(|key| self.cache.contains(key))
+            })
     }
 
     /// Whether the worker decodes.

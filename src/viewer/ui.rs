@@ -21,6 +21,7 @@ use crate::image::OutputFormat;
 /// What was asked for.
 pub enum Command {
     Pick(Pick),
+    Picked(Pick, PathBuf),
     Open(PathBuf),
     Change(Box<dyn FnOnce(&mut View)>),
     Compare(Compare),
@@ -41,7 +42,6 @@ pub enum Command {
     Theme(Theme),
     ClearRecent,
     Fullscreen,
-    Restart,
     LoseDevice,
     Quit,
 }
@@ -91,14 +91,35 @@ const MIN_FOR_BARS: egui::Vec2 = vec2(240.0, 150.0);
 /// The prompt panel is left out of windows that are narrower, in points.
 const MIN_FOR_PANEL: f32 = 360.0;
 
+/// Points between two facts of the status line, with the line there.
+const FACT_GAP: f32 = 27.0;
+
+/// Points that the readout of a pixel takes.
+const READOUT: f32 = 250.0;
+
 /// Screen pixels that an arrow key moves the picture by, as a share of the canvas.
 const ARROW: f64 = 0.1;
 
 struct SaveDialog {
     path: String,
+    /// Folder and name without size: the path follows the size for as long as it is the one that these make.
+    suggested: PathBuf,
     width: String,
     height: String,
     keep_shape: bool,
+}
+
+impl SaveDialog {
+    fn suggestion(&self) -> String {
+        format!("{}-{}x{}.png", shown_path(&self.suggested), self.width.trim(), self.height.trim())
+    }
+}
+
+/// Asks for a path where the desktop has no file dialogs.
+struct PathDialog {
+    pick: Pick,
+    path: String,
+    is_new: bool,
 }
 
 /// State of the controls.
@@ -109,14 +130,13 @@ pub struct Controls {
     pub canvas: [u32; 4],
     /// The pixel read out last.
     pub pixel: Option<(PixelAt, [u8; 3])>,
-    /// Whether the error dialog offers to open the device again.
-    pub can_restart: bool,
     /// The prompt panel.
     pub prompt: Prompt,
     error: Option<String>,
     notice: Option<(String, Instant)>,
     help: bool,
     save: Option<SaveDialog>,
+    ask: Option<PathDialog>,
     pointer: Option<(f64, f64)>,
     split_to: Option<f64>,
     split_held: bool,
@@ -131,12 +151,12 @@ impl Controls {
             bars,
             canvas: [0, 0, 1, 1],
             pixel: None,
-            can_restart: false,
             prompt: Prompt::default(),
             error: None,
             notice: None,
             help: false,
             save: None,
+            ask: None,
             pointer: None,
             split_to: None,
             split_held: false,
@@ -154,9 +174,24 @@ impl Controls {
         self.error = Some(text);
     }
 
+    /// Whether a dialog has the keyboard.
+    fn dialog(&self) -> bool {
+        self.error.is_some() || self.save.is_some() || self.ask.is_some()
+    }
+
     /// Shows a line for a few seconds.
     pub fn notice(&mut self, text: String) {
         self.notice = Some((text, Instant::now()));
+    }
+
+    /// Asks for a path: there is no file dialog.
+    pub fn ask_path(&mut self, pick: Pick) {
+        let path = match pick {
+            Pick::Save => return self.notice("this desktop shows no file dialogs: type the name".into()),
+            Pick::SaveView => shown_path(&folder().join("view.png")),
+            Pick::Open | Pick::Decoder | Pick::Other | Pick::Model => format!("{}/", shown_path(&folder())),
+        };
+        self.ask = Some(PathDialog { pick, path, is_new: true });
     }
 
     /// Puts a name into the save dialog.
@@ -176,7 +211,7 @@ impl Controls {
 
     /// Tab shows and hides the bars; to egui it would move the keyboard's focus, which dialogs need.
     pub fn take_tab(&mut self, ctx: &egui::Context, input: &mut egui::RawInput) {
-        if self.error.is_some() || self.save.is_some() || ctx.egui_wants_keyboard_input() {
+        if self.dialog() || ctx.egui_wants_keyboard_input() {
             return;
         }
         input.events.retain(|event| match event {
@@ -203,7 +238,8 @@ impl Controls {
         self.canvas(ui, status, commands);
         self.help(&ctx);
         self.save_dialog(&ctx, status, commands);
-        self.error(&ctx, commands);
+        self.path_dialog(&ctx, commands);
+        self.error(&ctx);
     }
 
     fn menus(&mut self, ui: &mut Ui, status: &Status<'_>, commands: &mut Vec<Command>) {
@@ -327,9 +363,6 @@ impl Controls {
     }
 
     fn status(&mut self, ui: &mut Ui, status: &Status<'_>, commands: &mut Vec<Command>) {
-        // In a narrow window what goes on takes the place of the facts.
-        let roomy = ui.available_width() > 430.0;
-        let working = status.task.is_some() || status.scene.running().is_some() || status.waiting;
         ui.horizontal(|ui| {
             ui.spacing_mut().item_spacing.x = 10.0;
             if let Some((name, done)) = status.task {
@@ -360,38 +393,12 @@ impl Controls {
             if let Some(text) = notice {
                 ui.add(egui::Label::new(RichText::new(text).strong()).truncate());
                 ui.ctx().request_repaint_after(NOTICE);
-            } else if let Some((at, [r, g, b])) = self.pixel {
+            } else if let Some((at, [r, g, b])) = self.pixel.filter(|_| ui.available_width() > READOUT) {
                 let (rect, _) = ui.allocate_exact_size(vec2(12.0, 12.0), Sense::hover());
                 ui.painter().rect_filled(rect, 2.0, Color32::from_rgb(r, g, b));
                 ui.monospace(format!("{}, {}  {r:3} {g:3} {b:3}  #{r:02x}{g:02x}{b:02x}", at.level.0, at.level.1));
             }
-            ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
-                let facts = format!("{} ({}), {}", status.device.name, status.device.backend, status.device.driver);
-                let name = status.device.name.split(" (").next().unwrap_or_default();
-                ui.add(egui::Label::new(name).truncate()).on_hover_text(facts);
-                if working && !roomy {
-                    return;
-                }
-                ui.separator();
-                ui.label(human_bytes(status.memory.current)).on_hover_text(format!(
-                    "GPU memory; at most so far {}, decoded pictures {}",
-                    human_bytes(status.memory.peak),
-                    human_bytes(status.scene.cached_bytes())
-                ));
-                if let Some(seconds) = status.scene.seconds() {
-                    ui.separator();
-                    ui.label(if seconds < 1.0 { format!("{:.0} ms", seconds * 1e3) } else { format!("{seconds:.2} s") })
-                        .on_hover_text("Time to decode what is shown");
-                }
-                if let Some(place) = status.scene.place(Side::A) {
-                    ui.separator();
-                    ui.label(format!("{} × {}", place.level.w, place.level.h)).on_hover_text("Size of the decode that is shown, in pixels");
-                }
-                if let Some((_, index, count)) = status.scene.document().filter(|(_, _, count)| *count > 1) {
-                    ui.separator();
-                    ui.label(format!("{} of {count}", index + 1));
-                }
-            });
+            facts(ui, status);
         });
     }
 
@@ -451,8 +458,7 @@ impl Controls {
         if ctx.input_mut(|input| input.consume_key(Modifiers::COMMAND, Press::Q)) {
             commands.push(Command::Quit);
         }
-        let dialog = self.error.is_some() || self.save.is_some();
-        if !dialog && !ctx.egui_wants_keyboard_input() {
+        if !self.dialog() && !ctx.egui_wants_keyboard_input() {
             self.keys(&ctx, status, commands);
         }
     }
@@ -586,7 +592,10 @@ impl Controls {
             .collapsible(false)
             .resizable(false)
             .anchor(Align2::CENTER_CENTER, vec2(0.0, 0.0))
-            .vscroll(true)
+            .scroll(true)
+            .max_width((ctx.content_rect().width() - 16.0).max(40.0))
+            .max_height((ctx.content_rect().height() - 50.0).max(40.0))
+            .default_height(ctx.content_rect().height() - 50.0)
             .show(ctx, |ui| {
                 egui::Grid::new("keys").num_columns(2).spacing(vec2(24.0, 4.0)).show(ui, |ui| {
                     for (keys, what) in KEYS {
@@ -604,66 +613,73 @@ impl Controls {
         let name = status.scene.document().map_or("picture", |(name, ..)| name);
         let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy();
         let Level { w, h } = place.level;
-        let folder = std::env::current_dir().unwrap_or_default();
-        let path = shown_path(&folder.join(format!("{stem}-{w}x{h}.png")));
-        self.save = Some(SaveDialog { path, width: w.to_string(), height: h.to_string(), keep_shape: true });
+        let suggested = folder().join(&*stem);
+        let mut save = SaveDialog { path: String::new(), suggested, width: w.to_string(), height: h.to_string(), keep_shape: true };
+        save.path = save.suggestion();
+        self.save = Some(save);
     }
 
     fn save_dialog(&mut self, ctx: &egui::Context, status: &Status<'_>, commands: &mut Vec<Command>) {
         let Some(save) = &mut self.save else { return };
         let Some((native, ..)) = status.scene.zoom() else { return };
         let mut done = false;
+        let follows = save.path == save.suggestion();
         let modal = egui::Modal::new(egui::Id::unique("save")).show(ctx, |ui| {
-            ui.set_width((ctx.content_rect().width() - 60.0).clamp(160.0, 420.0));
-            ui.heading("Save picture");
-            ui.add_space(6.0);
-            ui.horizontal(|ui| {
-                ui.label("Size");
-                let ratio = native.w as f64 / native.h as f64;
-                let follow =
-                    |text: &str, factor: f64| text.parse::<f64>().map(|v| (v * factor).round().clamp(1.0, MAX_SIDE as f64).to_string());
-                if ui.add(egui::TextEdit::singleline(&mut save.width).desired_width(60.0)).changed() && save.keep_shape {
-                    save.height = follow(&save.width, 1.0 / ratio).unwrap_or_default();
-                }
-                ui.label("×");
-                if ui.add(egui::TextEdit::singleline(&mut save.height).desired_width(60.0)).changed() && save.keep_shape {
-                    save.width = follow(&save.height, ratio).unwrap_or_default();
-                }
-                ui.checkbox(&mut save.keep_shape, "keep shape");
-            });
-            ui.horizontal_wrapped(|ui| {
-                for factor in [1, 2, 4, 8] {
-                    let (w, h) = (native.w * factor, native.h * factor);
-                    if w.max(h) <= MAX_SIDE && ui.small_button(format!("{w} × {h}")).clicked() {
-                        (save.width, save.height) = (w.to_string(), h.to_string());
+            ui.set_width(dialog_width(ctx));
+            egui::ScrollArea::vertical().max_height(ctx.content_rect().height() - 24.0).show(ui, |ui| {
+                ui.heading("Save picture");
+                ui.add_space(6.0);
+                ui.horizontal_wrapped(|ui| {
+                    ui.label("Size");
+                    let ratio = native.w as f64 / native.h as f64;
+                    let follow =
+                        |text: &str, factor: f64| text.parse::<f64>().map(|v| (v * factor).round().clamp(1.0, MAX_SIDE as f64).to_string());
+                    if ui.add(egui::TextEdit::singleline(&mut save.width).desired_width(60.0)).changed() && save.keep_shape {
+                        save.height = follow(&save.width, 1.0 / ratio).unwrap_or_default();
                     }
+                    ui.label("×");
+                    if ui.add(egui::TextEdit::singleline(&mut save.height).desired_width(60.0)).changed() && save.keep_shape {
+                        save.width = follow(&save.height, ratio).unwrap_or_default();
+                    }
+                    ui.checkbox(&mut save.keep_shape, "keep shape");
+                });
+                ui.horizontal_wrapped(|ui| {
+                    for factor in [1, 2, 4, 8] {
+                        let (w, h) = (native.w * factor, native.h * factor);
+                        if w.max(h) <= MAX_SIDE && ui.small_button(format!("{w} × {h}")).clicked() {
+                            (save.width, save.height) = (w.to_string(), h.to_string());
+                        }
+                    }
+                });
+                if follows {
+                    save.path = save.suggestion();
                 }
-            });
-            ui.horizontal(|ui| {
-                ui.label("File");
-                ui.add(egui::TextEdit::singleline(&mut save.path).desired_width(ui.available_width() - 80.0));
-                if ui.button("Browse…").clicked() {
-                    commands.push(Command::Pick(Pick::Save));
-                }
-            });
-            let side = |text: &str| text.trim().parse::<usize>().ok().filter(|side| (1..=MAX_SIDE).contains(side));
-            let path = PathBuf::from(save.path.trim());
-            let (w, h) = (side(&save.width), side(&save.height));
-            let problem = match (w.zip(h), OutputFormat::from_path(&path)) {
-                (None, _) => Some(format!("each side must lie between 1 and {MAX_SIDE}")),
-                (_, Err(_)) => Some("the file's ending must be .png, .jpg, .webp, .npy or .safetensors".into()),
-                (Some((w, h)), Ok(format)) => format.check_size(w, h).err().map(|error| error.to_string()),
-            };
-            ui.add_space(2.0);
-            ui.label(RichText::new(problem.as_deref().unwrap_or(" ")).color(ui.visuals().error_fg_color));
-            ui.horizontal(|ui| {
-                let enter = ui.input(|input| input.key_pressed(Press::Enter));
-                let save_now = ui.add_enabled(problem.is_none(), egui::Button::new("Save")).clicked() || (enter && problem.is_none());
-                if save_now && let Some((w, h)) = w.zip(h) {
-                    commands.push(Command::SavePicture { path, w, h });
-                    done = true;
-                }
-                done |= ui.button("Cancel").clicked();
+                ui.horizontal_wrapped(|ui| {
+                    ui.label("File");
+                    ui.add(egui::TextEdit::singleline(&mut save.path).desired_width((ui.available_width() - 80.0).max(60.0)));
+                    if ui.button("Browse…").clicked() {
+                        commands.push(Command::Pick(Pick::Save));
+                    }
+                });
+                let side = |text: &str| text.trim().parse::<usize>().ok().filter(|side| (1..=MAX_SIDE).contains(side));
+                let path = PathBuf::from(save.path.trim());
+                let (w, h) = (side(&save.width), side(&save.height));
+                let problem = match (w.zip(h), OutputFormat::from_path(&path)) {
+                    (None, _) => Some(format!("each side must lie between 1 and {MAX_SIDE}")),
+                    (_, Err(_)) => Some("the file's ending must be .png, .jpg, .webp, .npy or .safetensors".into()),
+                    (Some((w, h)), Ok(format)) => format.check_size(w, h).err().map(|error| error.to_string()),
+                };
+                ui.add_space(2.0);
+                ui.label(RichText::new(problem.as_deref().unwrap_or(" ")).color(ui.visuals().error_fg_color));
+                ui.horizontal(|ui| {
+                    let enter = ui.input(|input| input.key_pressed(Press::Enter));
+                    let save_now = ui.add_enabled(problem.is_none(), egui::Button::new("Save")).clicked() || (enter && problem.is_none());
+                    if save_now && let Some((w, h)) = w.zip(h) {
+                        commands.push(Command::SavePicture { path, w, h });
+                        done = true;
+                    }
+                    done |= ui.button("Cancel").clicked();
+                });
             });
         });
         if done || modal.should_close() {
@@ -671,12 +687,51 @@ impl Controls {
         }
     }
 
-    fn error(&mut self, ctx: &egui::Context, commands: &mut Vec<Command>) {
+    fn path_dialog(&mut self, ctx: &egui::Context, commands: &mut Vec<Command>) {
+        let Some(ask) = &mut self.ask else { return };
+        let mut done = false;
+        let modal = egui::Modal::new(egui::Id::unique("path")).show(ctx, |ui| {
+            ui.set_width(dialog_width(ctx));
+            let (title, button) = match ask.pick {
+                Pick::Open => ("Open a latent, a picture or a decoder", "Open"),
+                Pick::Decoder => ("Open a decoder", "Open"),
+                Pick::Other => ("Open a decoder to compare with", "Open"),
+                Pick::Model => ("Open a text-to-image model's folder", "Open"),
+                Pick::Save | Pick::SaveView => ("Save the view", "Save"),
+            };
+            ui.heading(title);
+            ui.add_space(6.0);
+            let field = ui.add(egui::TextEdit::singleline(&mut ask.path).desired_width(ui.available_width()));
+            if std::mem::take(&mut ask.is_new) {
+                field.request_focus();
+                // At the end of what is there already.
+                let end = egui::text::CCursor::new(ask.path.chars().count());
+                let mut state = egui::text_edit::TextEditState::default();
+                state.cursor.set_char_range(Some(egui::text::CCursorRange::one(end)));
+                state.store(ctx, field.id);
+            }
+            ui.add_space(2.0);
+            ui.label(RichText::new("This desktop shows no file dialogs (xdg-desktop-portal or zenity would).").weak().small());
+            ui.add_space(6.0);
+            ui.horizontal(|ui| {
+                let enter = ui.input(|input| input.key_pressed(Press::Enter));
+                if ui.button(button).clicked() || enter {
+                    commands.push(Command::Picked(ask.pick, PathBuf::from(ask.path.trim())));
+                    done = true;
+                }
+                done |= ui.button("Cancel").clicked();
+            });
+        });
+        if done || modal.should_close() {
+            self.ask = None;
+        }
+    }
+
+    fn error(&mut self, ctx: &egui::Context) {
         let Some(text) = self.error.clone() else { return };
         let mut done = false;
-        let can_restart = self.can_restart;
         let modal = egui::Modal::new(egui::Id::unique("error")).show(ctx, |ui| {
-            ui.set_width((ctx.content_rect().width() - 60.0).clamp(120.0, 420.0));
+            ui.set_width(dialog_width(ctx));
             ui.heading("That did not work");
             ui.add_space(6.0);
             egui::ScrollArea::vertical().max_height((ctx.content_rect().height() - 130.0).max(30.0)).show(ui, |ui| {
@@ -684,17 +739,8 @@ impl Controls {
             });
             ui.add_space(8.0);
             ui.horizontal(|ui| {
-                if can_restart && ui.button("Open the device again").clicked() {
-                    commands.push(Command::Restart);
-                    done = true;
-                }
-                // Enter takes the first of them, Escape closes.
-                if ui.input(|input| input.key_pressed(Press::Enter)) {
-                    if can_restart && !done {
-                        commands.push(Command::Restart);
-                    }
-                    done = true;
-                }
+                // Enter and Escape close it too.
+                done |= ui.input(|input| input.key_pressed(Press::Enter));
                 done |= ui.button("Close").clicked();
                 if ui.button("Copy text").clicked() {
                     ctx.copy_text(text.clone());
@@ -705,6 +751,54 @@ impl Controls {
             self.error = None;
         }
     }
+}
+
+/// Where files are saved unless another folder is named: where the program was started, or, from a desktop's menu, among the user's pictures.
+fn folder() -> PathBuf {
+    let started = std::env::current_dir().ok().filter(|folder| folder.parent().is_some());
+    started.or_else(dirs::picture_dir).or_else(dirs::home_dir).unwrap_or_default()
+}
+
+/// Points across the content of a dialog.
+fn dialog_width(ctx: &egui::Context) -> f32 {
+    (ctx.content_rect().width() - 28.0).clamp(80.0, 420.0)
+}
+
+/// On the right of the status line: as much as there is room for, what matters least left out first.
+fn facts(ui: &mut Ui, status: &Status<'_>) {
+    let mut facts = Vec::new();
+    let device = status.device;
+    facts.push((
+        device.name.split(" (").next().unwrap_or_default().to_owned(),
+        format!("{} ({}), {}", device.name, device.backend, device.driver),
+    ));
+    let (peak, cached) = (human_bytes(status.memory.peak), human_bytes(status.scene.cached_bytes()));
+    facts.push((human_bytes(status.memory.current), format!("GPU memory; at most so far {peak}, decoded pictures {cached}")));
+    if let Some(seconds) = status.scene.seconds() {
+        let text = if seconds < 1.0 { format!("{:.0} ms", seconds * 1e3) } else { format!("{seconds:.2} s") };
+        facts.push((text, "Time to decode what is shown".into()));
+    }
+    if let Some((_, index, count)) = status.scene.document().filter(|(_, _, count)| *count > 1) {
+        facts.push((format!("{} of {count}", index + 1), "Latents of this file: Page Up, Page Down".into()));
+    }
+    if let Some(place) = status.scene.place(Side::A) {
+        facts.push((format!("{} × {}", place.level.w, place.level.h), "Size of the decode that is shown, in pixels".into()));
+    }
+    let font = egui::TextStyle::Body.resolve(ui.style());
+    let mut room = ui.available_width();
+    let fits = facts.iter().rev().take_while(|(text, _)| {
+        room -= ui.painter().layout_no_wrap(text.clone(), font.clone(), Color32::WHITE).size().x + FACT_GAP;
+        room >= 0.0
+    });
+    let fitting = fits.count();
+    ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
+        for (index, (text, hint)) in facts.iter().skip(facts.len() - fitting).enumerate() {
+            if index > 0 {
+                ui.separator();
+            }
+            ui.label(text).on_hover_text(hint);
+        }
+    });
 }
 
 fn change(change: impl FnOnce(&mut View) + 'static) -> Command {

@@ -1,7 +1,7 @@
 //! `infgen view`
 
-use infgen::Result;
 use infgen::viewer::{self, ViewerOptions};
+use infgen::{Result, Tuning};
 
 use crate::args::ViewArgs;
 use crate::run::Run;
@@ -11,6 +11,8 @@ pub fn view(run: &Run, args: &ViewArgs) -> Result<()> {
         device: run.common.device.clone(),
         dtype: run.common.dtype.into(),
         memory: run.common.memory,
+        host_memory: run.common.host_memory,
+        tuning: if run.common.no_tune { Tuning::Off } else { Tuning::Gpus },
         file: args.file.clone(),
         weights: args.weights.clone(),
         compare: args.compare.clone(),
