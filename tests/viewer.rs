@@ -131,6 +131,9 @@ impl<'a> Viewer<'a> {
             .env("INFGEN_VIEW_TEST", "1")
             .env("WINIT_X11_SCALE_FACTOR", scale)
             .env("XDG_RUNTIME_DIR", folder.path())
+            // No file dialogs of a desktop: neither its portal nor zenity is found.
+            .env_remove("DBUS_SESSION_BUS_ADDRESS")
+            .env("PATH", "")
             .env_remove("WAYLAND_DISPLAY")
             .env_remove("WAYLAND_SOCKET")
             .stdout(stdout)
@@ -588,8 +591,22 @@ fn broken_files_and_a_lost_device_are_told_and_survived() {
         viewer.quit();
     }
 
-    let mut viewer = Viewer::start(&screen, &[SAMPLE, "--size", "320x230"]);
+    // Where the desktop has no file dialogs, one in the window asks for the path.
+    let mut viewer = Viewer::start(&screen, &["--size", "320x230"]);
+    let ask = |viewer: &Viewer<'_>, path: &str| {
+        viewer.key("ctrl+o");
+        std::thread::sleep(Duration::from_millis(1500));
+        screen.shot(folder.path(), "path-dialog");
+        screen.xdotool(&["key", "ctrl+a", "type", "--delay", "20", path]);
+        viewer.key("Return");
+    };
+    ask(&viewer, "/nowhere/x.png");
+    let failed = viewer.wait("the refused path", |event| event["event"] == "failed");
+    assert!(failed["error"].as_str().unwrap().starts_with("/nowhere/x.png: "), "{failed}");
+    viewer.key("Escape");
+    ask(&viewer, SAMPLE);
     viewer.shown("the first picture", |_| true);
+
     viewer.key("ctrl+shift+F12");
     std::thread::sleep(Duration::from_millis(300));
     screen.xdotool(&["windowsize", &viewer.window, "300", "220"]);

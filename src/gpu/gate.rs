@@ -23,7 +23,8 @@ struct State {
 impl State {
     fn is_next(&self, frame: bool) -> bool {
         let other = self.waiting[usize::from(!frame)] > 0;
-        !self.taken && !(other && self.frame_was_last == frame)
+        let other_first = other && self.frame_was_last == frame;
+        !(self.taken || other_first)
     }
 }
 

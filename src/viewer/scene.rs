@@ -334,12 +334,10 @@ impl Scene {
     /// Takes in what the live worker reports.
     pub fn ended(&mut self, id: u64, result: Result<Decoded>, seconds: f64) -> Ended {
         let cancelled = self.cancelled_at.take();
-        let Some((generation, key)) = self.work.ended(id) else {
+        let generation = self.generation;
+        let Some((_, key)) = self.work.ended(id, |(of, _)| *of == generation) else {
             return cancelled.map_or(Ended::Quiet, |at| Ended::Cancelled(at.elapsed()));
         };
-        if generation != self.generation {
-            return Ended::Quiet;
-        }
         match result {
             Ok(Decoded::Pictures(pictures)) => {
                 let bytes = pictures.iter().map(|(_, picture)| picture.bytes()).sum();

@@ -135,10 +135,11 @@ impl<K: Copy + PartialEq> Work<K> {
         self.running.is_some()
     }
 
-    /// The worker ended job `id`. Whether its result is still of use.
-    pub fn ended(&mut self, id: u64) -> Option<K> {
+    /// The worker ended job `id`. The job, if its result is still of use: it was not told to stop and `current` holds of it. (A
+    /// change may come between the end of a job and the next [`Work::steer`].)
+    pub fn ended(&mut self, id: u64, current: impl Fn(&K) -> bool) -> Option<K> {
         let running = self.running.take_if(|running| running.id == id)?;
-        (!running.cancelled).then_some(running.job)
+        (!running.cancelled && current(&running.job)).then_some(running.job)
     }
 }
 
@@ -174,12 +175,12 @@ mod tests {
         assert_eq!(work.steer(&['c']), Action::Leave, "asked once");
         assert_eq!(work.running(), None);
         assert_eq!(work.steer(&['a']), Action::Leave, "it was told to stop, so it is not revived");
-        assert_eq!(work.ended(7), None, "another job's end changes nothing");
+        assert_eq!(work.ended(7, |_| true), None, "another job's end changes nothing");
         assert!(work.is_busy());
-        assert_eq!(work.ended(1), None, "its result is not wanted, even if it came through");
+        assert_eq!(work.ended(1, |_| true), None, "its result is not wanted, even if it came through");
         assert_eq!(work.steer(&['c']), Action::Start(2, 'c'));
-        assert_eq!(work.ended(1), None);
-        assert_eq!(work.ended(2), Some('c'));
+        assert_eq!(work.ended(1, |_| true), None);
+        assert_eq!(work.ended(2, |_| true), Some('c'));
         assert_eq!(work.steer(&[]), Action::Leave);
     }
 
@@ -188,7 +189,18 @@ mod tests {
         let mut work = Work::default();
         work.steer(&[1]);
         assert_eq!(work.steer(&[]), Action::Cancel);
-        work.ended(1);
+        work.ended(1, |_| true);
         assert!(!work.is_busy());
+    }
+
+    #[test]
+    fn what_ends_after_the_document_changed_is_dropped_although_nobody_cancelled_it_yet() {
+        let mut work = Work::default();
+        work.steer(&[(1, "whole")]);
+        let generation = 2;
+        assert_eq!(work.ended(1, |&(of, _)| of == generation), None);
+        assert!(!work.is_busy());
+        work.steer(&[(2, "whole")]);
+        assert_eq!(work.ended(2, |&(of, _)| of == generation), Some((2, "whole")));
     }
 }

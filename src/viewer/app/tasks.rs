@@ -17,6 +17,9 @@ use crate::gpu::Observer;
 use crate::image::{OutputFormat, check_writable};
 use crate::pipeline::{Pipeline, Preview};
 
+/// A file dialog that is gone after so short a time was never there.
+const NO_DIALOG: Duration = Duration::from_millis(700);
+
 impl Shell {
     pub(super) fn task_done(&mut self, id: u64, result: Result<Done>, seconds: f64) {
         let Some(task) = self.task.take_if(|task| task.id == id) else { return };
@@ -151,7 +154,7 @@ impl Shell {
         match path {
             Some(path) => self.use_path(pick, path),
             // No one closes a dialog that fast: there was none.
-            None if after < Duration::from_millis(150) => self.controls.ask_path(pick),
+            None if after < NO_DIALOG => self.controls.ask_path(pick),
             None => {}
         }
     }
