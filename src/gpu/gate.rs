@@ -39,7 +39,8 @@ impl Gate {
         self.take(false)
     }
 
-    /// Waits for the turn of a frame.
+    /// Waits for the turn of a frame. (A page has one thread, and its frames come from the browser.)
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn frame(&self) -> Turn<'_> {
         self.take(true)
     }

@@ -471,7 +471,9 @@ impl Shell {
             self.repaint_by(Instant::now() + TRY_AGAIN * (1 << count));
             return self.lost = Some(loss);
         }
-        self.controls.fail_text(format!("{loss}. It was opened again, and the file with it; what was running has ended."));
+        let reason = if let Error::DeviceLost { reason, .. } = &loss { reason.as_str() } else { "" };
+        self.controls
+            .fail_text(format!("The GPU was lost: {reason}. It was opened again, and the file with it; what was running has ended."));
     }
 
     fn reopen(&mut self) -> Result<()> {

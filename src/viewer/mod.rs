@@ -8,6 +8,7 @@ mod app;
 mod cache;
 mod demand;
 mod device;
+mod dialogs;
 mod files;
 mod jobs;
 mod measure;

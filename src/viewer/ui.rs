@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use egui::{Align, Align2, Color32, Event, Key as Press, Layout, Modifiers, MouseWheelUnit, RichText, Sense, Ui, vec2};
 
 use super::app::shown_path;
+use super::dialogs::{PathDialog, SaveDialog, dialog_width};
 use super::jobs::{Pick, PixelAt};
 use super::prompt::Prompt;
 use super::scene::Scene;
@@ -16,7 +17,6 @@ use super::work::{Key, Side};
 use crate::engine::MAX_SIDE;
 use crate::error::{Error, human_bytes};
 use crate::gpu::{AdapterFacts, MemoryUse};
-use crate::image::OutputFormat;
 
 /// What was asked for.
 pub enum Command {
@@ -100,28 +100,6 @@ const READOUT: f32 = 250.0;
 /// Screen pixels that an arrow key moves the picture by, as a share of the canvas.
 const ARROW: f64 = 0.1;
 
-struct SaveDialog {
-    path: String,
-    /// Folder and name without size: the path follows the size for as long as it is the one that these make.
-    suggested: PathBuf,
-    width: String,
-    height: String,
-    keep_shape: bool,
-}
-
-impl SaveDialog {
-    fn suggestion(&self) -> String {
-        format!("{}-{}x{}.png", shown_path(&self.suggested), self.width.trim(), self.height.trim())
-    }
-}
-
-/// Asks for a path where the desktop has no file dialogs.
-struct PathDialog {
-    pick: Pick,
-    path: String,
-    is_new: bool,
-}
-
 /// State of the controls.
 pub struct Controls {
     /// Whether the bars are shown.
@@ -186,18 +164,16 @@ impl Controls {
 
     /// Asks for a path: there is no file dialog.
     pub fn ask_path(&mut self, pick: Pick) {
-        let path = match pick {
-            Pick::Save => return self.notice("this desktop shows no file dialogs: type the name".into()),
-            Pick::SaveView => shown_path(&folder().join("view.png")),
-            Pick::Open | Pick::Decoder | Pick::Other | Pick::Model => format!("{}/", shown_path(&folder())),
-        };
-        self.ask = Some(PathDialog { pick, path, is_new: true });
+        match pick {
+            Pick::Save => self.notice("this desktop shows no file dialogs: type the name".into()),
+            _ => self.ask = Some(PathDialog::new(pick)),
+        }
     }
 
     /// Puts a name into the save dialog.
     pub fn save_as(&mut self, path: &Path) {
         if let Some(save) = &mut self.save {
-            save.path = shown_path(path);
+            save.set_path(path);
         }
     }
 
@@ -611,118 +587,18 @@ impl Controls {
     fn open_save(&mut self, status: &Status<'_>) {
         let Some(place) = status.scene.place(Side::A) else { return };
         let name = status.scene.document().map_or("picture", |(name, ..)| name);
-        let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy();
-        let Level { w, h } = place.level;
-        let suggested = folder().join(&*stem);
-        let mut save = SaveDialog { path: String::new(), suggested, width: w.to_string(), height: h.to_string(), keep_shape: true };
-        save.path = save.suggestion();
-        self.save = Some(save);
+        self.save = Some(SaveDialog::new(name, place.level));
     }
 
     fn save_dialog(&mut self, ctx: &egui::Context, status: &Status<'_>, commands: &mut Vec<Command>) {
-        let Some(save) = &mut self.save else { return };
-        let Some((native, ..)) = status.scene.zoom() else { return };
-        let mut done = false;
-        let follows = save.path == save.suggestion();
-        let modal = egui::Modal::new(egui::Id::unique("save")).show(ctx, |ui| {
-            ui.set_width(dialog_width(ctx));
-            egui::ScrollArea::vertical().max_height(ctx.content_rect().height() - 24.0).show(ui, |ui| {
-                ui.heading("Save picture");
-                ui.add_space(6.0);
-                ui.horizontal_wrapped(|ui| {
-                    ui.label("Size");
-                    let ratio = native.w as f64 / native.h as f64;
-                    let follow =
-                        |text: &str, factor: f64| text.parse::<f64>().map(|v| (v * factor).round().clamp(1.0, MAX_SIDE as f64).to_string());
-                    if ui.add(egui::TextEdit::singleline(&mut save.width).desired_width(60.0)).changed() && save.keep_shape {
-                        save.height = follow(&save.width, 1.0 / ratio).unwrap_or_default();
-                    }
-                    ui.label("×");
-                    if ui.add(egui::TextEdit::singleline(&mut save.height).desired_width(60.0)).changed() && save.keep_shape {
-                        save.width = follow(&save.height, ratio).unwrap_or_default();
-                    }
-                    ui.checkbox(&mut save.keep_shape, "keep shape");
-                });
-                ui.horizontal_wrapped(|ui| {
-                    for factor in [1, 2, 4, 8] {
-                        let (w, h) = (native.w * factor, native.h * factor);
-                        if w.max(h) <= MAX_SIDE && ui.small_button(format!("{w} × {h}")).clicked() {
-                            (save.width, save.height) = (w.to_string(), h.to_string());
-                        }
-                    }
-                });
-                if follows {
-                    save.path = save.suggestion();
-                }
-                ui.horizontal_wrapped(|ui| {
-                    ui.label("File");
-                    ui.add(egui::TextEdit::singleline(&mut save.path).desired_width((ui.available_width() - 80.0).max(60.0)));
-                    if ui.button("Browse…").clicked() {
-                        commands.push(Command::Pick(Pick::Save));
-                    }
-                });
-                let side = |text: &str| text.trim().parse::<usize>().ok().filter(|side| (1..=MAX_SIDE).contains(side));
-                let path = PathBuf::from(save.path.trim());
-                let (w, h) = (side(&save.width), side(&save.height));
-                let problem = match (w.zip(h), OutputFormat::from_path(&path)) {
-                    (None, _) => Some(format!("each side must lie between 1 and {MAX_SIDE}")),
-                    (_, Err(_)) => Some("the file's ending must be .png, .jpg, .webp, .npy or .safetensors".into()),
-                    (Some((w, h)), Ok(format)) => format.check_size(w, h).err().map(|error| error.to_string()),
-                };
-                ui.add_space(2.0);
-                ui.label(RichText::new(problem.as_deref().unwrap_or(" ")).color(ui.visuals().error_fg_color));
-                ui.horizontal(|ui| {
-                    let enter = ui.input(|input| input.key_pressed(Press::Enter));
-                    let save_now = ui.add_enabled(problem.is_none(), egui::Button::new("Save")).clicked() || (enter && problem.is_none());
-                    if save_now && let Some((w, h)) = w.zip(h) {
-                        commands.push(Command::SavePicture { path, w, h });
-                        done = true;
-                    }
-                    done |= ui.button("Cancel").clicked();
-                });
-            });
-        });
-        if done || modal.should_close() {
+        let (Some(save), Some((native, ..))) = (&mut self.save, status.scene.zoom()) else { return };
+        if save.show(ctx, native, commands) {
             self.save = None;
         }
     }
 
     fn path_dialog(&mut self, ctx: &egui::Context, commands: &mut Vec<Command>) {
-        let Some(ask) = &mut self.ask else { return };
-        let mut done = false;
-        let modal = egui::Modal::new(egui::Id::unique("path")).show(ctx, |ui| {
-            ui.set_width(dialog_width(ctx));
-            let (title, button) = match ask.pick {
-                Pick::Open => ("Open a latent, a picture or a decoder", "Open"),
-                Pick::Decoder => ("Open a decoder", "Open"),
-                Pick::Other => ("Open a decoder to compare with", "Open"),
-                Pick::Model => ("Open a text-to-image model's folder", "Open"),
-                Pick::Save | Pick::SaveView => ("Save the view", "Save"),
-            };
-            ui.heading(title);
-            ui.add_space(6.0);
-            let field = ui.add(egui::TextEdit::singleline(&mut ask.path).desired_width(ui.available_width()));
-            if std::mem::take(&mut ask.is_new) {
-                field.request_focus();
-                // At the end of what is there already.
-                let end = egui::text::CCursor::new(ask.path.chars().count());
-                let mut state = egui::text_edit::TextEditState::default();
-                state.cursor.set_char_range(Some(egui::text::CCursorRange::one(end)));
-                state.store(ctx, field.id);
-            }
-            ui.add_space(2.0);
-            ui.label(RichText::new("This desktop shows no file dialogs (xdg-desktop-portal or zenity would).").weak().small());
-            ui.add_space(6.0);
-            ui.horizontal(|ui| {
-                let enter = ui.input(|input| input.key_pressed(Press::Enter));
-                if ui.button(button).clicked() || enter {
-                    commands.push(Command::Picked(ask.pick, PathBuf::from(ask.path.trim())));
-                    done = true;
-                }
-                done |= ui.button("Cancel").clicked();
-            });
-        });
-        if done || modal.should_close() {
+        if self.ask.as_mut().is_some_and(|ask| ask.show(ctx, commands)) {
             self.ask = None;
         }
     }
@@ -751,17 +627,6 @@ impl Controls {
             self.error = None;
         }
     }
-}
-
-/// Where files are saved unless another folder is named: where the program was started, or, from a desktop's menu, among the user's pictures.
-fn folder() -> PathBuf {
-    let started = std::env::current_dir().ok().filter(|folder| folder.parent().is_some());
-    started.or_else(dirs::picture_dir).or_else(dirs::home_dir).unwrap_or_default()
-}
-
-/// Points across the content of a dialog.
-fn dialog_width(ctx: &egui::Context) -> f32 {
-    (ctx.content_rect().width() - 28.0).clamp(80.0, 420.0)
 }
 
 /// On the right of the status line: as much as there is room for, what matters least left out first.
