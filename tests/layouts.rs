@@ -72,6 +72,16 @@ fn parts_of_different_models_are_refused() {
         copy(&sd2.join(part), &mixed.join(part));
         refused(&mixed, &[], &["mixed", "prompts of width", "64", "128", "parts of different models"]);
     }
+    let told = |folder: &Path, options: &[&str]| {
+        let output = infgen(&[&["inspect", folder.to_str().unwrap()], options].concat());
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let text = told(&sd2, &[]);
+    assert!(text.starts_with("text-to-image model, 64x64") && text.contains("predicts v\n") && text.contains("sampler: ddim"), "{text}");
+    let json: serde_json::Value = serde_json::from_str(&told(&models.nine, &["--json"])).unwrap();
+    assert_eq!((&json["recognised"]["inpainting"], &json["recognised"]["predicts"]), (&true.into(), &"the noise".into()));
+    assert_eq!(infgen(&["inspect", mixed.to_str().unwrap()]).status.code(), Some(1));
     // A part's folder with another part in it.
     copy(&models.folder, &mixed);
     copy(&models.folder.join("unet"), &mixed.join("text_encoder"));

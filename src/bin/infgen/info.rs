@@ -4,6 +4,8 @@ use infgen::Result;
 use infgen::error::human_bytes;
 use infgen::gpu::adapters;
 use infgen::image::PngFacts;
+use infgen::pipeline::Parts;
+use infgen::schedulers::Prediction;
 use infgen::weights::recognise;
 use serde_json::json;
 
@@ -53,6 +55,10 @@ pub fn inspect(run: &Run, args: &InspectArgs) -> Result<()> {
         inspect_picture(run, &picture);
         return Ok(());
     }
+    if args.file.join("unet").is_dir() {
+        inspect_model(run, &Parts::open(&args.file)?);
+        return Ok(());
+    }
     let inspection = recognise::inspect(&args.file)?;
     if run.common.json {
         println!("{}", serde_json::to_string(&inspection).expect("an inspection is plain data"));
@@ -74,6 +80,46 @@ pub fn inspect(run: &Run, args: &InspectArgs) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The parts of a text-to-image folder, all there and fitting each other.
+fn inspect_model(run: &Run, parts: &Parts) {
+    let values = |tensors: &[(String, Vec<usize>)]| tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>();
+    let (unet, text) = (values(&parts.unet.tensors()), values(&parts.text.tensors()));
+    // A folder can name a sampler that is not known here and still be of use with another.
+    let (sampler, prediction) = match parts.scheduler(None) {
+        Ok(scheduler) => {
+            let prediction = match scheduler.config().prediction_type {
+                Prediction::Epsilon => "the noise",
+                Prediction::VPrediction => "v",
+                Prediction::Sample => "the sample",
+            };
+            (scheduler.sampler().name().to_owned(), prediction)
+        }
+        Err(error) => (error.to_string(), "unknown"),
+    };
+    if run.common.json {
+        let recognised = json!({
+            "kind": "text_to_image", "family": parts.family, "unet": parts.unet.to_string(), "text_encoder": parts.text.to_string(),
+            "unet_parameters": unet, "text_encoder_parameters": text, "vae": parts.vae.is_some(), "inpainting": parts.is_inpainting(),
+            "sampler": sampler, "predicts": prediction, "native_side": parts.native_side, "notes": parts.notes,
+        });
+        println!("{}", json!({ "command": "inspect", "recognised": recognised }));
+        return;
+    }
+    println!(
+        "text-to-image model{}, {2}x{2}, family {1}",
+        if parts.is_inpainting() { " for inpainting" } else { "" },
+        parts.family,
+        parts.native_side
+    );
+    println!("denoiser: {}, {unet} values, predicts {prediction}", parts.unet);
+    println!("text encoder: {}, {text} values", parts.text);
+    println!("decoder: {}", if parts.vae.is_some() { "its own VAE" } else { "none of its own; --decoder builtin or a file" });
+    println!("sampler: {sampler}");
+    for note in &parts.notes {
+        println!("note: {note}");
+    }
 }
 
 /// Size and settings of a picture, whichever tool wrote them.
