@@ -94,6 +94,9 @@ const MIN_FOR_PANEL: f32 = 360.0;
 /// Points between two facts of the status line, with the line there.
 const FACT_GAP: f32 = 27.0;
 
+/// Points that the list of keys takes.
+const HELP_WIDTH: f32 = 480.0;
+
 /// Points that the readout of a pixel takes.
 const READOUT: f32 = 250.0;
 
@@ -568,7 +571,8 @@ impl Controls {
             .collapsible(false)
             .resizable(false)
             .anchor(Align2::CENTER_CENTER, vec2(0.0, 0.0))
-            .scroll(true)
+            .vscroll(true)
+            .hscroll(ctx.content_rect().width() < HELP_WIDTH)
             .max_width((ctx.content_rect().width() - 16.0).max(40.0))
             .max_height((ctx.content_rect().height() - 50.0).max(40.0))
             .default_height(ctx.content_rect().height() - 50.0)
