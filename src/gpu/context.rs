@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 const GUARD_BYTES: u64 = 256;
 
 /// Default of [`Gpu::submission_time`]: a cancel waits for two of them.
-const SUBMISSION: Duration = Duration::from_millis(25);
+const SUBMISSION: Duration = Duration::from_millis(16);
 
 /// How to open a device.
 #[derive(Debug, Clone, Default)]
@@ -367,7 +367,7 @@ impl Gpu {
         memory.peak = memory.current;
     }
 
-    /// Time that one submission should take, 25 ms unless set. Two are in flight, so a cancel takes effect, and a frame
+    /// Time that one submission should take, 16 ms unless set. Two are in flight, so a cancel takes effect, and a frame
     /// that shares the queue is drawn, within about twice this.
     pub fn submission_time(&self) -> Duration {
         Duration::from_nanos(self.submission_nanos.load(Ordering::Relaxed))

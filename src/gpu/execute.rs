@@ -1,4 +1,4 @@
-//! Running a recording: cut into submissions of about 25 ms, two in flight, with progress and cancel between them.
+//! Running a recording: cut into submissions of about 16 ms, two in flight, with progress and cancel between them.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
