@@ -226,7 +226,8 @@ impl Gpu {
             features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
             // SAFETY: an experimental feature may have bugs that lead to undefined behaviour where it is used. This one is used by the
             // `*_matrix` kernels alone, constants of this crate that load from and store to workgroup memory only, inside its bounds,
-            // in control flow that is uniform; they run where `engine::tune` found that their results agree with other kernels'.
+            // in control flow that is uniform; they run where `engine::tune` found that their results agree with other kernels', or where a
+            // test or benchmark asks for them by name.
             experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
         }
         let descriptor = wgpu::DeviceDescriptor {

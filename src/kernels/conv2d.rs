@@ -362,21 +362,16 @@ fn conv2d_3x3_tile(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
     y
 }
 
-/// The statistics of blocks of `x` (`[h / 8, w / 16, 2, c]` f32, see [`super::group_norm::statistics`]) from the convolution that made it, where that can give
-/// them as it stores its result: one whose workgroups store such blocks. The plane is then not read again; the bits are the same.
-pub(crate) fn statistics_in_store(rec: &mut Recorder, x: &Tensor) -> Option<Tensor> {
-    let kernel = match rec.producer(x)?.kernel.name {
-        "conv2d_3x3_tile" => &CONV2D_3X3_TILE_STATISTICS,
-        "conv2d_3x3_matrix" => &CONV2D_3X3_MATRIX_STATISTICS,
-        _ => return None,
-    };
-    let (block_rows, columns) = (x.height.div_ceil(TILE.0), x.width.div_ceil(TILE.1));
-    let blocks = rec.tensor(block_rows, columns * 2, x.quads() * 4, Elem::F32);
-    let part = Footprint::rows((columns * 2 * x.quads()) as u64, 1, 0, 1);
-    let dispatch = rec.producer(x)?;
-    dispatch.kernel = kernel;
-    dispatch.bindings.push(Binding::part(&blocks, part));
-    Some(blocks)
+/// Has the convolution that made `x` give the statistics of its blocks as it stores them, if its workgroups store such blocks
+/// ([`super::group_norm::statistics`]); `blocks` is where they go, a row of blocks a row of workgroups. The plane is then not read again; the bits
+/// are the same. Whether it could.
+pub(crate) fn statistics_in_store(rec: &mut Recorder, x: &Tensor, blocks: &Binding) -> bool {
+    let twins = [(&CONV2D_3X3_TILE, &CONV2D_3X3_TILE_STATISTICS), (&CONV2D_3X3_MATRIX, &CONV2D_3X3_MATRIX_STATISTICS)];
+    let Some(dispatch) = rec.producer(x) else { return false };
+    let Some((_, twin)) = twins.into_iter().find(|(plain, _)| plain.name == dispatch.kernel.name) else { return false };
+    dispatch.kernel = twin;
+    dispatch.bindings.push(blocks.clone());
+    true
 }
 
 /// `act(conv3x3(nearest2x(x)) + bias)` without ever storing the enlarged image; `weights` from [`pack_phases`].

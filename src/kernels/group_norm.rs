@@ -133,25 +133,18 @@ pub fn statistics(rec: &mut Recorder, x: &Tensor) -> Tensor {
     let (h, w, channels) = x.shape();
     let c4 = x.quads();
     let (block_rows, columns) = (h.div_ceil(BLOCK_ROWS), w.div_ceil(BLOCK_COLUMNS));
-    let blocks = match statistics_in_store(rec, x) {
-        Some(blocks) => blocks,
-        None => {
-            let blocks = rec.tensor(block_rows, columns * 2, c4 * 4, Elem::F32);
-            let a_row = (columns * c4 * 2) as u64;
-            rec.dispatch(Dispatch {
-                kernel: &GROUP_NORM_STATS,
-                consts: vec![],
-                bindings: vec![
-                    Binding::part(x, Footprint::rows((w * c4) as u64, BLOCK_ROWS, 0, BLOCK_ROWS)),
-                    Binding::part(&blocks, Footprint::rows(a_row, 1, 0, 1)),
-                ],
-                params: vec![h as u32, w as u32, c4 as u32, limit(x.elem).to_bits()],
-                grid: [(columns * c4).div_ceil(64) as u32, block_rows as u32, 1],
-                flops: 4 * product([h, w, channels]),
-            });
-            blocks
-        }
-    };
+    let blocks = rec.tensor(block_rows, columns * 2, c4 * 4, Elem::F32);
+    let block_row = Binding::part(&blocks, Footprint::rows((columns * c4 * 2) as u64, 1, 0, 1));
+    if !statistics_in_store(rec, x, &block_row) {
+        rec.dispatch(Dispatch {
+            kernel: &GROUP_NORM_STATS,
+            consts: vec![],
+            bindings: vec![Binding::part(x, Footprint::rows((w * c4) as u64, BLOCK_ROWS, 0, BLOCK_ROWS)), block_row],
+            params: vec![h as u32, w as u32, c4 as u32, limit(x.elem).to_bits()],
+            grid: [(columns * c4).div_ceil(64) as u32, block_rows as u32, 1],
+            flops: 4 * product([h, w, channels]),
+        });
+    }
     let rows = rec.tensor(block_rows, 2, c4 * 4, Elem::F32);
     rec.dispatch(Dispatch {
         kernel: &GROUP_NORM_ROWS,

@@ -133,7 +133,7 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     let own = parts.scheduler(sampler)?.sampler();
     let lcm = own == Sampler::Lcm;
     let distilled = parts.unet.time_cond_proj_dim.is_some();
-    let request = Request {
+    let mut request = Request {
         negative: args.negative.clone().unwrap_or_default(),
         emphasis: args.emphasis,
         clip_skip: args.clip_skip,
@@ -189,7 +189,7 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     let begun: Mutex<Option<Instant>> = Mutex::new(None);
     let mut all: Vec<Generated> = Vec::new();
     for (round, &seed) in seeds.iter().enumerate() {
-        let request = Request { seed, ..request.clone() };
+        request.seed = seed;
         let generated = run.stage("generate", |observer| {
             let observer = observer.part(round as f64 / seeds.len() as f64, 1.0 / seeds.len() as f64);
             pipeline.generate(&request, &observer, &|report| {
@@ -216,7 +216,7 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
         all.push(generated);
     }
     status(String::new());
-    let notes = all[0].notes.clone();
+    let notes = std::mem::take(&mut all[0].notes);
     for note in &notes {
         run.warn(note);
     }
@@ -236,7 +236,7 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     let decoder = run.stage("load", |_| engine.load_decoder(weights))?;
     for (at, output) in outputs.iter().enumerate() {
         let (seed, index) = (seeds[at / args.batch], at % args.batch);
-        let request = Request { seed, ..request.clone() };
+        request.seed = seed;
         let settings = json!({
             "model": args.model, "prompt": request.prompt, "negative_prompt": request.negative, "steps": request.steps,
             "sampler": sampler.name(), "cfg": request.cfg, "seed": seed, "index": index, "batch": args.batch,
