@@ -16,7 +16,7 @@ if [[ "${1:-}" == pack ]]; then
     cargo build --release
     cp target/release/infgen "$to/bin/"
     # The newest executable of each test, by cargo's own account.
-    for test in kernels kernels_tile kernels_latent kernels_unet windows bounded; do
+    for test in kernels kernels_attention kernels_tile kernels_latent kernels_unet windows bounded; do
         built=$(cargo test --release --no-run --test "$test" --message-format=json 2>/dev/null |
             sed -n '/"kind":\["test"\]/s/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
         cp "$built" "$to/bin/test-$test"
@@ -73,7 +73,7 @@ step() {
 step devices 60 $infgen devices || true
 
 # 1. Correctness. A wrong kernel is not worth timing, but the others still are.
-for test in kernels kernels_tile windows bounded; do
+for test in kernels kernels_attention kernels_tile windows bounded; do
     [[ -x bin/test-$test ]] || continue
     step "test-$test" 240 env ${DEVICE:+INFGEN_DEVICE="$DEVICE"} REQUIRE_GPU=1 bin/test-$test || true
 done

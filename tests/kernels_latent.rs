@@ -2,22 +2,12 @@
 
 mod common;
 
-use common::devices::{Config, configs, skipped};
-use common::suite::Suite;
+use common::operands::start;
 use common::synthetic::fill;
 use common::{stored, wide};
 use infgen::gpu::{Elem, Recorder, Tensor};
 use infgen::kernels::combine::{self, MAX_TERMS};
 use infgen::reference;
-
-fn start(test: &'static str) -> Option<(Suite, Vec<Config>)> {
-    let configs = configs();
-    if configs.is_empty() {
-        skipped(test);
-        return None;
-    }
-    Some((Suite::new(test), configs))
-}
 
 fn values(label: &str, arg: &str, len: usize) -> Vec<f32> {
     fill(&format!("{label}.{arg}"), len, 1.7, 0.2, 0)

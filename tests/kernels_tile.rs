@@ -8,29 +8,16 @@ mod common;
 use std::io::Write;
 
 use common::devices::{self, Config, configs, skipped};
+use common::operands::{packed, values, vector};
 use common::suite::Suite;
 use common::synthetic::fill;
-use common::{stored, wide};
+use common::wide;
 use infgen::gpu::{DeviceProfile, Elem, GpuOptions, KernelFamily, KernelPlan, Recorder, Tensor};
 use infgen::kernels::conv2d::{self, ConvWeights};
 use infgen::kernels::group_norm::{self, Norm};
 use infgen::kernels::linear::{self, LinearWeights};
 use infgen::kernels::{Act, Packed};
 use infgen::reference::{self, Activation, Bounded};
-
-/// Values of the argument `arg` of a case, as stored.
-fn values(label: &str, arg: &str, len: usize, amp: f32, elem: Elem) -> Vec<f32> {
-    stored(fill(&format!("{label}.{arg}"), len, amp, 0.0, 0), elem)
-}
-
-/// Weights go up like activations here, so that they too lie between guard bands.
-fn packed(rec: &mut Recorder, packed: &Packed, elem: Elem) -> Tensor {
-    rec.upload(&packed.values, 1, 1, packed.values.len(), elem)
-}
-
-fn vector(rec: &mut Recorder, values: &[f32]) -> Tensor {
-    rec.upload(values, 1, 1, values.len(), Elem::F32)
-}
 
 const ACTS: [(Act, Activation); 6] = [
     (Act::None, Activation::Identity),

@@ -5,6 +5,7 @@ pub mod compare;
 pub mod devices;
 pub mod golden;
 pub mod hub_server;
+pub mod operands;
 pub mod suite;
 pub mod synthetic;
 pub mod text_to_image;

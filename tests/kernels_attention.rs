@@ -1,0 +1,160 @@
+//! Attention against its f64 reference: odd shapes, three storage kinds, default limits, NaN-filled memory with guard bands.
+//!
+//! `CASE=<part of a label>` runs some cases only. `INFGEN_DEVICE` chooses the adapter; `REQUIRE_GPU=1` makes its absence a failure.
+
+mod common;
+
+use common::devices::Config;
+use common::operands::{start, values};
+use common::suite::Suite;
+use common::wide;
+use infgen::gpu::{DeviceProfile, Recorder};
+use infgen::kernels::attention::attention;
+use infgen::reference::{self, Bounded};
+
+/// Queries, keys, heads, head dim, causal, standard deviation of the scores.
+type Attention = (usize, usize, usize, usize, bool, f32);
+
+#[test]
+fn attention_agrees_with_its_definition() {
+    let Some((mut suite, configs)) = start("attention_agrees_with_its_definition") else { return };
+    // Blocks are 8 keys, runs of queries 8, 32 or 64.
+    const SMALL: [Attention; 12] = [
+        (1, 1, 1, 20, false, 2.0),
+        (5, 1, 2, 20, false, 2.0),
+        (3, 7, 2, 20, false, 2.0),
+        (9, 8, 1, 20, false, 2.0),
+        (17, 9, 3, 20, false, 2.0),
+        (6, 77, 2, 20, false, 2.0),
+        (65, 16, 1, 20, false, 2.0),
+        (4, 33, 2, 20, false, 40.0),
+        (8, 8, 2, 20, true, 2.0),
+        (9, 9, 3, 20, true, 2.0),
+        (77, 77, 2, 20, true, 2.0),
+        (1, 1, 2, 20, true, 2.0),
+    ];
+    // Head dims of the networks. Each is a pipeline, which lavapipe compiles for up to 10 s.
+    const DIMS: [Attention; 6] = [
+        (3, 11, 5, 4, false, 2.0),
+        (37, 43, 3, 32, false, 2.0),
+        (3, 77, 2, 40, false, 2.0),
+        (7, 37, 8, 64, false, 2.0),
+        (19, 19, 2, 160, true, 2.0),
+        (5, 19, 1, 512, false, 2.0),
+    ];
+    // Heads of whole octets, which software devices take in three passes: runs of 8 queries, 32 keys, 8 octets. The last two have
+    // more queries than scores are kept for at a time.
+    const PASSES: [Attention; 10] = [
+        (1, 1, 1, 40, false, 2.0),
+        (3, 77, 2, 40, false, 2.0),
+        (8, 32, 3, 40, false, 2.0),
+        (9, 33, 1, 64, false, 2.0),
+        (17, 31, 2, 72, false, 2.0),
+        (7, 5, 2, 160, false, 2.0),
+        (4, 66, 2, 48, false, 40.0),
+        (77, 77, 2, 64, true, 2.0),
+        (67, 2049, 16, 40, false, 2.0),
+        (67, 2049, 16, 40, true, 2.0),
+    ];
+    // 36: nine quads, which two lanes cannot share evenly.
+    const OTHER: [Attention; 2] = [(5, 27, 2, 36, false, 2.0), (5, 27, 2, 80, false, 2.0)];
+    for config in &configs {
+        let dims = match config.name {
+            "f32" => &DIMS[..],
+            "f32, lanes of the other kind" => &OTHER,
+            "packed" => &DIMS[5..],
+            _ => &[],
+        };
+        // Elsewhere a head dim is a pipeline.
+        let passes = if config.profile.software && !config.name.contains("browser") { &PASSES[..] } else { &[] };
+        for case in SMALL.iter().chain(dims).chain(passes) {
+            attention_case(&mut suite, config, *case);
+        }
+    }
+    suite.finish(80);
+}
+
+/// More pipelines of the same: `cargo test -- --ignored`. Heads wider than 80 take a software device minutes with 64 lanes.
+#[test]
+#[ignore = "a minute of compiling on a software device"]
+fn attention_agrees_with_its_definition_at_more_head_dims() {
+    let Some((mut suite, configs)) = start("attention_agrees_with_its_definition_at_more_head_dims") else { return };
+    for config in configs.iter().filter(|c| c.name.starts_with("f32")) {
+        for (heads, d) in [(2, 8), (3, 36), (2, 40), (2, 48), (2, 64), (1, 68), (2, 80), (1, 160), (2, 256), (1, 512)] {
+            if d <= 80 || config.name == "f32" || !config.device.profile.software {
+                attention_case(&mut suite, config, (11, 29, heads, d, false, 2.0));
+            }
+        }
+    }
+    suite.finish(16);
+}
+
+fn attention_case(suite: &mut Suite, config: &Config, (n, m, heads, d, causal, logit): Attention) {
+    let elem = config.elem;
+    let label = format!("{n} queries {m} keys {heads} x {d} causal={causal} scores {logit}");
+    let c = heads * d;
+    let amp = (3.0 * logit).sqrt();
+    let (q, k) = (values(&label, "q", n * c, amp, elem), values(&label, "k", m * c, amp, elem));
+    let v = values(&label, "v", m * c, 1.7, elem);
+    let scale = 1.0 / (d as f32).sqrt();
+    let record = |rec: &mut Recorder| {
+        let q = rec.upload(&q, n, 1, c, elem);
+        let k = rec.upload(&k, m, 1, c, elem);
+        let v = rec.upload(&v, m, 1, c, elem);
+        attention(rec, &q, &k, &v, heads, scale, causal, elem)
+    };
+    suite.case(config, &label, record, || {
+        let split = reference::Heads { heads, head_dim: d, scale: scale as f64, causal };
+        reference::attention(&wide(&q), &wide(&k), &wide(&v), split)
+    });
+}
+
+/// Keys that no binding holds whole: ranges of them, merged.
+#[test]
+fn attention_over_ranges_of_keys_agrees_with_its_definition() {
+    let Some((mut suite, configs)) = start("attention_over_ranges_of_keys_agrees_with_its_definition") else { return };
+    // Most keys a range: 8, 16, 40. The last range may be short, or a single key.
+    const CASES: [(Attention, u64); 6] = [
+        ((1, 9, 1, 20, false, 2.0), 8),
+        ((70, 33, 2, 20, false, 2.0), 8),
+        ((17, 40, 3, 20, false, 2.0), 16),
+        ((5, 33, 2, 20, false, 40.0), 8),
+        ((37, 121, 3, 32, false, 2.0), 40),
+        ((9, 90, 1, 64, false, 2.0), 40),
+    ];
+    for config in configs.iter().filter(|c| !c.name.contains("browser")) {
+        for (case, keys) in CASES {
+            let (_, _, heads, d, ..) = case;
+            let max_binding = keys * (heads * d / 4) as u64 * config.elem.bytes() + config.profile.offset_alignment;
+            let profile = DeviceProfile { max_binding, ..config.profile };
+            attention_case(&mut suite, &Config { profile, ..*config }, case);
+        }
+    }
+    suite.finish(18);
+}
+
+/// Queries that see one key only return its value: each key position in turn, in every place of a block.
+#[test]
+fn one_hot_attention_picks_one_value() {
+    let Some((mut suite, configs)) = start("one_hot_attention_picks_one_value") else { return };
+    let (m, d) = (19, 20);
+    for config in configs.iter().filter(|c| matches!(c.name, "f32" | "packed" | "f32, lanes of the other kind")) {
+        let elem = config.elem;
+        // Query i is 40 times a unit vector that key i alone has.
+        let mut q = vec![0.0; m * d];
+        let mut k = vec![0.0; m * d];
+        for i in 0..m {
+            q[i * d + i] = 40.0;
+            k[i * d + i] = 40.0;
+        }
+        let v = values("one hot", "v", m * d, 1.7, elem);
+        let record = |rec: &mut Recorder| {
+            let q = rec.upload(&q, m, 1, d, elem);
+            let k = rec.upload(&k, m, 1, d, elem);
+            let v = rec.upload(&v, m, 1, d, elem);
+            attention(rec, &q, &k, &v, 1, 1.0, false, elem)
+        };
+        suite.exact(config, "19 keys", record, || v.iter().map(|&v| Bounded::exact(v as f64)).collect());
+    }
+    suite.finish(3);
+}
