@@ -7,7 +7,7 @@ mod common;
 use common::devices;
 use common::golden::Case;
 use infgen::engine::{EngineOptions, Form, WorkPlan};
-use infgen::gpu::KernelFamily;
+use infgen::gpu::{GpuOptions, KernelFamily};
 use infgen::{Decoder, Dtype, Encoder, Engine, Error, Image, Latent, Observer, Rect};
 
 /// Sizes, ceilings and rectangles.
@@ -31,12 +31,13 @@ impl Dice {
     }
 }
 
-/// f32, f16 as the device has it, f16 at WebGPU's default limits (packed), and the kernels for GPUs; none without an adapter.
+/// f32, f16 as the engine stores it, f16 at WebGPU's default limits (packed), the kernels for GPUs, and native f16, which engines leave
+/// to GPUs; none without an adapter.
 fn engines(test: &str, host_memory: Option<u64>) -> Vec<(&'static str, Engine)> {
-    if devices::open(&devices::options()).is_none() {
+    let Some(native) = devices::open(&GpuOptions { native_f16: true, ..devices::options() }) else {
         devices::skipped(test);
         return vec![];
-    }
+    };
     let base = || EngineOptions { device: devices::options().device, host_memory, ..EngineOptions::default() };
     [
         ("f32", EngineOptions { dtype: Dtype::F32, ..base() }),
@@ -45,7 +46,9 @@ fn engines(test: &str, host_memory: Option<u64>) -> Vec<(&'static str, Engine)> 
         ("f16, kernels for GPUs", EngineOptions { kernels: Some(KernelFamily::Tile), ..base() }),
     ]
     .map(|(name, options)| (name, Engine::new(options).expect("an engine")))
-    .into()
+    .into_iter()
+    .chain([("native f16", pollster::block_on(Engine::on_async(native, &base())).expect("an engine"))])
+    .collect()
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {

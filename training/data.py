@@ -104,10 +104,12 @@ def target_size(view, rng, patch, max_side, native):
 
 
 class Sampler:
-    """Draws (z, target size, crops): K crops of `crop` x `crop` patches of one target, as uint8 [K,3,crop*patch,crop*patch]."""
+    """Draws (z, decoded size, rects, crops, reduce): K crops of `crop` x `crop` patches of one target, as uint8
+    [K,3,crop*patch,crop*patch]. A share `supersample` of them is to be decoded at reduce = 2 times the size of the
+    target that the picture has pixels for, and box-reduced before it is compared; its crops repeat each pixel."""
 
-    def __init__(self, pictures, views_dir: Path, scaling, patch=8, seed=0, held=()):
-        self.held = held  # names of pictures never to draw
+    def __init__(self, pictures, views_dir: Path, scaling, patch=8, seed=0, held=(), supersample=0.0):
+        self.held, self.supersample = held, supersample  # held: names of pictures never to draw
         self.pictures, self.dir, self.scaling, self.patch = dict(pictures), views_dir, scaling, patch
         self.rng, self.views = random.Random(seed), {}
         self.rescan()
@@ -132,6 +134,8 @@ class Sampler:
                 v = self.views[rng.choice(self.names)]
         a = self.pictures[v["picture"]]
         W, H = target_size(v, rng, p, max_side, native)
+        reduce = 2 if rng.random() < self.supersample and 2 * max(W, H) <= 2048 else 1
+        W, H = W * reduce, H * reduce
         Wl, Hl = W // p, H // p
         rows, cols = min(crop, Hl), min(crop, Wl)
         l, t, w, h = (float(q) for q in v["window"])
@@ -141,11 +145,11 @@ class Sampler:
             i, j = (min(max(rng.randint(-2, n - k + 2), 0), n - k) for n, k in ((Hl, rows), (Wl, cols)))
             jj = Wl - cols - j if v["flip"] else j  # where the crop lies in the unflipped window
             box = (l + jj / Wl * w, t + i / Hl * h, l + (jj + cols) / Wl * w, t + (i + rows) / Hl * h)
-            c = resample(a, box, (cols * p, rows * p))
+            c = resample(a, box, (cols * p // reduce, rows * p // reduce)).repeat(reduce, 0).repeat(reduce, 1)
             crops.append(c[:, ::-1] if v["flip"] else c)
             rects.append((i, j, rows, cols))
         z = torch.from_numpy(v["z"].astype(np.float32)) / self.scaling
-        return z, (H, W), rects, torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+        return z, (H, W), rects, torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2), reduce
 
 
 def main():

@@ -89,10 +89,30 @@ def crop_tokens(model, z, size, rects):
     return M.reshape(len(rects), *rects[0][2:], -1).permute(0, 3, 1, 2)
 
 
+def attention_learns(model, learns):
+    """Whether gradients go through the attention's softmax (a third of a step on a CPU) or only through its output projection."""
+    def still(attn, q, kv):
+        split = lambda t: t.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        with torch.no_grad():
+            o = F.scaled_dot_product_attention(split(attn.to_q(q)), split(attn.to_k(kv)), split(attn.to_v(kv)))
+        return attn.to_out[0](o.transpose(1, 2).flatten(2))
+    for b in model.blocks:
+        b.attn.__dict__.pop("forward", None)
+        if not learns:
+            b.attn.forward = still.__get__(b.attn)
+
+
+def reduced(out, batch):
+    """Supersampled pictures (data.Sampler) averaged over 2 x 2 pixels, at the size they had."""
+    parts = out.split([len(b[2]) for b in batch])
+    pool = lambda t, k: t if k == 1 else F.interpolate(F.avg_pool2d(t, k), scale_factor=k, mode="nearest")
+    return torch.cat([pool(t, b[4]) for t, b in zip(parts, batch)])
+
+
 def inside(batch, rim):
     """[B*K,1,h,w] bool: false in a rim of each crop that saw zeros where the picture goes on, true at the picture's own edge."""
     masks = []
-    for _, (H, W), rects, crops in batch:
+    for _, (H, W), rects, crops, _ in batch:
         for i, j, rows, cols in rects:
             m = torch.zeros(1, *crops.shape[-2:], dtype=torch.bool)
             top, left = rim * (i > 0), rim * (j > 0)
@@ -171,7 +191,7 @@ def phase(progress, a):
     """(B pictures, K crops each, crop side in patches, largest target side) as training goes on."""
     if a.smoke:
         return 1, 2, 8, 128
-    max_side = 1024 if progress < 0.6 else 2048  # the paper's two stages
+    max_side = 1024 if progress < a.stage2_from else 2048  # the paper's two stages
     if progress < a.large_crops_from:
         return a.batch, a.crops, 16, max_side
     return max(1, a.batch // 2), max(1, a.crops // 2), 32, max_side
@@ -192,8 +212,12 @@ def main():
     ap.add_argument("--batch", type=int, default=2, help="latents a step")
     ap.add_argument("--crops", type=int, default=4, help="crops of 128 px from one target of each latent")
     ap.add_argument("--large-crops-from", type=float, default=0.85, help="share of the hours after which crops have 256 px")
+    ap.add_argument("--stage2-from", type=float, default=0.6, help="share of the hours after which targets reach 2048 instead of 1024 px")
     ap.add_argument("--lookup", action="store_true", help="position look-up initialisation")
     ap.add_argument("--no-attention", action="store_true", help="ablation: blocks without cross-attention")
+    ap.add_argument("--attention-every", type=int, default=1, help="steps from one gradient of queries, keys and values to the next")
+    ap.add_argument("--supersample", type=float, default=0.0,
+                    help="share of pictures decoded at twice the size of their target and box-reduced before the loss")
     ap.add_argument("--mse", type=float, default=1.0)
     ap.add_argument("--low", type=float, default=1.0, help="weight of L1 at 1/8 resolution: colour and brightness")
     ap.add_argument("--grad", type=float, default=0.5)
@@ -234,7 +258,7 @@ def main():
         held = pictures[::32]  # never drawn: for validation
         views = a.cache / f"views-{cfg['latent_space']}"
     enc = enc.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    sampler = D.Sampler(pictures, views, cfg["scaling_factor"], cfg["patch"], a.seed, {n for n, _ in held})
+    sampler = D.Sampler(pictures, views, cfg["scaling_factor"], cfg["patch"], a.seed, {n for n, _ in held}, a.supersample)
 
     # network, its average, optimisers
     model = InfGenDecoder(cfg)
@@ -290,10 +314,11 @@ def main():
         K, batch = next(fetch)
         share_statistics(model, K)
         target = torch.cat([b[3] for b in batch]).float() / 127.5 - 1
+        attention_learns(model, step % a.attention_every == 0)
         with autocast():
-            h = torch.cat([crop_tokens(model, z, size, rects) for z, size, rects, _ in batch])
+            h = torch.cat([crop_tokens(model, *b[:3]) for b in batch])
             out = model.decoder(h.contiguous(memory_format=torch.channels_last))
-        out = torch.where(inside(batch, cfg["patch"]).to(device), out.float(), target)
+        out = torch.where(inside(batch, cfg["patch"]).to(device), reduced(out.float(), batch), target)
         losses = {"l1": (F.l1_loss(out, target), 1.0), "mse": (F.mse_loss(out, target), a.mse),
                   "low": (F.avg_pool2d(out - target, 8).abs().mean(), a.low),
                   "grad": (gradient_l1(out, target), a.grad), "ssim": (1 - ssim(out, target), a.ssim)}
@@ -347,7 +372,7 @@ def main():
 
 
 def prefetch(sampler, plan, device):
-    """Batches drawn in a thread one step ahead: (K, [(z, size, rects, crops)])."""
+    """Batches drawn in a thread one step ahead: (K, [(z, size, rects, crops, reduce)])."""
     from concurrent.futures import ThreadPoolExecutor
     def draw():
         B, K, crop, max_side = plan()
