@@ -5,7 +5,7 @@
 mod common;
 
 use common::devices::Config;
-use common::operands::{start, values};
+use common::operands::{MATRIX, start, start_gpu, values};
 use common::suite::Suite;
 use common::wide;
 use infgen::gpu::{DeviceProfile, Recorder};
@@ -109,6 +109,45 @@ fn attention_case(suite: &mut Suite, config: &Config, (n, m, heads, d, causal, l
     });
 }
 
+/// The kernels for GPUs, whatever the device: blocks of 32 keys, of 64 for heads wider than 160; runs of 64 queries.
+#[test]
+fn attention_for_gpus_agrees_with_its_definition() {
+    let Some((mut suite, configs)) = start_gpu("attention_for_gpus_agrees_with_its_definition") else { return };
+    const CASES: [Attention; 14] = [
+        (1, 1, 2, 64, false, 2.0),
+        (63, 31, 1, 64, false, 2.0),
+        (64, 32, 3, 64, false, 2.0),
+        (65, 33, 2, 64, false, 2.0),
+        (130, 97, 2, 64, false, 2.0),
+        (5, 77, 2, 64, false, 2.0),
+        (67, 65, 2, 64, false, 40.0),
+        (66, 66, 1, 64, true, 2.0),
+        (130, 130, 2, 64, true, 2.0),
+        (9, 47, 3, 32, false, 2.0),
+        (70, 35, 2, 40, false, 2.0),
+        (66, 64, 2, 40, true, 40.0),
+        (33, 61, 2, 80, false, 2.0),
+        (19, 41, 2, 160, false, 2.0),
+    ];
+    // Odd quads and other pipelines; heads beyond 160 take 28 KiB of workgroup memory.
+    const OTHER: [Attention; 7] = [
+        (9, 37, 3, 4, false, 2.0),
+        (9, 37, 2, 36, false, 2.0),
+        (9, 37, 2, 68, false, 2.0),
+        (66, 67, 1, 164, true, 2.0),
+        (9, 63, 1, 512, false, 2.0),
+        (65, 130, 1, 512, false, 2.0),
+        (3, 33, 1, 520, false, 2.0),
+    ];
+    for config in &configs {
+        let other = if matches!(config.name, "f32" | MATRIX) { &OTHER[..] } else { &[] };
+        for case in CASES.iter().chain(other) {
+            attention_case(&mut suite, config, *case);
+        }
+    }
+    suite.finish(70);
+}
+
 /// Keys that no binding holds whole: ranges of them, merged.
 #[test]
 fn attention_over_ranges_of_keys_agrees_with_its_definition() {
@@ -122,15 +161,30 @@ fn attention_over_ranges_of_keys_agrees_with_its_definition() {
         ((37, 121, 3, 32, false, 2.0), 40),
         ((9, 90, 1, 64, false, 2.0), 40),
     ];
-    for config in configs.iter().filter(|c| !c.name.contains("browser")) {
-        for (case, keys) in CASES {
+    let mut ranges = |config: &Config, cases: &[(Attention, u64)]| {
+        for &(case, keys) in cases {
             let (_, _, heads, d, ..) = case;
             let max_binding = keys * (heads * d / 4) as u64 * config.elem.bytes() + config.profile.offset_alignment;
             let profile = DeviceProfile { max_binding, ..config.profile };
             attention_case(&mut suite, &Config { profile, ..*config }, case);
         }
+    };
+    for config in configs.iter().filter(|c| !c.name.contains("browser")) {
+        ranges(config, &CASES);
     }
-    suite.finish(18);
+    // Whole blocks of the kernels for GPUs: 32 keys, 64 for the widest heads; a range of fewer goes to the other kernel.
+    const BLOCKS: [(Attention, u64); 5] = [
+        ((70, 33, 2, 64, false, 2.0), 32),
+        ((66, 97, 2, 64, false, 40.0), 40),
+        ((9, 200, 1, 40, false, 2.0), 64),
+        ((9, 70, 1, 512, false, 2.0), 64),
+        ((9, 70, 1, 64, false, 2.0), 24),
+    ];
+    let (_, gpu) = start_gpu("attention_over_ranges_of_keys_agrees_with_its_definition").expect("as above");
+    for config in gpu.iter().filter(|c| matches!(c.name, "f32" | "packed" | MATRIX)) {
+        ranges(config, &BLOCKS);
+    }
+    suite.finish(28);
 }
 
 /// Queries that see one key only return its value: each key position in turn, in every place of a block.

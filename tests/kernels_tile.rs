@@ -5,10 +5,8 @@
 
 mod common;
 
-use std::io::Write;
-
 use common::devices::{self, Config, configs, skipped};
-use common::operands::{packed, values, vector};
+use common::operands::{MATRIX, packed, start_gpu, values, vector};
 use common::suite::Suite;
 use common::synthetic::fill;
 use common::wide;
@@ -27,29 +25,6 @@ const ACTS: [(Act, Activation); 6] = [
     (Act::GeluTanh, Activation::GeluTanh),
     (Act::QuickGelu, Activation::GeluQuick),
 ];
-
-/// Every storage kind and set of limits, with the tile family, and with matrix units where the device has them.
-fn start(test: &'static str) -> Option<(Suite, Vec<Config>)> {
-    let of = |family, c: Config| Config { profile: DeviceProfile { kernels: KernelPlan::uniform(family), ..c.profile }, ..c };
-    let all: Vec<Config> = configs().into_iter().filter(|c| !c.name.contains("other kind")).collect();
-    if all.is_empty() {
-        skipped(test);
-        return None;
-    }
-    let matrix = all.iter().find(|c| c.name == "f16" && c.profile.matrix.is_some());
-    let matrix = matrix.map(|c| Config { name: MATRIX, ..of(KernelFamily::Matrix, *c) });
-    if matrix.is_none() {
-        assert!(std::env::var_os("REQUIRE_MATRIX").is_none_or(|v| v != "1"), "REQUIRE_MATRIX=1, but the device has no matrix units");
-        let _ = writeln!(
-            std::io::stderr(),
-            "SKIPPED {test}, kernels for matrix units: this device has none (REQUIRE_MATRIX=1 makes this a failure)"
-        );
-    }
-    Some((Suite::new(test), all.into_iter().map(|c| of(KernelFamily::Tile, c)).chain(matrix).collect()))
-}
-
-/// Native f16 through matrix units.
-const MATRIX: &str = "f16, matrix units";
 
 struct Conv {
     shape: (usize, usize, usize),
@@ -152,7 +127,7 @@ fn narrow(cout: usize) -> bool {
 
 #[test]
 fn conv2d_3x3_tile_agrees_with_its_definition() {
-    let Some((mut suite, configs)) = start("conv2d_3x3_tile_agrees_with_its_definition") else { return };
+    let Some((mut suite, configs)) = start_gpu("conv2d_3x3_tile_agrees_with_its_definition") else { return };
     for config in &configs {
         let elem = config.elem;
         for (n, (h, w, cin, cout)) in PLANES.into_iter().enumerate() {
@@ -181,7 +156,7 @@ fn conv2d_3x3_tile_agrees_with_its_definition() {
 
 #[test]
 fn narrow_tiles_change_no_bit() {
-    let Some((mut suite, configs)) = start("narrow_tiles_change_no_bit") else { return };
+    let Some((mut suite, configs)) = start_gpu("narrow_tiles_change_no_bit") else { return };
     for config in configs.iter().filter(|c| matches!(c.name, "f32" | "packed" | MATRIX)) {
         let run = |family: KernelFamily, record: Record| {
             let profile = DeviceProfile { kernels: KernelPlan::uniform(family), ..config.profile };
@@ -223,7 +198,7 @@ const WIDE_RECORDINGS: [(&str, Record); 3] = [
 /// A convolution that gives the statistics of its result gives those that a pass over the stored result gives, and the same result.
 #[test]
 fn statistics_in_the_store_are_those_of_the_stored_plane() {
-    let Some((mut suite, configs)) = start("statistics_in_the_store_are_those_of_the_stored_plane") else { return };
+    let Some((mut suite, configs)) = start_gpu("statistics_in_the_store_are_those_of_the_stored_plane") else { return };
     const PLANES: [(usize, usize, usize, usize); 6] =
         [(1, 1, 5, 33), (8, 16, 8, 32), (9, 33, 5, 64), (17, 15, 13, 128), (23, 41, 4, 100), (16, 25, 3, 8)];
     for config in &configs {
@@ -266,7 +241,7 @@ fn statistics_in_the_store_are_those_of_the_stored_plane() {
 /// A value that is no number, and one that f16 cannot hold, are seen by statistics in the store too.
 #[test]
 fn statistics_in_the_store_see_what_is_not_finite() {
-    let Some((mut suite, configs)) = start("statistics_in_the_store_see_what_is_not_finite") else { return };
+    let Some((mut suite, configs)) = start_gpu("statistics_in_the_store_see_what_is_not_finite") else { return };
     for config in &configs {
         for (what, value) in [("NaN", f32::NAN), ("overflow", 3e38)] {
             let label = format!("{what} [{}]", config.name);
@@ -293,7 +268,7 @@ fn statistics_in_the_store_see_what_is_not_finite() {
 
 #[test]
 fn upsampling_tile_agrees_with_upsampling_then_convolving() {
-    let Some((mut suite, configs)) = start("upsampling_tile_agrees_with_upsampling_then_convolving") else { return };
+    let Some((mut suite, configs)) = start_gpu("upsampling_tile_agrees_with_upsampling_then_convolving") else { return };
     for config in &configs {
         let elem = config.elem;
         for (n, (h, w, cin, cout)) in PLANES.into_iter().enumerate() {
@@ -322,7 +297,7 @@ fn upsampling_tile_agrees_with_upsampling_then_convolving() {
 
 #[test]
 fn linear_tile_agrees_with_its_definition() {
-    let Some((mut suite, configs)) = start("linear_tile_agrees_with_its_definition") else { return };
+    let Some((mut suite, configs)) = start_gpu("linear_tile_agrees_with_its_definition") else { return };
     // Tokens, inputs, outputs; 64 tokens, 4 input quads, 32 or 64 outputs a tile.
     const SHAPES: [(usize, usize, usize); 13] = [
         (1, 1, 29),
@@ -372,7 +347,7 @@ fn linear_tile_agrees_with_its_definition() {
 /// A kernel that is 1 at one tap from one channel to one other shifts the image, exactly.
 #[test]
 fn one_hot_kernels_shift_the_image_exactly() {
-    let Some((mut suite, configs)) = start("one_hot_kernels_shift_the_image_exactly") else { return };
+    let Some((mut suite, configs)) = start_gpu("one_hot_kernels_shift_the_image_exactly") else { return };
     let (h, w, cin, cout) = (9, 19, 10, 64);
     for config in configs.iter().filter(|c| matches!(c.name, "f32" | "packed" | MATRIX)) {
         let elem = config.elem;
@@ -428,7 +403,7 @@ const RECORDINGS: [(&str, Record); 3] = [
 /// The same bits however a dispatch is cut: by workgroups in every direction, and by the range that a binding may have.
 #[test]
 fn cutting_dispatches_changes_no_bit() {
-    let Some((mut suite, _)) = start("cutting_dispatches_changes_no_bit") else { return };
+    let Some((mut suite, _)) = start_gpu("cutting_dispatches_changes_no_bit") else { return };
     let (tile, matrix) = (KernelFamily::Tile, KernelFamily::Matrix);
     for (guard_memory, elem, family) in [(false, Elem::F32, tile), (true, Elem::Half, tile), (true, Elem::Half, matrix)] {
         let packed_f16 = elem == Elem::Half && family == tile;

@@ -44,7 +44,12 @@ fn a_choice_is_measured_once_remembered_and_used_by_every_form_of_a_decode() {
     assert!(engine.gpu().compiled().0 > 3, "kernels were tried");
 
     // Remembered: another choice in the file is the one that counts, without trying anything.
-    let plan = KernelPlan { conv: KernelFamily::Tile, upsample: KernelFamily::Lanes, linear: KernelFamily::NarrowTile };
+    let plan = KernelPlan {
+        conv: KernelFamily::Tile,
+        upsample: KernelFamily::Lanes,
+        linear: KernelFamily::NarrowTile,
+        attention: KernelFamily::Tile,
+    };
     assert_ne!(engine.gpu().profile().kernels, plan, "a software device was measured to like this: choose another plan for this test");
     let text = plan.to_string();
     std::fs::write(file, [&Sha256::digest(&text)[..], text.as_bytes()].concat()).unwrap();

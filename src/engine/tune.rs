@@ -1,4 +1,4 @@
-//! Which kernels a device computes convolutions and linear layers with, measured once and remembered.
+//! Which kernels a device computes convolutions, linear layers and attention with, measured once and remembered.
 //!
 //! The plan is part of the bits, so it is settled before anything runs and stays: one file an adapter, driver, version, storage
 //! type and set of shaders, in the user's cache folder; who writes it first wins. A candidate whose result differs from that of
@@ -13,6 +13,7 @@ use web_time::Instant;
 use super::Tuning;
 use crate::error::Result;
 use crate::gpu::{DeviceProfile, Elem, Gpu, KernelFamily, KernelPlan, Observer, Recorder, Tensor};
+use crate::kernels::attention;
 use crate::kernels::conv2d::{self, ConvWeights};
 use crate::kernels::group_norm::Norm;
 use crate::kernels::linear::{self, LinearWeights};
@@ -35,6 +36,7 @@ enum Op {
     Conv,
     Upsample,
     Linear,
+    Attention,
 }
 
 impl fmt::Display for Op {
@@ -43,6 +45,7 @@ impl fmt::Display for Op {
             Op::Conv => "3x3 convolution",
             Op::Upsample => "upsampling convolution",
             Op::Linear => "linear layer",
+            Op::Attention => "attention",
         })
     }
 }
@@ -67,6 +70,7 @@ pub(super) async fn plan(gpu: &Gpu, elem: Elem, tuning: Tuning) -> Result<Kernel
     plan.conv = Bench::new(gpu, elem, Op::Conv).await?.best(fixed.conv).await?;
     plan.upsample = Bench::new(gpu, elem, Op::Upsample).await?.best(fixed.upsample).await?;
     plan.linear = Bench::new(gpu, elem, Op::Linear).await?.best(fixed.linear).await?;
+    plan.attention = Bench::new(gpu, elem, Op::Attention).await?.best(fixed.attention).await?;
     gpu.trim();
     debug!("kernels, measured in {:.2} s: {plan}", began.elapsed().as_secs_f64());
     // Another process may have been first: its choice is the one that counts.
@@ -115,19 +119,19 @@ impl<'a> Bench<'a> {
         let (h, w) = match op {
             Op::Conv => (side, side),
             Op::Upsample => (side / 2, side),
-            Op::Linear => (side * side / 2, 1),
+            Op::Linear | Op::Attention => (side * side / 2, 1),
         };
         let put = async |seed: u64, h: usize, w: usize, c: usize, amp: f32, elem: Elem| {
             let values: Vec<f32> = torch_cpu_randn(seed, h * w * c).into_iter().map(|v| v * amp).collect();
             gpu.resident("tuning", &crate::gpu::to_units(&values, c, elem), h, w, c, elem).await
         };
-        let taps = if op == Op::Linear { 1 } else { 9 };
+        let taps = if matches!(op, Op::Linear | Op::Attention) { 1 } else { 9 };
         let amp = (1.0 / (taps * channels) as f32).sqrt();
         let weight: Vec<f32> = torch_cpu_randn(2, channels * channels * taps).into_iter().map(|v| v * amp).collect();
         let packed = match op {
             Op::Conv => conv2d::pack_square(&weight, channels, channels, 3),
             Op::Upsample => conv2d::pack_phases(&weight, channels, channels),
-            Op::Linear => linear::pack_linear(&weight, channels, channels),
+            Op::Linear | Op::Attention => linear::pack_linear(&weight, channels, channels),
         };
         let units = crate::gpu::to_units(&packed.values, packed.values.len(), elem);
         Ok(Bench {
@@ -157,6 +161,11 @@ impl<'a> Bench<'a> {
                 let layer = LinearWeights { weight, bias, inputs: self.channels, outputs: self.channels };
                 linear::linear(rec, &self.x, &layer, None, Act::None, self.elem)
             }
+            // Heads of 64, or 32 on software.
+            Op::Attention => {
+                let heads = if self.channels > 64 { self.channels / 64 } else { 2 };
+                attention::attention(rec, &self.x, &self.residual, &self.residual, heads, 0.125, false, self.elem)
+            }
         }
     }
 
@@ -185,7 +194,7 @@ impl<'a> Bench<'a> {
         let expected = self.result(fixed).await?;
         let mut candidates = vec![(fixed, Vec::new())];
         for &family in KernelFamily::ALL {
-            if family == fixed || !self.distinct(family, fixed) || !self.agrees(family, &expected).await? {
+            if !self.distinct(family, fixed) || !self.agrees(family, &expected).await? {
                 continue;
             }
             candidates.push((family, Vec::new()));
@@ -217,8 +226,14 @@ impl<'a> Bench<'a> {
 
     /// Whether `family` computes this operator with another kernel or grid than `fixed`.
     fn distinct(&self, family: KernelFamily, fixed: KernelFamily) -> bool {
-        let pairs = |f: KernelFamily| f == KernelFamily::Pairs && self.op != Op::Conv;
-        family.is_own(self.gpu.profile(), self.elem) && !(pairs(family) || (pairs(fixed) && family == KernelFamily::Lanes))
+        // The families that are names of others for this operator.
+        let own = |family: KernelFamily| match (self.op, family) {
+            (Op::Upsample | Op::Linear | Op::Attention, KernelFamily::Pairs) => KernelFamily::Lanes,
+            (Op::Attention, KernelFamily::NarrowTile) => KernelFamily::Tile,
+            (Op::Attention, KernelFamily::NarrowMatrix) => KernelFamily::Matrix,
+            _ => family,
+        };
+        own(family) == family && family != own(fixed) && family.is_own(self.gpu.profile(), self.elem)
     }
 
     async fn agrees(&self, family: KernelFamily, expected: &[f32]) -> Result<bool> {
@@ -278,10 +293,10 @@ mod tests {
     #[test]
     fn plans_survive_their_file() {
         for &conv in KernelFamily::ALL {
-            let plan = KernelPlan { conv, upsample: KernelFamily::Tile, linear: KernelFamily::Lanes };
+            let plan = KernelPlan { conv, upsample: KernelFamily::Tile, linear: KernelFamily::Lanes, attention: KernelFamily::Matrix };
             assert_eq!(parse(plan.to_string().as_bytes()), Some(plan));
         }
-        for text in ["", "tile", "convolution tile, upsampling tile, linear", "convolution tile, upsampling tile, linear x", "\u{0}"] {
+        for text in ["", "tile", "convolution tile, upsampling tile, linear tile", "convolution tile, upsampling tile, linear x, attention tile", "\u{0}"] {
             assert_eq!(parse(text.as_bytes()), None, "{text:?}");
         }
     }

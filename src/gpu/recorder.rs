@@ -68,12 +68,14 @@ pub struct KernelPlan {
     pub upsample: KernelFamily,
     /// Linear layers and 1x1 convolutions.
     pub linear: KernelFamily,
+    /// Attention.
+    pub attention: KernelFamily,
 }
 
 impl KernelPlan {
     /// One family for everything.
     pub fn uniform(family: KernelFamily) -> KernelPlan {
-        KernelPlan { conv: family, upsample: family, linear: family }
+        KernelPlan { conv: family, upsample: family, linear: family, attention: family }
     }
 
     /// The choice without measuring.
@@ -84,7 +86,7 @@ impl KernelPlan {
 
 impl fmt::Display for KernelPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "convolution {}, upsampling {}, linear {}", self.conv, self.upsample, self.linear)
+        write!(f, "convolution {}, upsampling {}, linear {}, attention {}", self.conv, self.upsample, self.linear, self.attention)
     }
 }
 
@@ -97,8 +99,12 @@ impl std::str::FromStr for KernelPlan {
             let family = parts.next()?.strip_prefix(name)?.strip_prefix(' ')?;
             KernelFamily::ALL.iter().copied().find(|f| f.to_string() == family)
         };
-        let plan =
-            KernelPlan { conv: part("convolution").ok_or(())?, upsample: part("upsampling").ok_or(())?, linear: part("linear").ok_or(())? };
+        let plan = KernelPlan {
+            conv: part("convolution").ok_or(())?,
+            upsample: part("upsampling").ok_or(())?,
+            linear: part("linear").ok_or(())?,
+            attention: part("attention").ok_or(())?,
+        };
         if parts.next().is_none() { Ok(plan) } else { Err(()) }
     }
 }
@@ -117,7 +123,7 @@ pub struct MatrixUnits {
 pub struct DeviceProfile {
     /// A CPU pretending to be a GPU (lavapipe, SwiftShader, WARP): other kernels are fast there.
     pub software: bool,
-    /// Kernels of convolutions and linear layers.
+    /// Kernels of convolutions, linear layers and attention.
     pub kernels: KernelPlan,
     /// `shader-f16` is there; else f16 is packed in u32.
     pub native_f16: bool,

@@ -1,7 +1,7 @@
 //! Scaled dot-product attention.
 
 use super::product;
-use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Tensor};
+use crate::gpu::{Bind, Binding, DeviceProfile, Dispatch, Elem, Footprint, Kernel, KernelFamily, Recorder, Tensor};
 
 /// `attention.wgsl`
 pub const ATTENTION: Kernel = Kernel {
@@ -17,6 +17,22 @@ pub const ATTENTION_RANGE: Kernel = Kernel {
     wgsl: concat!(include_str!("../../shaders/attention.wgsl"), include_str!("../../shaders/attention_range.wgsl")),
     params: &["n", "m", "heads", "causal", "scale", "span"],
     bindings: &[Bind::X, Bind::X, Bind::X, Bind::Y, Bind::F32Write],
+};
+
+/// `attention_tile.wgsl`
+pub const ATTENTION_TILE: Kernel = Kernel {
+    name: "attention_tile",
+    wgsl: concat!(include_str!("../../shaders/attention_tile.wgsl"), "fn finished(at: u32, peak: f32, total: f32) {}\n"),
+    params: ATTENTION.params,
+    bindings: ATTENTION.bindings,
+};
+
+/// `attention_tile.wgsl` and `attention_range.wgsl`
+pub const ATTENTION_TILE_RANGE: Kernel = Kernel {
+    name: "attention_tile_range",
+    wgsl: concat!(include_str!("../../shaders/attention_tile.wgsl"), include_str!("../../shaders/attention_range.wgsl")),
+    params: ATTENTION_RANGE.params,
+    bindings: ATTENTION_RANGE.bindings,
 };
 
 /// `attention_merge.wgsl`
@@ -93,37 +109,80 @@ pub fn attention(rec: &mut Recorder, q: &Tensor, k: &Tensor, v: &Tensor, heads: 
         ranges(rec, [q, k, v, &y], heads, scale);
         return y;
     }
-    if profile.software && d4 > LANES_MAX_QUADS && d4.is_multiple_of(2) && m <= THREE_PASSES_MAX_KEYS {
+    let lanes = matches!(profile.kernels.attention, KernelFamily::Lanes | KernelFamily::Pairs);
+    if lanes && profile.software && d4 > LANES_MAX_QUADS && d4.is_multiple_of(2) && m <= THREE_PASSES_MAX_KEYS {
         three_passes(rec, [q, k, v, &y], heads, scale, causal);
         return y;
     }
-    let grid = |queries: usize| [heads as u32, n.div_ceil(queries) as u32, 1];
-    let params = vec![n as u32, m as u32, heads as u32, causal as u32, scale.to_bits()];
-    let flops = 4 * product([n, m, q.channels]);
-    let bindings = |queries: usize| {
-        let part = Footprint::rows(q.quads() as u64, queries, 0, queries);
-        vec![Binding::part(q, part), Binding::whole(k), Binding::whole(v), Binding::part(&y, part)]
-    };
-    if profile.software && d4 <= LANES_MAX_QUADS {
-        let queries = (8 * LANES_QUERIES) as usize;
+    let flash = if lanes && profile.software && d4 <= LANES_MAX_QUADS {
         let consts = vec![("D4", d4 as u32), ("WG", 8)];
-        rec.dispatch(Dispatch { kernel: &ATTENTION_LANES, consts, bindings: bindings(queries), params, grid: grid(queries), flops });
+        Flash { kernel: &ATTENTION_LANES, range: &ATTENTION_RANGE, consts, queries: (8 * LANES_QUERIES) as usize, keys: 8 }
     } else {
-        let (consts, queries) = shared_queries(profile.software, d4);
-        let params = [params, vec![m.next_multiple_of(8) as u32]].concat();
-        rec.dispatch(Dispatch { kernel: &ATTENTION, consts, bindings: bindings(queries), params, grid: grid(queries), flops });
+        Flash::new(&profile, d4)
+    };
+    let mut params = vec![n as u32, m as u32, heads as u32, causal as u32, scale.to_bits()];
+    if flash.kernel.params.len() > params.len() {
+        params.push(m.next_multiple_of(flash.keys) as u32);
     }
+    let part = Footprint::rows(q.quads() as u64, flash.queries, 0, flash.queries);
+    rec.dispatch(Dispatch {
+        kernel: flash.kernel,
+        consts: flash.consts,
+        bindings: vec![Binding::part(q, part), Binding::whole(k), Binding::whole(v), Binding::part(&y, part)],
+        params,
+        grid: [heads as u32, n.div_ceil(flash.queries) as u32, 1],
+        flops: 4 * product([n, m, q.channels]),
+    });
     y
 }
 
-/// Constants of `attention.wgsl` for heads of `d4` quads, and the queries a workgroup takes.
-fn shared_queries(software: bool, d4: usize) -> (Vec<(&'static str, u32)>, usize) {
-    // Registers a lane: 16 quads of q and of the sum on a CPU, 8 where registers are what limits occupancy.
-    let lanes_a_query = d4.div_ceil(if software { 16 } else { 8 }).next_power_of_two() as u32;
-    let lanes = if software { 8.max(lanes_a_query) } else { 64.max(lanes_a_query) };
-    let quads_a_lane = (d4 as u32).div_ceil(lanes_a_query);
-    let consts = vec![("D4", d4 as u32), ("S", lanes_a_query), ("WG", lanes), ("QN", quads_a_lane)];
-    (consts, (lanes / lanes_a_query) as usize)
+/// A kernel that goes through the keys once.
+struct Flash {
+    kernel: &'static Kernel,
+    /// The same over a range of keys.
+    range: &'static Kernel,
+    consts: Vec<(&'static str, u32)>,
+    /// Queries of a workgroup.
+    queries: usize,
+    /// Keys of a block; ranges are whole blocks.
+    keys: usize,
+}
+
+impl Flash {
+    /// For heads of `d4` quads.
+    fn new(profile: &DeviceProfile, d4: usize) -> Flash {
+        match profile.kernels.attention {
+            KernelFamily::Lanes | KernelFamily::Pairs => Flash::shared(profile.software, d4),
+            _ => Flash::tile(profile, d4).unwrap_or_else(|| Flash::shared(profile.software, d4)),
+        }
+    }
+
+    /// `attention_tile.wgsl`, or nothing for heads too wide for its registers, or for the workgroup memory there is.
+    fn tile(profile: &DeviceProfile, d4: usize) -> Option<Flash> {
+        let columns = if d4 <= 40 { 8 } else { 16 };
+        let stage = 256 + 16 * columns;
+        let bytes = 16 * (stage + 64 * columns + 16 * columns) as u32;
+        let queries = 64;
+        if d4 > 8 * columns || profile.max_workgroup_storage < bytes || profile.max_invocations < 16 * columns as u32 {
+            return None;
+        }
+        let keys = 4 * columns;
+        // The largest power of two that fits: keys are one.
+        let staged = 1 << (stage / d4).min(keys).ilog2();
+        let consts = [("D4", d4), ("T", columns), ("QN", d4.div_ceil(columns)), ("VK", staged)];
+        let consts = consts.map(|(name, value)| (name, value as u32)).to_vec();
+        Some(Flash { kernel: &ATTENTION_TILE, range: &ATTENTION_TILE_RANGE, consts, queries, keys })
+    }
+
+    /// `attention.wgsl`: any head.
+    fn shared(software: bool, d4: usize) -> Flash {
+        // Registers a lane: 16 quads of q and of the sum on a CPU, 8 where registers are what limits occupancy.
+        let lanes_a_query = d4.div_ceil(if software { 16 } else { 8 }).next_power_of_two() as u32;
+        let lanes = if software { 8.max(lanes_a_query) } else { 64.max(lanes_a_query) };
+        let quads_a_lane = (d4 as u32).div_ceil(lanes_a_query);
+        let consts = vec![("D4", d4 as u32), ("S", lanes_a_query), ("WG", lanes), ("QN", quads_a_lane)];
+        Flash { kernel: &ATTENTION, range: &ATTENTION_RANGE, consts, queries: (lanes / lanes_a_query) as usize, keys: 8 }
+    }
 }
 
 /// Attention into `y` over ranges of keys that fit a binding, some queries at a time: results of each range, then their merge. The
@@ -132,10 +191,12 @@ fn ranges(rec: &mut Recorder, [q, k, v, y]: [&Tensor; 4], heads: usize, scale: f
     let (n, m, channels) = (q.pixels(), k.pixels(), q.channels);
     let (d4, profile) = (channels / heads / 4, *rec.profile());
     let key_bytes = k.bytes() / m as u64;
-    let most = (profile.max_binding.saturating_sub(profile.offset_alignment) / key_bytes / 8 * 8).max(8) as usize;
-    let span = m.div_ceil(m.div_ceil(most)).next_multiple_of(8).min(most);
+    let fit = (profile.max_binding.saturating_sub(profile.offset_alignment) / key_bytes) as usize;
+    let flash = Some(Flash::new(&profile, d4)).filter(|flash| flash.keys <= fit).unwrap_or_else(|| Flash::shared(profile.software, d4));
+    let (queries, block) = (flash.queries, flash.keys);
+    let most = (fit / block * block).max(block);
+    let span = m.div_ceil(m.div_ceil(most)).next_multiple_of(block).min(most);
     let count = m.div_ceil(span);
-    let (consts, queries) = shared_queries(profile.software, d4);
     let chunk = (RANGES_BYTES / (count * channels * 4) / queries * queries).max(queries);
     let (q, y) = (q.reshape(n, 1), y.reshape(n, 1));
     for first in (0..n).step_by(chunk) {
@@ -150,8 +211,8 @@ fn ranges(rec: &mut Recorder, [q, k, v, y]: [&Tensor; 4], heads: usize, scale: f
         };
         let keys = Footprint { base: 0, per: [0, 0, (span * k.quads()) as i64], extent: (span * k.quads()) as i64 };
         rec.dispatch(Dispatch {
-            kernel: &ATTENTION_RANGE,
-            consts: consts.clone(),
+            kernel: flash.range,
+            consts: flash.consts.clone(),
             bindings: vec![rows(&q, 1), Binding::part(k, keys), Binding::part(v, keys), rows(&parts, count), rows(&state, count)],
             params: vec![n as u32, m as u32, heads as u32, 0, scale.to_bits(), span as u32],
             grid: [heads as u32, n.div_ceil(queries) as u32, count as u32],

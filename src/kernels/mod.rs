@@ -28,6 +28,8 @@ pub const ALL: &[&Kernel] = &[
     &combine::GUIDANCE_RESCALE,
     &attention::ATTENTION_SCORES_LANES,
     &attention::ATTENTION_SOFTMAX_LANES,
+    &attention::ATTENTION_TILE,
+    &attention::ATTENTION_TILE_RANGE,
     &attention::ATTENTION_VALUES_LANES,
     &conv2d::CONV2D_3X3_LANES,
     &conv2d::CONV2D_3X3_MATRIX,
