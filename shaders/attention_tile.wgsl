@@ -11,8 +11,10 @@
 //          grid nor the queries beside it change a bit; masked scores are -1e30, never an infinity
 override D4: u32 = 16u;
 override T: u32 = 8u;
+override WG: u32 = 128u;                                 // 16 T
+override KEYS: u32 = 32u;                                // 4 T, a block
 override QN: u32 = 2u;                                   // ceil(D4 / T), at most 8
-override VK: u32 = 16u;                                  // keys whose values are staged at a time: a divisor of 4 T with VK * D4 <= 256 + 16 T
+override VK: u32 = 16u;                                  // keys whose values are staged at a time: a divisor of KEYS with VK * D4 <= 256 + 16 T
 struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, n: u32, m: u32, heads: u32, causal: u32, scale: f32, span: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> q: array<X4>;
@@ -20,7 +22,7 @@ struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, n: u32, m: u32, hea
 @group(0) @binding(3) var<storage, read> v: array<X4>;
 @group(0) @binding(4) var<storage, read_write> y: array<Y4>;
 
-const KEYS: u32 = 256u;                                  // where keys begin in `stage`
+const K0: u32 = 256u;                                    // where keys begin in `stage`
 var<workgroup> stage: array<vec4<f32>, 256u + 16u * T>;  // [16 channels][16 quads of queries], [4 quads of channels][4 T keys]; or [VK][D4]
 var<workgroup> weights: array<vec4<f32>, 64u * T>;       // [4 T keys][16 quads of queries]
 var<workgroup> part: array<vec4<f32>, 16u * T>;          // [T][16 quads of queries]
@@ -32,7 +34,7 @@ fn put(query: u32, z: u32, quad: u32, v: vec4<f32>) {
     if query < p.n { y[(z * p.n + query) * p.heads * D4 + quad - p.b0.w] = y_put(v); }
 }
 
-@compute @workgroup_size(16u * T)
+@compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let g = wid + p.wg.xyz;
     let t = lane % T;
@@ -54,7 +56,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     var d4 = vec4<f32>(); var d5 = vec4<f32>(); var d6 = vec4<f32>(); var d7 = vec4<f32>();
     var peak = vec4(-1e30);                              // of each of the 4 queries
     var total = vec4<f32>();                             // of this invocation's keys
-    for (var key = g.z * p.span; key < stop; key += 4u * T) {
+    for (var key = g.z * p.span; key < stop; key += KEYS) {
         var s0 = vec4<f32>(); var s1 = vec4<f32>(); var s2 = vec4<f32>(); var s3 = vec4<f32>();
         for (var c = 0u; c < D4; c += 4u) {
             let quads = min(4u, D4 - c);
@@ -74,11 +76,11 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             }
             if lane % 4u < quads {
                 let at = head + c + lane % 4u - p.b0.y;
-                stage[KEYS + lane % 4u * 4u * T + lane / 4u] = x_get(k[min(key + lane / 4u, p.m - 1u) * pitch + at]);
+                stage[K0 + lane % 4u * KEYS + lane / 4u] = x_get(k[min(key + lane / 4u, p.m - 1u) * pitch + at]);
             }
             workgroupBarrier();
             for (var i = 0u; i < quads; i += 1u) {
-                let at = KEYS + i * 4u * T + t;
+                let at = K0 + i * KEYS + t;
                 let k0 = stage[at]; let k1 = stage[at + T]; let k2 = stage[at + 2u * T]; let k3 = stage[at + 3u * T];
                 let x = stage[i * 64u + group];
                 s0 += x * k0.x; s1 += x * k1.x; s2 += x * k2.x; s3 += x * k3.x;
@@ -115,8 +117,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         if QN > 5u { a5 *= keep.x; b5 *= keep.y; c5 *= keep.z; d5 *= keep.w; }
         if QN > 6u { a6 *= keep.x; b6 *= keep.y; c6 *= keep.z; d6 *= keep.w; }
         if QN > 7u { a7 *= keep.x; b7 *= keep.y; c7 *= keep.z; d7 *= keep.w; }
-        for (var j0 = 0u; j0 < 4u * T; j0 += VK) {
-            for (var i = lane; i < VK * D4; i += 16u * T) {
+        for (var j0 = 0u; j0 < KEYS; j0 += VK) {
+            for (var i = lane; i < VK * D4; i += WG) {
                 stage[i] = x_get(v[min(key + j0 + i / D4, p.m - 1u) * pitch + head + i % D4 - p.b0.z]);
             }
             workgroupBarrier();

@@ -11,16 +11,10 @@ use infgen::kernels;
 use naga::back::{PipelineConstants, hlsl, msl, spv, wgsl};
 use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, Scalar, ScalarKind, StorageAccess, TypeInner};
-use variants::{constants, on_matrix_units, storages};
+use variants::{constants, limits, on_matrix_units, storages};
 
 /// WebGPU's default limits.
 const MAX_STORAGE_BUFFERS: usize = 8;
-const MAX_INVOCATIONS: u32 = 256;
-const MAX_WORKGROUP_BYTES: u32 = 16 << 10;
-
-/// What kernels for matrix units may take: they run where a device says that it has as much.
-const MAX_MATRIX_INVOCATIONS: u32 = 512;
-const MAX_MATRIX_WORKGROUP_BYTES: u32 = 26 << 10;
 
 /// Packing f16 in u32 is core WGSL; native f16 is the feature shader-f16.
 const CAPABILITIES: Capabilities =
@@ -181,11 +175,7 @@ fn every_variant_is_valid_and_translates_to_every_backend() {
                 let stage = (naga::ShaderStage::Compute, "main");
                 let (module, info) = naga::back::pipeline_constants::process_overrides(module, info, Some(stage), &constants)
                     .unwrap_or_else(|e| panic!("{label}: {e}"));
-                let limits = match on_matrix_units(kernel) {
-                    true => (MAX_MATRIX_INVOCATIONS, MAX_MATRIX_WORKGROUP_BYTES),
-                    false => (MAX_INVOCATIONS, MAX_WORKGROUP_BYTES),
-                };
-                check_sizes(&module, limits, &label);
+                check_sizes(&module, limits(kernel, &variant.consts), &label);
                 translate_spirv(&module, &info, &label);
                 if !on_matrix_units(kernel) {
                     translate(&module, &info, &label);

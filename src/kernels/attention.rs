@@ -1,7 +1,7 @@
 //! Scaled dot-product attention.
 
 use super::product;
-use crate::gpu::{Bind, Binding, DeviceProfile, Dispatch, Elem, Footprint, Kernel, KernelFamily, Recorder, Tensor};
+use crate::gpu::{Bind, Binding, DeviceProfile, Dispatch, Elem, Footprint, Kernel, KernelFamily, MatrixUnits, Recorder, Tensor};
 
 /// `attention.wgsl`
 pub const ATTENTION: Kernel = Kernel {
@@ -19,6 +19,14 @@ pub const ATTENTION_RANGE: Kernel = Kernel {
     bindings: &[Bind::X, Bind::X, Bind::X, Bind::Y, Bind::F32Write],
 };
 
+/// `attention_matrix.wgsl`
+pub const ATTENTION_MATRIX: Kernel = Kernel {
+    name: "attention_matrix",
+    wgsl: include_str!("../../shaders/attention_matrix.wgsl"),
+    params: ATTENTION_LANES.params,
+    bindings: ATTENTION.bindings,
+};
+
 /// `attention_tile.wgsl`
 pub const ATTENTION_TILE: Kernel = Kernel {
     name: "attention_tile",
@@ -29,7 +37,7 @@ pub const ATTENTION_TILE: Kernel = Kernel {
 
 /// `attention_tile.wgsl` and `attention_range.wgsl`
 pub const ATTENTION_TILE_RANGE: Kernel = Kernel {
-    name: "attention_tile_range",
+    name: "attention_tile+range",
     wgsl: concat!(include_str!("../../shaders/attention_tile.wgsl"), include_str!("../../shaders/attention_range.wgsl")),
     params: ATTENTION_RANGE.params,
     bindings: ATTENTION_RANGE.bindings,
@@ -116,9 +124,9 @@ pub fn attention(rec: &mut Recorder, q: &Tensor, k: &Tensor, v: &Tensor, heads: 
     }
     let flash = if lanes && profile.software && d4 <= LANES_MAX_QUADS {
         let consts = vec![("D4", d4 as u32), ("WG", 8)];
-        Flash { kernel: &ATTENTION_LANES, range: &ATTENTION_RANGE, consts, queries: (8 * LANES_QUERIES) as usize, keys: 8 }
+        Flash { kernel: &ATTENTION_LANES, range: None, consts, queries: (8 * LANES_QUERIES) as usize, keys: 8 }
     } else {
-        Flash::new(&profile, d4)
+        Flash::matrix(&profile, d4, [q, k, v]).unwrap_or_else(|| Flash::new(&profile, d4))
     };
     let mut params = vec![n as u32, m as u32, heads as u32, causal as u32, scale.to_bits()];
     if flash.kernel.params.len() > params.len() {
@@ -139,8 +147,8 @@ pub fn attention(rec: &mut Recorder, q: &Tensor, k: &Tensor, v: &Tensor, heads: 
 /// A kernel that goes through the keys once.
 struct Flash {
     kernel: &'static Kernel,
-    /// The same over a range of keys.
-    range: &'static Kernel,
+    /// The same over a range of keys, if there is one.
+    range: Option<&'static Kernel>,
     consts: Vec<(&'static str, u32)>,
     /// Queries of a workgroup.
     queries: usize,
@@ -149,12 +157,52 @@ struct Flash {
 }
 
 impl Flash {
-    /// For heads of `d4` quads.
+    /// For heads of `d4` quads, without matrix units.
     fn new(profile: &DeviceProfile, d4: usize) -> Flash {
         match profile.kernels.attention {
             KernelFamily::Lanes | KernelFamily::Pairs => Flash::shared(profile.software, d4),
             _ => Flash::tile(profile, d4).unwrap_or_else(|| Flash::shared(profile.software, d4)),
         }
+    }
+
+    /// `attention_matrix.wgsl`, or nothing where another family is asked for, or operands, heads or the device do not suit it.
+    fn matrix(profile: &DeviceProfile, d4: usize, operands: [&Tensor; 3]) -> Option<Flash> {
+        let asked = matches!(profile.kernels.attention, KernelFamily::Matrix | KernelFamily::NarrowMatrix);
+        let MatrixUnits { side, subgroup } = profile.matrix.filter(|_| asked)?;
+        let (side, subgroup) = (side as usize, subgroup as usize);
+        // Subgroups share a head where its channels are more than the sums that one should hold, and then divide the keys among them too.
+        let sums = |across: usize| (4 * d4).div_ceil(across * side);
+        let (down, across, block) = if sums(1) <= 10 { (4, 1, 32) } else { (2, 4, 64) };
+        let (rows, channels) = (down * side, sums(across) * across * side);
+        let invocations = down * across * subgroup;
+        let queries_and_keys = (rows + block) * (16 + 2);
+        // Values beside those would take no more of them at a time than fit there, but at least 16.
+        let values = (queries_and_keys / (channels / 4 + 2)).clamp(16, block) / 16 * 16;
+        let staged = if block.is_multiple_of(values) { values } else { 16 };
+        let stage = queries_and_keys.max(staged * (channels / 4 + 2));
+        let bytes = 8 * stage + 4 * rows * block + 2 * rows * (block + 8) + 4 * invocations + 4 * rows + 8;
+        let half = operands.iter().all(|operand| operand.elem == Elem::Half) && profile.native_f16;
+        let room = profile.max_workgroup_storage as usize >= bytes && profile.max_invocations as usize >= invocations;
+        // In the softmax several invocations share the quads of a query's keys.
+        let shared = invocations.is_multiple_of(rows) && (block / 4).is_multiple_of((invocations / rows).max(1));
+        if !half || !room || !shared || sums(across) > 16 {
+            return None;
+        }
+        let consts = [
+            ("D4", d4),
+            ("SIDE", side),
+            ("SG", subgroup),
+            ("WG", invocations),
+            ("RS", down),
+            ("CS", across),
+            ("KEYS", block),
+            ("SN", block / (across * side)),
+            ("ON", sums(across)),
+            ("VK", staged),
+            ("STAGE", stage),
+        ];
+        let consts = consts.map(|(name, value)| (name, value as u32)).to_vec();
+        Some(Flash { kernel: &ATTENTION_MATRIX, range: None, consts, queries: rows, keys: block })
     }
 
     /// `attention_tile.wgsl`, or nothing for heads too wide for its registers, or for the workgroup memory there is.
@@ -169,9 +217,9 @@ impl Flash {
         let keys = 4 * columns;
         // The largest power of two that fits: keys are one.
         let staged = 1 << (stage / d4).min(keys).ilog2();
-        let consts = [("D4", d4), ("T", columns), ("QN", d4.div_ceil(columns)), ("VK", staged)];
+        let consts = [("D4", d4), ("T", columns), ("WG", 16 * columns), ("KEYS", keys), ("QN", d4.div_ceil(columns)), ("VK", staged)];
         let consts = consts.map(|(name, value)| (name, value as u32)).to_vec();
-        Some(Flash { kernel: &ATTENTION_TILE, range: &ATTENTION_TILE_RANGE, consts, queries, keys })
+        Some(Flash { kernel: &ATTENTION_TILE, range: Some(&ATTENTION_TILE_RANGE), consts, queries, keys })
     }
 
     /// `attention.wgsl`: any head.
@@ -181,7 +229,7 @@ impl Flash {
         let lanes = if software { 8.max(lanes_a_query) } else { 64.max(lanes_a_query) };
         let quads_a_lane = (d4 as u32).div_ceil(lanes_a_query);
         let consts = vec![("D4", d4 as u32), ("S", lanes_a_query), ("WG", lanes), ("QN", quads_a_lane)];
-        Flash { kernel: &ATTENTION, range: &ATTENTION_RANGE, consts, queries: (lanes / lanes_a_query) as usize, keys: 8 }
+        Flash { kernel: &ATTENTION, range: Some(&ATTENTION_RANGE), consts, queries: (lanes / lanes_a_query) as usize, keys: 8 }
     }
 }
 
@@ -211,7 +259,7 @@ fn ranges(rec: &mut Recorder, [q, k, v, y]: [&Tensor; 4], heads: usize, scale: f
         };
         let keys = Footprint { base: 0, per: [0, 0, (span * k.quads()) as i64], extent: (span * k.quads()) as i64 };
         rec.dispatch(Dispatch {
-            kernel: flash.range,
+            kernel: flash.range.expect("without matrix units there is one"),
             consts: flash.consts.clone(),
             bindings: vec![rows(&q, 1), Binding::part(k, keys), Binding::part(v, keys), rows(&parts, count), rows(&state, count)],
             params: vec![n as u32, m as u32, heads as u32, 0, scale.to_bits(), span as u32],

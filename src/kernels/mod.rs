@@ -28,6 +28,7 @@ pub const ALL: &[&Kernel] = &[
     &combine::GUIDANCE_RESCALE,
     &attention::ATTENTION_SCORES_LANES,
     &attention::ATTENTION_SOFTMAX_LANES,
+    &attention::ATTENTION_MATRIX,
     &attention::ATTENTION_TILE,
     &attention::ATTENTION_TILE_RANGE,
     &attention::ATTENTION_VALUES_LANES,

@@ -33,6 +33,24 @@ pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
             .collect(),
         "conv2d_phase_matrix" => units(),
         "linear_matrix" => units().into_iter().flat_map(|unit| [0, 1].map(|r| [unit.clone(), vec![("RESIDUAL", r)]].concat())).collect(),
+        // Heads of 40, 64, 160 and 512.
+        "attention_matrix" => [
+            [10, 16, 32, 128, 4, 1, 32, 2, 3, 32, 1728],
+            [16, 16, 32, 128, 4, 1, 32, 2, 4, 32, 1728],
+            [16, 16, 64, 256, 4, 1, 32, 2, 4, 32, 1728],
+            [40, 16, 32, 128, 4, 1, 32, 2, 10, 32, 1728],
+            [128, 16, 32, 256, 2, 4, 64, 1, 8, 16, 2080],
+            [16, 8, 32, 128, 4, 1, 32, 4, 8, 32, 1152],
+            [40, 8, 8, 64, 2, 4, 64, 2, 5, 32, 1440],
+            [128, 8, 32, 256, 2, 4, 64, 2, 16, 16, 2080],
+        ]
+        .map(|set| ["D4", "SIDE", "SG", "WG", "RS", "CS", "KEYS", "SN", "ON", "VK", "STAGE"].into_iter().zip(set).collect())
+        .into(),
+        "attention_tile" => {
+            [[1, 8, 128, 32, 1, 32], [10, 8, 128, 32, 2, 32], [16, 8, 128, 32, 2, 16], [40, 8, 128, 32, 5, 8], [128, 16, 256, 64, 8, 4]]
+                .map(|set| ["D4", "T", "WG", "KEYS", "QN", "VK"].into_iter().zip(set).collect())
+                .into()
+        }
         "attention_lanes" => [1, 5, 8].map(|d4| vec![("D4", d4), ("WG", 8)]).to_vec(),
         "attention" | "attention_range" => [
             (1, 1, 8, 1),
@@ -55,6 +73,15 @@ fn units() -> Vec<Vec<(&'static str, u32)>> {
     [(16, 32, 128, 1), (16, 32, 128, 2), (16, 64, 256, 1), (8, 32, 512, 2), (8, 8, 128, 1)]
         .map(|(side, sg, wg, wide)| vec![("SIDE", side), ("SG", sg), ("WG", wg), ("WIDE", wide)])
         .into()
+}
+
+/// Invocations and bytes of workgroup memory that the variant may take: WebGPU's defaults, but for those that run only where a device has more.
+pub fn limits(kernel: &Kernel, consts: &[(&'static str, u32)]) -> (u32, u32) {
+    let wide_heads = kernel.name.starts_with("attention_tile") && consts.contains(&("T", 16));
+    match on_matrix_units(kernel) {
+        true => (512, 32 << 10),
+        false => (256, if wide_heads { 28 << 10 } else { 16 << 10 }),
+    }
 }
 
 /// Whether the kernel runs on matrix units, which no backend but Vulkan's has.

@@ -1,0 +1,225 @@
+// attention_matrix: y[i, h] = sum_j softmax_j(scale * q[i, h] . k[j, h]) v[j, h] on matrix units
+// Source   Dao et al. 2022 (arXiv:2205.14135), online softmax with blocks of KEYS keys as unit. Rows of a sum inside matrix units cannot be
+//          scaled, so it is moved out and in again only when a query's peak has grown by more than 8 since it was last taken
+// Layout   q, y [n, heads * D4]; k, v [m, heads * D4]; a head is a run of D4 quads
+// Grid     x: heads, y: RS * SIDE queries; RS x CS subgroups of SG invocations: subgroup (r, c) computes the scores of SIDE queries with keys
+//          c SN SIDE .. (c + 1) SN SIDE of a block, and of their result channels c ON SIDE .. (c + 1) ON SIDE
+// Memory   `stage` holds 64 channels of the queries and of a block's keys, then VK keys of values, rows 16 B longer than their values so that they
+//          meet other banks; `scores` KEYS f32 a query, through which sums leave and enter the matrix units too; `weights` the same in f16
+// Numerics products of f16 are exact in f32; f32 sums in the order that the unit has; exponentials relative to a peak at most 8 too small, below
+//          2981, rounded to f16, and it is the rounded ones that are summed. Blocks start at absolute key indices and each query decides for itself, so
+//          neither the grid nor the queries beside it change a bit
+override D4: u32 = 16u;
+override SIDE: u32 = 16u;
+override SG: u32 = 32u;
+override WG: u32 = 128u;                                 // RS * CS * SG
+override RS: u32 = 4u;
+override CS: u32 = 1u;
+override KEYS: u32 = 32u;                                // CS * SN * SIDE, a block
+override SN: u32 = 2u;                                   // at most 4
+override ON: u32 = 4u;                                   // at most 16
+override VK: u32 = 32u;                                  // keys whose values are staged at a time: a multiple of 16 that divides KEYS
+override STAGE: u32 = 1728u;                             // quads: enough for both
+struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, n: u32, m: u32, heads: u32, causal: u32, scale: f32 }
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> q: array<X4>;
+@group(0) @binding(2) var<storage, read> k: array<X4>;
+@group(0) @binding(3) var<storage, read> v: array<X4>;
+@group(0) @binding(4) var<storage, read_write> y: array<Y4>;
+
+const QP: u32 = 18u;                                     // quads from row to row of queries and keys: 16, and 2 between
+var<workgroup> stage: array<vec4<f16>, STAGE>;           // [RS SIDE queries][QP], [KEYS][QP]; or [VK keys][CS ON SIDE / 4 + 2]
+var<workgroup> scores: array<vec4<f32>, RS * SIDE * KEYS / 4u>;
+var<workgroup> weights: array<vec4<f16>, RS * SIDE * (KEYS / 4u + 2u)>;
+var<workgroup> part: array<f32, WG>;                     // what an invocation knows of its query
+var<workgroup> keep: array<f32, RS * SIDE>;              // what a query's result so far is multiplied with
+var<workgroup> grown: atomic<u32>;
+var<workgroup> any: u32;
+
+// A sum leaves the matrix units, its rows are multiplied with `keep`, and it comes back. Called by all alike, since it waits.
+fn rescaled(c: MatC, sub: u32, lane: u32) -> MatC {
+    let region = sub * SIDE * SIDE / 4u;
+    coopStoreT(c, &scores[region], SIDE / 4u);
+    workgroupBarrier();
+    for (var i = lane; i < SIDE * SIDE / 4u; i += SG) {
+        scores[region + i] *= keep[sub / CS * SIDE + i / (SIDE / 4u)];
+    }
+    workgroupBarrier();
+    let back = coopLoadT<MatC>(&scores[region], SIDE / 4u);
+    workgroupBarrier();
+    return back;
+}
+
+// The same, but into y.
+fn put(c: MatC, sub: u32, lane: u32, first: u32, head: u32, f: u32) {
+    let region = sub * SIDE * SIDE / 4u;
+    coopStoreT(c, &scores[region], SIDE / 4u);
+    workgroupBarrier();
+    for (var i = lane; i < SIDE * SIDE / 4u; i += SG) {
+        let row = sub / CS * SIDE + i / (SIDE / 4u);
+        let quad = (sub % CS * ON + f) * SIDE / 4u + i % (SIDE / 4u);
+        if first + row < p.n && quad < D4 {
+            y[((first + row) * p.heads + head) * D4 + quad - p.b0.w] = y_put(scores[region + i] * keep[row]);
+        }
+    }
+    workgroupBarrier();
+}
+
+@compute @workgroup_size(WG)
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let g = wid + p.wg.xyz;
+    let sub = lane / SG;
+    let own = lane % SG;
+    let r0 = sub / CS * SIDE;                            // the subgroup's first query of the workgroup's
+    let rows = RS * SIDE;
+    let pitch = p.heads * D4;
+    let first = g.y * rows;
+    let head = g.x * D4;
+    let vp = CS * ON * SIDE / 4u + 2u;                   // quads from row to row of values
+    let wp = KEYS / 4u + 2u;                             // and of weights
+    // In the softmax an invocation has every `parts`-th quad of keys of one query.
+    let parts = WG / rows;
+    let row = lane / parts;
+    let end = select(p.m, min(p.m, first + row + 1u), p.causal == 1u);
+    let stop = select(p.m, min(p.m, first + rows), p.causal == 1u);
+    var o0 = MatC(); var o1 = MatC(); var o2 = MatC(); var o3 = MatC(); var o4 = MatC(); var o5 = MatC(); var o6 = MatC(); var o7 = MatC();
+    var o8 = MatC(); var o9 = MatC(); var o10 = MatC(); var o11 = MatC(); var o12 = MatC(); var o13 = MatC(); var o14 = MatC(); var o15 = MatC();
+    var peak = -1e30;                                    // of the query, as last taken
+    var total = 0.0;                                     // of this invocation's keys
+    if lane == 0u { atomicStore(&grown, 0u); }
+    for (var key = 0u; key < stop; key += KEYS) {
+        var s0 = MatC(); var s1 = MatC(); var s2 = MatC(); var s3 = MatC();
+        for (var c = 0u; c < D4; c += 16u) {
+            for (var i = lane; i < (rows + KEYS) * 16u; i += WG) {
+                let at = i / 16u;
+                let quad = c + i % 16u;
+                var x = vec4<f16>();
+                if quad < D4 {
+                    if at < rows {
+                        x = vec4<f16>(x_get(q[min(first + at, p.n - 1u) * pitch + head + quad - p.b0.x]));
+                    } else {
+                        x = vec4<f16>(x_get(k[min(key + at - rows, p.m - 1u) * pitch + head + quad - p.b0.y]));
+                    }
+                }
+                stage[at * QP + i % 16u] = x;
+            }
+            workgroupBarrier();
+            for (var s = 0u; s < min(64u, 4u * (D4 - c)); s += SIDE) {
+                let x = coopLoadT<MatA>(&stage[r0 * QP + s / 4u], QP);
+                let at = (rows + sub % CS * SN * SIDE) * QP + s / 4u;
+                // Keys lie in rows, so columns of this operand.
+                s0 = coopMultiplyAdd(x, coopLoad<MatB>(&stage[at], QP), s0);
+                if SN > 1u { s1 = coopMultiplyAdd(x, coopLoad<MatB>(&stage[at + SIDE * QP], QP), s1); }
+                if SN > 2u { s2 = coopMultiplyAdd(x, coopLoad<MatB>(&stage[at + 2u * SIDE * QP], QP), s2); }
+                if SN > 3u { s3 = coopMultiplyAdd(x, coopLoad<MatB>(&stage[at + 3u * SIDE * QP], QP), s3); }
+            }
+            workgroupBarrier();
+        }
+        let to = r0 * KEYS / 4u + sub % CS * SN * SIDE / 4u;
+        coopStoreT(s0, &scores[to], KEYS / 4u);
+        if SN > 1u { coopStoreT(s1, &scores[to + SIDE / 4u], KEYS / 4u); }
+        if SN > 2u { coopStoreT(s2, &scores[to + SIDE / 2u], KEYS / 4u); }
+        if SN > 3u { coopStoreT(s3, &scores[to + 3u * SIDE / 4u], KEYS / 4u); }
+        workgroupBarrier();
+        var most = vec4(-1e30);
+        for (var i = 0u; i < KEYS / 4u / parts; i += 1u) {
+            let t = i * parts + lane % parts;
+            let seen = vec4(key + 4u * t) + vec4(0u, 1u, 2u, 3u) < vec4(end);
+            most = max(most, select(vec4(-1e30), scores[row * KEYS / 4u + t] * p.scale, seen));
+        }
+        part[lane] = max(max(most.x, most.y), max(most.z, most.w));
+        workgroupBarrier();
+        var next = -1e30;
+        for (var t = 0u; t < parts; t += 1u) { next = max(next, part[row * parts + t]); }
+        next = select(peak, next, next > peak + 8.0);
+        let scale = exp(peak - next);                    // 1 unless the peak is taken anew
+        if next > peak { atomicStore(&grown, 1u); }
+        if lane % parts == 0u { keep[row] = scale; }
+        peak = next;
+        total *= scale;
+        for (var i = 0u; i < KEYS / 4u / parts; i += 1u) {
+            let t = i * parts + lane % parts;
+            let seen = vec4(key + 4u * t) + vec4(0u, 1u, 2u, 3u) < vec4(end);
+            let e = vec4<f16>(select(vec4<f32>(), exp(scores[row * KEYS / 4u + t] * p.scale - peak), seen));
+            weights[row * wp + t] = e;
+            let f = vec4<f32>(e);
+            total += (f.x + f.y) + (f.z + f.w);
+        }
+        workgroupBarrier();
+        if lane == 0u { any = atomicExchange(&grown, 0u); }
+        // The first block has nothing to scale yet.
+        if workgroupUniformLoad(&any) == 1u && key > 0u {
+            o0 = rescaled(o0, sub, own);
+            if ON > 1u { o1 = rescaled(o1, sub, own); }
+            if ON > 2u { o2 = rescaled(o2, sub, own); }
+            if ON > 3u { o3 = rescaled(o3, sub, own); }
+            if ON > 4u { o4 = rescaled(o4, sub, own); }
+            if ON > 5u { o5 = rescaled(o5, sub, own); }
+            if ON > 6u { o6 = rescaled(o6, sub, own); }
+            if ON > 7u { o7 = rescaled(o7, sub, own); }
+            if ON > 8u { o8 = rescaled(o8, sub, own); }
+            if ON > 9u { o9 = rescaled(o9, sub, own); }
+            if ON > 10u { o10 = rescaled(o10, sub, own); }
+            if ON > 11u { o11 = rescaled(o11, sub, own); }
+            if ON > 12u { o12 = rescaled(o12, sub, own); }
+            if ON > 13u { o13 = rescaled(o13, sub, own); }
+            if ON > 14u { o14 = rescaled(o14, sub, own); }
+            if ON > 15u { o15 = rescaled(o15, sub, own); }
+        }
+        for (var j0 = 0u; j0 < KEYS; j0 += VK) {
+            for (var i = lane; i < VK * (vp - 2u); i += WG) {
+                let j = i / (vp - 2u);
+                let quad = i % (vp - 2u);
+                var x = vec4<f16>();
+                if quad < D4 { x = vec4<f16>(x_get(v[min(key + j0 + j, p.m - 1u) * pitch + head + quad - p.b0.z])); }
+                stage[j * vp + quad] = x;
+            }
+            workgroupBarrier();
+            for (var j = 0u; j < VK; j += SIDE) {
+                let e = coopLoadT<MatA>(&weights[r0 * wp + (j0 + j) / 4u], wp);
+                let at = j * vp + sub % CS * ON * SIDE / 4u;
+                o0 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at], vp), o0);
+                if ON > 1u { o1 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + SIDE / 4u], vp), o1); }
+                if ON > 2u { o2 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 2u * SIDE / 4u], vp), o2); }
+                if ON > 3u { o3 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 3u * SIDE / 4u], vp), o3); }
+                if ON > 4u { o4 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 4u * SIDE / 4u], vp), o4); }
+                if ON > 5u { o5 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 5u * SIDE / 4u], vp), o5); }
+                if ON > 6u { o6 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 6u * SIDE / 4u], vp), o6); }
+                if ON > 7u { o7 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 7u * SIDE / 4u], vp), o7); }
+                if ON > 8u { o8 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 8u * SIDE / 4u], vp), o8); }
+                if ON > 9u { o9 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 9u * SIDE / 4u], vp), o9); }
+                if ON > 10u { o10 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 10u * SIDE / 4u], vp), o10); }
+                if ON > 11u { o11 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 11u * SIDE / 4u], vp), o11); }
+                if ON > 12u { o12 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 12u * SIDE / 4u], vp), o12); }
+                if ON > 13u { o13 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 13u * SIDE / 4u], vp), o13); }
+                if ON > 14u { o14 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 14u * SIDE / 4u], vp), o14); }
+                if ON > 15u { o15 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 15u * SIDE / 4u], vp), o15); }
+            }
+            workgroupBarrier();
+        }
+    }
+    part[lane] = total;
+    workgroupBarrier();
+    if lane % parts == 0u {
+        total = 0.0;
+        for (var t = 0u; t < parts; t += 1u) { total += part[lane + t]; }
+        keep[row] = 1.0 / total;
+    }
+    workgroupBarrier();
+    put(o0, sub, own, first, g.x, 0u);
+    if ON > 1u { put(o1, sub, own, first, g.x, 1u); }
+    if ON > 2u { put(o2, sub, own, first, g.x, 2u); }
+    if ON > 3u { put(o3, sub, own, first, g.x, 3u); }
+    if ON > 4u { put(o4, sub, own, first, g.x, 4u); }
+    if ON > 5u { put(o5, sub, own, first, g.x, 5u); }
+    if ON > 6u { put(o6, sub, own, first, g.x, 6u); }
+    if ON > 7u { put(o7, sub, own, first, g.x, 7u); }
+    if ON > 8u { put(o8, sub, own, first, g.x, 8u); }
+    if ON > 9u { put(o9, sub, own, first, g.x, 9u); }
+    if ON > 10u { put(o10, sub, own, first, g.x, 10u); }
+    if ON > 11u { put(o11, sub, own, first, g.x, 11u); }
+    if ON > 12u { put(o12, sub, own, first, g.x, 12u); }
+    if ON > 13u { put(o13, sub, own, first, g.x, 13u); }
+    if ON > 14u { put(o14, sub, own, first, g.x, 14u); }
+    if ON > 15u { put(o15, sub, own, first, g.x, 15u); }
+}
