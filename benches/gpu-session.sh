@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Half an hour on a machine with a real GPU: correctness first, then variants, kernels, decodes and PyTorch beside them.
 #
-#   benches/gpu-session.sh pack DIR    here: builds, and puts everything that the other machine needs into DIR (about 40 MB)
+#   benches/gpu-session.sh pack DIR    here: builds, and puts everything that the other machine needs into DIR (90 MB) and into DIR.tar.gz (40 MB)
 #   DIR/benches/gpu-session.sh         there: runs it all; results go to $OUT (default: ./gpu-session)
 #
 # There it needs a Vulkan driver and loader, no network, no compiler. To bring the loader: the package libvulkan1 unpacked into DIR/vulkan
 # (`pack` does that on Debian). NVIDIA's driver brings its own ICD file; where that is missing one is written. DEVICE=<number or name> picks the adapter
-# (default: the best), SIZES and DECODERS the decodes, PYTHON a Python with CUDA torch (skipped where there is none).
+# (default: the best), SIZES and DECODERS the decodes, PYTHON a Python with CUDA torch (skipped where there is none), REPEAT how often each kernel is timed.
+# PATIENCE multiplies the time that a step may take: 10 lets a software device rehearse the session.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -34,7 +35,8 @@ if [[ "${1:-}" == pack ]]; then
         rm -rf "$work"
     fi
     git rev-parse HEAD >"$to/commit"
-    du -sh "$to"
+    tar -C "$to" -czf "${to%/}.tar.gz" .
+    du -sh "$to" "${to%/}.tar.gz"
     exit
 fi
 
@@ -59,7 +61,7 @@ step() {
     local name=$1 limit=$2
     shift 2
     echo "== $name"
-    if timeout "$limit" "$@" 2>&1 | tee "$out/$name.txt"; then return 0; fi
+    if timeout $((limit * ${PATIENCE:-1})) "$@" 2>&1 | tee "$out/$name.txt"; then return 0; fi
     failed+=("$name")
     return 1
 }
@@ -73,14 +75,14 @@ step() {
 step devices 60 $infgen devices || true
 
 # 1. Correctness. A wrong kernel is not worth timing, but the others still are.
-for test in kernels kernels_attention kernels_tile windows bounded; do
+for test in kernels kernels_attention kernels_tile kernels_latent kernels_unet windows bounded; do
     [[ -x bin/test-$test ]] || continue
     step "test-$test" 240 env ${DEVICE:+INFGEN_DEVICE="$DEVICE"} REQUIRE_GPU=1 bin/test-$test || true
 done
-step check 300 $infgen bench "${device[@]}" --check --repeat 7 --output "$out/kernels.json" conv2d linear attention norm geglu || true
+step check 300 $infgen bench "${device[@]}" --check --repeat ${REPEAT:-7} --output "$out/kernels.json" conv2d linear attention norm geglu || true
 
 # 2. Every family at every shape, then what the tuner makes of it (twice: the second is from its cache).
-step variants 300 $infgen bench "${device[@]}" --variants --repeat 7 --output "$out/variants.json" conv2d linear || true
+step variants 300 $infgen bench "${device[@]}" --variants --repeat ${REPEAT:-7} --output "$out/variants.json" conv2d linear attention || true
 for run in first second; do
     step "tuned-$run" 120 $infgen decode "${device[@]}" --latent examples/sample.safetensors --size 512x512 -v --json -o "$out/$run.png" || true
 done

@@ -25,7 +25,7 @@ struct Params {
 
 fn put(i: u32, j: u32, quad: u32, v: vec4<f32>) {
     if j >= p.ow { return; }
-    var r = v + bias[quad - p.b0.z];
+    var r = v;
     if RESIDUAL == 1u { r += y_get(residual[((i + p.rtop) * p.rw + j + p.rleft) * p.cout4 + quad - p.b0.w]); }
     y[(i * p.ow + j) * p.cout4 + quad - p.b1.x] = y_put(activate(r, p.act));
 }
@@ -105,6 +105,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         }
     }
     if quad >= p.cout4 { return; }
-    put(i, j0, quad, a0); put(i, j0 + 1u, quad, a1); put(i, j0 + 2u, quad, a2); put(i, j0 + 3u, quad, a3);
-    put(i, j0 + 4u, quad, a4); put(i, j0 + 5u, quad, a5); put(i, j0 + 6u, quad, a6); put(i, j0 + 7u, quad, a7);
+    // Once, not for every sum: a load has its price.
+    let bias_a = bias[quad - p.b0.z];
+    put(i, j0, quad, a0 + bias_a); put(i, j0 + 1u, quad, a1 + bias_a); put(i, j0 + 2u, quad, a2 + bias_a); put(i, j0 + 3u, quad, a3 + bias_a);
+    put(i, j0 + 4u, quad, a4 + bias_a); put(i, j0 + 5u, quad, a5 + bias_a); put(i, j0 + 6u, quad, a6 + bias_a); put(i, j0 + 7u, quad, a7 + bias_a);
 }

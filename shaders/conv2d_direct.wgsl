@@ -27,7 +27,7 @@ fn pixel(row: u32, ix: u32, k: u32) -> vec4<f32> {
 
 fn put(row: u32, j: u32, quad: u32, v: vec4<f32>) {
     if j >= p.ow { return; }
-    y[(row + j) * p.cout4 + quad - p.b0.w] = y_put(activate(v + bias[quad - p.b0.z], p.act));
+    y[(row + j) * p.cout4 + quad - p.b0.w] = y_put(activate(v, p.act));
 }
 
 @compute @workgroup_size(LC * LP)
@@ -60,5 +60,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     }
     if quad >= p.cout4 { return; }
     let row = g.y * p.ow;
-    put(row, j0, quad, a0); put(row, j0 + 1u, quad, a1); put(row, j0 + 2u, quad, a2); put(row, j0 + 3u, quad, a3);
+    // Once, not for every sum: a load has its price.
+    let bias_a = bias[quad - p.b0.z];
+    put(row, j0, quad, a0 + bias_a); put(row, j0 + 1u, quad, a1 + bias_a); put(row, j0 + 2u, quad, a2 + bias_a); put(row, j0 + 3u, quad, a3 + bias_a);
 }

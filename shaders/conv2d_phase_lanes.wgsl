@@ -23,7 +23,7 @@ struct Params {
 
 fn put(pixel: u32, j: u32, quad: u32, v: vec4<f32>) {
     if j >= p.sw { return; }
-    y[pixel * p.cout4 + quad - p.b0.w] = y_put(activate(v + bias[quad - p.b0.z], p.act));
+    y[pixel * p.cout4 + quad - p.b0.w] = y_put(activate(v, p.act));
 }
 
 @compute @workgroup_size(LC * LP)
@@ -92,12 +92,14 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     }
     if quad >= p.cout4 { return; }
     let at = ((2u * i + r) * p.sw + j0) * 2u + q;
-    put(at, j0, quad, a0);
-    put(at + 2u, j0 + 1u, quad, a1);
-    put(at + 4u, j0 + 2u, quad, a2);
-    put(at + 6u, j0 + 3u, quad, a3);
-    put(at + 8u, j0 + 4u, quad, a4);
-    put(at + 10u, j0 + 5u, quad, a5);
-    put(at + 12u, j0 + 6u, quad, a6);
-    put(at + 14u, j0 + 7u, quad, a7);
+    // Once, not for every sum: a load has its price.
+    let bias_a = bias[quad - p.b0.z];
+    put(at, j0, quad, a0 + bias_a);
+    put(at + 2u, j0 + 1u, quad, a1 + bias_a);
+    put(at + 4u, j0 + 2u, quad, a2 + bias_a);
+    put(at + 6u, j0 + 3u, quad, a3 + bias_a);
+    put(at + 8u, j0 + 4u, quad, a4 + bias_a);
+    put(at + 10u, j0 + 5u, quad, a5 + bias_a);
+    put(at + 12u, j0 + 6u, quad, a6 + bias_a);
+    put(at + 14u, j0 + 7u, quad, a7 + bias_a);
 }
