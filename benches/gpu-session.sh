@@ -1,23 +1,24 @@
 #!/usr/bin/env bash
 # Half an hour on a machine with a real GPU: correctness first, then variants, kernels, decodes and PyTorch beside them.
 #
-#   benches/gpu-session.sh pack DIR    here: builds, and puts everything that the other machine needs into DIR (90 MB) and into DIR.tar.gz (40 MB)
+#   benches/gpu-session.sh pack DIR    here: builds, and puts everything that the other machine needs into DIR (110 MB) and into DIR.tar.xz (60 MB)
 #   DIR/benches/gpu-session.sh         there: runs it all; results go to $OUT (default: ./gpu-session)
 #
 # There it needs a Vulkan driver and loader, no network, no compiler. To bring the loader: the package libvulkan1 unpacked into DIR/vulkan
 # (`pack` does that on Debian). NVIDIA's driver brings its own ICD file; where that is missing one is written. DEVICE=<number or name> picks the adapter
 # (default: the best), SIZES and DECODERS the decodes, PYTHON a Python with CUDA torch (skipped where there is none), REPEAT how often each kernel is timed.
-# PATIENCE multiplies the time that a step may take: 10 lets a software device rehearse the session.
+# PATIENCE multiplies the time that a step may take: 10 lets a software device rehearse the session. TESTS, for both: fewer tests, a smaller archive.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+tests=${TESTS:-kernels kernels_attention kernels_tile kernels_latent kernels_unet windows bounded models}
 
 if [[ "${1:-}" == pack ]]; then
     to=${2:?usage: $0 pack DIR}
-    mkdir -p "$to"/{bin,benches,training,weights,examples}
+    mkdir -p "$to"/{bin,benches,training,weights,examples,tests}
     cargo build --release
     cp target/release/infgen "$to/bin/"
     # The newest executable of each test, by cargo's own account.
-    for test in kernels kernels_attention kernels_tile kernels_latent kernels_unet windows bounded; do
+    for test in $tests; do
         built=$(cargo test --release --no-run --test "$test" --message-format=json 2>/dev/null |
             sed -n '/"kind":\["test"\]/s/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
         cp "$built" "$to/bin/test-$test"
@@ -25,7 +26,8 @@ if [[ "${1:-}" == pack ]]; then
     strip "$to"/bin/*
     cp benches/{gpu-session.sh,compare.py} "$to/benches/"
     cp training/infgen_model.py "$to/training/"
-    cp weights/infgen-tiny-sd.safetensors "$to/weights/"
+    cp -r weights/*.safetensors weights/SHA256SUMS "$to/weights/"
+    cp -r tests/data "$to/tests/"
     cp examples/sample.safetensors "$to/examples/"
     if command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null; then
         work=$(mktemp -d)
@@ -35,8 +37,8 @@ if [[ "${1:-}" == pack ]]; then
         rm -rf "$work"
     fi
     git rev-parse HEAD >"$to/commit"
-    tar -C "$to" -czf "${to%/}.tar.gz" .
-    du -sh "$to" "${to%/}.tar.gz"
+    XZ_OPT="-3 -T0" tar -C "$to" -cJf "${to%/}.tar.xz" .
+    du -sh "$to" "${to%/}.tar.xz"
     exit
 fi
 
@@ -75,9 +77,9 @@ step() {
 step devices 60 $infgen devices || true
 
 # 1. Correctness. A wrong kernel is not worth timing, but the others still are.
-for test in kernels kernels_attention kernels_tile kernels_latent kernels_unet windows bounded; do
+for test in $tests; do
     [[ -x bin/test-$test ]] || continue
-    step "test-$test" 240 env ${DEVICE:+INFGEN_DEVICE="$DEVICE"} REQUIRE_GPU=1 bin/test-$test || true
+    step "test-$test" 240 env ${DEVICE:+INFGEN_DEVICE="$DEVICE"} REQUIRE_GPU=1 CARGO_MANIFEST_DIR="$PWD" bin/test-$test || true
 done
 step check 300 $infgen bench "${device[@]}" --check --repeat ${REPEAT:-7} --output "$out/kernels.json" conv2d linear attention norm geglu || true
 

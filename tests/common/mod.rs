@@ -26,7 +26,8 @@ pub fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&v| v as f64).collect()
 }
 
-/// A folder of `tests/data`.
+/// A folder of `tests/data`: where cargo runs the test, else where it was built.
 pub fn data(path: &str) -> std::path::PathBuf {
-    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(path)
+    let root = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    std::path::Path::new(&root).join("tests/data").join(path)
 }
