@@ -91,7 +91,7 @@ const THREE_PASSES_MAX_KEYS: usize = 1 << 17;
 
 /// Widest head of [`ATTENTION_LANES`], in quads, and the queries that one of its lanes takes.
 const LANES_MAX_QUADS: usize = 8;
-const LANES_QUERIES: u32 = 4;
+const LANES_QUERIES: u32 = 8;
 
 /// Largest head that the kernel takes: 16 quads a lane on 64 lanes.
 pub const MAX_HEAD_DIM: usize = 4096;
