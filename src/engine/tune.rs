@@ -228,7 +228,7 @@ impl<'a> Bench<'a> {
     fn distinct(&self, family: KernelFamily, fixed: KernelFamily) -> bool {
         // The families that are names of others for this operator.
         let own = |family: KernelFamily| match (self.op, family) {
-            (Op::Upsample | Op::Linear | Op::Attention, KernelFamily::Pairs) => KernelFamily::Lanes,
+            (Op::Linear | Op::Attention, KernelFamily::Pairs) => KernelFamily::Lanes,
             (Op::Attention, KernelFamily::NarrowTile) => KernelFamily::Tile,
             (Op::Attention, KernelFamily::NarrowMatrix) => KernelFamily::Matrix,
             _ => family,

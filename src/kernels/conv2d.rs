@@ -82,6 +82,14 @@ pub const CONV2D_PHASE_LANES: Kernel = Kernel {
     bindings: &[Bind::X, Bind::W, Bind::F32, Bind::Y],
 };
 
+/// `conv2d_phase_pairs.wgsl`
+pub const CONV2D_PHASE_PAIRS: Kernel = Kernel {
+    name: "conv2d_phase_pairs",
+    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_phase_pairs.wgsl")),
+    params: CONV2D_PHASE_LANES.params,
+    bindings: &[Bind::X, Bind::W8, Bind::F32, Bind::Y],
+};
+
 /// `conv2d_phase_tile.wgsl`
 pub const CONV2D_PHASE_TILE: Kernel = Kernel {
     name: "conv2d_phase_tile",
@@ -266,6 +274,11 @@ fn residual_binding(call: &Conv3x3Call<'_>, rows: usize) -> (Binding, [u32; 3]) 
     }
 }
 
+/// Whether `*_pairs` is worth it: a pair needs two quads, and is one load in f16 only.
+fn in_pairs(weights: &ConvWeights, cout4: usize) -> bool {
+    cout4 > 1 && weights.weight.elem == Elem::Half
+}
+
 /// Without workgroup memory, and without a norm.
 fn conv2d_3x3_plain(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
     let Conv3x3Call { x, weights, residual, act, elem, window, .. } = *call;
@@ -273,8 +286,7 @@ fn conv2d_3x3_plain(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
     let (residual_part, [rw, rtop, rleft]) = residual_binding(call, 1);
     let residual_kind = ("RESIDUAL", residual.is_some() as u32);
     let packed_lanes = channel_lanes(y.quads()) as u32;
-    // A pair needs two quads, and is one load in f16 only.
-    let paired = rec.profile().kernels.conv == KernelFamily::Pairs && y.quads() > 1 && weights.weight.elem == Elem::Half;
+    let paired = rec.profile().kernels.conv == KernelFamily::Pairs && in_pairs(weights, y.quads());
     let (kernel, consts, pixel_lanes, tiles) = if paired {
         let pairs = y.quads().div_ceil(2);
         let (channels, pixels) = lanes(rec, pairs);
@@ -391,6 +403,14 @@ pub fn upsample2x_conv2d_3x3_window(rec: &mut Recorder, x: &Tensor, weights: &Co
     let mut params = vec![x.height as u32, x.width as u32, x.quads() as u32, y.quads() as u32];
     let origin = [window.top as u32, window.left as u32];
     let (kernel, consts, rows, grid) = match rec.profile().kernels.upsample {
+        KernelFamily::Pairs if in_pairs(weights, y.quads()) => {
+            let pairs = y.quads().div_ceil(2);
+            let (channels, pixels) = lanes(rec, pairs);
+            let tiles = (pairs as u32).div_ceil(channels);
+            let consts = vec![("LC", channel_lanes(y.quads()) as u32), ("CL", channels), ("PL", pixels)];
+            params.extend([tiles, act as u32, sw as u32]);
+            (&CONV2D_PHASE_PAIRS, consts, 1, [(sw as u32).div_ceil(8 * pixels), sh as u32, 4 * tiles])
+        }
         KernelFamily::Lanes | KernelFamily::Pairs => {
             let (channel_lanes, pixel_lanes) = lanes(rec, y.quads());
             let tiles = (y.quads() as u32).div_ceil(channel_lanes);

@@ -41,6 +41,7 @@ pub const ALL: &[&Kernel] = &[
     &conv2d::CONV2D_DIRECT,
     &conv2d::CONV2D_PHASE_LANES,
     &conv2d::CONV2D_PHASE_MATRIX,
+    &conv2d::CONV2D_PHASE_PAIRS,
     &conv2d::CONV2D_PHASE_TILE,
     &geglu::GEGLU,
     &group_norm::GROUP_NORM_FOLD,

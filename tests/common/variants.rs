@@ -18,6 +18,9 @@ pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
             .into_iter()
             .flat_map(|(lc, cl, pl)| [0, 1].map(|r| vec![("LC", lc), ("CL", cl), ("PL", pl), ("RESIDUAL", r)]))
             .collect(),
+        "conv2d_phase_pairs" => [(2, 1, 8), (4, 2, 4), (8, 4, 2), (8, 8, 1), (2, 1, 64), (4, 2, 32), (8, 4, 16), (8, 8, 8)]
+            .map(|(lc, cl, pl)| vec![("LC", lc), ("CL", cl), ("PL", pl)])
+            .into(),
         "conv2d_3x3_tile" => tiles()
             .into_iter()
             .flat_map(|(lc, lt)| (0..6).map(move |n| vec![("LC", lc), ("LT", lt), ("NORM", n / 2), ("RESIDUAL", n % 2)]))
