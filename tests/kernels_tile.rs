@@ -5,9 +5,8 @@
 
 mod common;
 
-use common::devices::{self, Config, configs, skipped};
+use common::devices::{self, Config};
 use common::operands::{MATRIX, packed, start_gpu, values, vector};
-use common::suite::Suite;
 use common::synthetic::fill;
 use common::wide;
 use infgen::gpu::{DeviceProfile, Elem, GpuOptions, KernelFamily, KernelPlan, Recorder, Tensor};

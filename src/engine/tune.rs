@@ -296,7 +296,13 @@ mod tests {
             let plan = KernelPlan { conv, upsample: KernelFamily::Tile, linear: KernelFamily::Lanes, attention: KernelFamily::Matrix };
             assert_eq!(parse(plan.to_string().as_bytes()), Some(plan));
         }
-        for text in ["", "tile", "convolution tile, upsampling tile, linear tile", "convolution tile, upsampling tile, linear x, attention tile", "\u{0}"] {
+        for text in [
+            "",
+            "tile",
+            "convolution tile, upsampling tile, linear tile",
+            "convolution tile, upsampling tile, linear x, attention tile",
+            "\u{0}",
+        ] {
             assert_eq!(parse(text.as_bytes()), None, "{text:?}");
         }
     }

@@ -170,22 +170,39 @@ impl Flash {
         let asked = matches!(profile.kernels.attention, KernelFamily::Matrix | KernelFamily::NarrowMatrix);
         let MatrixUnits { side, subgroup } = profile.matrix.filter(|_| asked)?;
         let (side, subgroup) = (side as usize, subgroup as usize);
-        // Subgroups share a head where its channels are more than the sums that one should hold, and then divide the keys among them too.
+        if !profile.native_f16 || operands.iter().any(|operand| operand.elem != Elem::Half) {
+            return None;
+        }
+        // Sums that a subgroup holds of a head's channels. Where they are many, subgroups share the head, and then divide the keys among them too.
         let sums = |across: usize| (4 * d4).div_ceil(across * side);
-        let (down, across, block) = if sums(1) <= 10 { (4, 1, 32) } else { (2, 4, 64) };
-        let (rows, channels) = (down * side, sums(across) * across * side);
+        // More keys a block, fewer barriers.
+        let shapes: &[(usize, usize, usize)] = if sums(1) <= 10 { &[(4, 1, 64), (4, 1, 32)] } else { &[(2, 4, 64)] };
+        shapes
+            .iter()
+            .find_map(|&(down, across, block)| Flash::on_subgroups(profile, d4, [side, subgroup], [down, across, block], sums(across)))
+    }
+
+    /// `attention_matrix.wgsl` with `down * across` subgroups of `side`-wide products, blocks of `block` keys and `sums` products of a head's channels
+    /// a subgroup, or nothing where it does not fit.
+    fn on_subgroups(
+        profile: &DeviceProfile,
+        d4: usize,
+        [side, subgroup]: [usize; 2],
+        [down, across, block]: [usize; 3],
+        sums: usize,
+    ) -> Option<Flash> {
+        let scores = block / (across * side);
+        let (rows, channels) = (down * side, sums * across * side);
         let invocations = down * across * subgroup;
         let queries_and_keys = (rows + block) * (16 + 2);
-        // Values beside those would take no more of them at a time than fit there, but at least 16.
-        let values = (queries_and_keys / (channels / 4 + 2)).clamp(16, block) / 16 * 16;
-        let staged = if block.is_multiple_of(values) { values } else { 16 };
+        // As many values at a time as fit where queries and keys were, but at least 16; a power of two, as blocks are.
+        let staged = 1 << (queries_and_keys / (channels / 4 + 2)).clamp(16, block).ilog2();
         let stage = queries_and_keys.max(staged * (channels / 4 + 2));
         let bytes = 8 * stage + 4 * rows * block + 2 * rows * (block + 8) + 4 * invocations + 4 * rows + 8;
-        let half = operands.iter().all(|operand| operand.elem == Elem::Half) && profile.native_f16;
         let room = profile.max_workgroup_storage as usize >= bytes && profile.max_invocations as usize >= invocations;
         // In the softmax several invocations share the quads of a query's keys.
         let shared = invocations.is_multiple_of(rows) && (block / 4).is_multiple_of((invocations / rows).max(1));
-        if !half || !room || !shared || sums(across) > 16 {
+        if !room || !shared || scores > 4 || sums > 16 {
             return None;
         }
         let consts = [
@@ -196,8 +213,8 @@ impl Flash {
             ("RS", down),
             ("CS", across),
             ("KEYS", block),
-            ("SN", block / (across * side)),
-            ("ON", sums(across)),
+            ("SN", scores),
+            ("ON", sums),
             ("VK", staged),
             ("STAGE", stage),
         ];

@@ -38,6 +38,8 @@ pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
         "linear_matrix" => units().into_iter().flat_map(|unit| [0, 1].map(|r| [unit.clone(), vec![("RESIDUAL", r)]].concat())).collect(),
         // Heads of 40, 64, 160 and 512.
         "attention_matrix" => [
+            [10, 16, 32, 128, 4, 1, 64, 4, 3, 64, 2304],
+            [40, 16, 32, 128, 4, 1, 64, 4, 10, 32, 2304],
             [10, 16, 32, 128, 4, 1, 32, 2, 3, 32, 1728],
             [16, 16, 32, 128, 4, 1, 32, 2, 4, 32, 1728],
             [16, 16, 64, 256, 4, 1, 32, 2, 4, 32, 1728],
@@ -82,7 +84,7 @@ fn units() -> Vec<Vec<(&'static str, u32)>> {
 pub fn limits(kernel: &Kernel, consts: &[(&'static str, u32)]) -> (u32, u32) {
     let wide_heads = kernel.name.starts_with("attention_tile") && consts.contains(&("T", 16));
     match on_matrix_units(kernel) {
-        true => (512, 32 << 10),
+        true => (512, 48 << 10),
         false => (256, if wide_heads { 28 << 10 } else { 16 << 10 }),
     }
 }
