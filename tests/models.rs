@@ -292,30 +292,36 @@ fn equal_grids_have_equal_embeddings_so_a_native_decode_needs_no_resampling() {
     assert!(one.iter().any(|v| v.abs() > 0.1), "the embedding is there");
 }
 
-/// `tools/goldens/shipped.py` must be run again whenever the shipped weights change.
+/// `tools/goldens/shipped.py` must be run again whenever a shipped decoder changes.
 #[test]
-fn the_shipped_decoder_equals_pytorch_on_a_photograph() {
+fn the_shipped_decoders_equal_pytorch_on_a_photograph() {
     let Some(full) = engine(Dtype::F32, false) else { return };
-    let bytes = std::fs::read(common::data("shipped").join("expected.safetensors")).unwrap();
-    let expected = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let sums = std::fs::read_to_string("weights/SHA256SUMS").unwrap();
-    let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-    let of_golden = &metadata.metadata().as_ref().unwrap()["weights_sha256"];
-    assert!(sums.contains(of_golden.as_str()), "the golden belongs to other weights: run tools/goldens/shipped.py");
-    let latent = Latent::open("examples/sample.safetensors").unwrap();
     let half = engine(Dtype::F16, false).unwrap();
-    for (width, height) in [(256, 144), (331, 97)] {
-        let stored = expected.tensor(&format!("{width}x{height}")).unwrap();
-        let want: Vec<f32> = stored.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        let sample = |image: &Image| {
-            let at = |y: usize, x: usize, c: usize| image.data()[(y * width + x) * 3 + c];
-            let pixels = (0..height).step_by(3).flat_map(|y| (0..width).step_by(3).map(move |x| (y, x)));
-            pixels.flat_map(|(y, x)| (0..3).map(move |c| (y, x, c))).map(|(y, x, c)| at(y, x, c)).collect::<Vec<f32>>()
-        };
-        let got = sample(&full.decode(&latent, width, height).unwrap());
-        let error = relative_l2(got.iter().copied(), &want);
-        let db = psnr(&sample(&half.decode(&latent, width, height).unwrap()), &want);
-        println!("shipped {width}x{height}: relative L2 {error:.2e} in f32, {db:.1} dB in f16");
-        assert!(error <= F32_LIMIT && db >= 45.0);
+    let sums = std::fs::read_to_string("weights/SHA256SUMS").unwrap();
+    for (name, space, sizes) in [("infgen-tiny-sd", "sd", &[(256, 144), (331, 97)][..]), ("infgen-tiny-sdxl", "sdxl", &[(331, 97)])] {
+        let bytes = std::fs::read(common::data("shipped").join(format!("{name}.safetensors"))).unwrap();
+        let expected = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let of_golden = &metadata.metadata().as_ref().unwrap()["weights_sha256"];
+        let file = format!("{name}.safetensors");
+        let line = format!("{of_golden}  {file}");
+        assert!(sums.lines().any(|l| l == line), "{name}: the golden belongs to other weights: run tools/goldens/shipped.py");
+        let mut latent = Latent::open("examples/sample.safetensors").unwrap();
+        latent.space = Some(space.into());
+        let [full, half] = [&full, &half].map(|engine| engine.load_decoder(Path::new("weights").join(&file)).unwrap());
+        for &(width, height) in sizes {
+            let stored = expected.tensor(&format!("{width}x{height}")).unwrap();
+            let want: Vec<f32> = stored.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            let sample = |image: &Image| {
+                let at = |y: usize, x: usize, c: usize| image.data()[(y * width + x) * 3 + c];
+                let pixels = (0..height).step_by(3).flat_map(|y| (0..width).step_by(3).map(move |x| (y, x)));
+                pixels.flat_map(|(y, x)| (0..3).map(move |c| (y, x, c))).map(|(y, x, c)| at(y, x, c)).collect::<Vec<f32>>()
+            };
+            let got = sample(&full.decode(&latent, width, height).unwrap());
+            let error = relative_l2(got.iter().copied(), &want);
+            let db = psnr(&sample(&half.decode(&latent, width, height).unwrap()), &want);
+            println!("{name} {width}x{height}: relative L2 {error:.2e} in f32, {db:.1} dB in f16");
+            assert!(error <= F32_LIMIT && db >= 45.0);
+        }
     }
 }
