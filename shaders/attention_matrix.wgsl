@@ -5,7 +5,7 @@
 // Grid     x: heads, y: RS * SIDE queries; RS x CS subgroups of SG invocations: subgroup (r, c) computes the scores of SIDE queries with keys
 //          c SN SIDE .. (c + 1) SN SIDE of a block, and of their result channels c ON SIDE .. (c + 1) ON SIDE
 // Memory   `stage` holds 64 channels of the queries and of a block's keys, then VK keys of values, rows 16 B longer than their values so that they
-//          meet other banks; `scores` KEYS f32 a query, through which sums leave and enter the matrix units too; `weights` the same in f16
+//          meet other banks; `scores` KEYS f32 a query, likewise, through which sums leave and enter the matrix units too; `weights` the same in f16
 // Numerics products of f16 are exact in f32; f32 sums in the order that the unit has; exponentials relative to a peak at most 8 too small, below
 //          2981, rounded to f16, and it is the rounded ones that are summed. Blocks start at absolute key indices and each query decides for itself, so
 //          neither the grid nor the queries beside it change a bit
@@ -29,12 +29,12 @@ struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, n: u32, m: u32, hea
 
 const QP: u32 = 18u;                                     // quads from row to row of queries and keys: 16, and 2 between
 var<workgroup> stage: array<vec4<f16>, STAGE>;           // [RS SIDE queries][QP], [KEYS][QP]; or [VK keys][CS ON SIDE / 4 + 2]
-var<workgroup> scores: array<vec4<f32>, RS * SIDE * KEYS / 4u>;
+var<workgroup> scores: array<vec4<f32>, RS * SIDE * (KEYS / 4u + 2u)>;
 var<workgroup> weights: array<vec4<f16>, RS * SIDE * (KEYS / 4u + 2u)>;
 var<workgroup> part: array<f32, WG>;                     // what an invocation knows of its query
 var<workgroup> keep: array<f32, RS * SIDE>;              // what a query's result so far is multiplied with
-var<workgroup> grown: atomic<u32>;
-var<workgroup> any: u32;
+var<workgroup> grown: array<atomic<u32>, 4>;             // the first; 16 B each, so that matrices behind them stay aligned
+var<workgroup> again: vec4<u32>;                        // `grown` as all see it
 
 // A sum leaves the matrix units, its rows are multiplied with `keep`, and it comes back. Called by all alike, since it waits.
 fn rescaled(c: MatC, sub: u32, lane: u32) -> MatC {
@@ -76,7 +76,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let first = g.y * rows;
     let head = g.x * D4;
     let vp = CS * ON * SIDE / 4u + 2u;                   // quads from row to row of values
-    let wp = KEYS / 4u + 2u;                             // and of weights
+    let wp = KEYS / 4u + 2u;                             // of scores, and of weights
     // In the softmax an invocation has every `parts`-th quad of keys of one query.
     let parts = WG / rows;
     let row = lane / parts;
@@ -86,7 +86,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     var o8 = MatC(); var o9 = MatC(); var o10 = MatC(); var o11 = MatC(); var o12 = MatC(); var o13 = MatC(); var o14 = MatC(); var o15 = MatC();
     var peak = -1e30;                                    // of the query, as last taken
     var total = 0.0;                                     // of this invocation's keys
-    if lane == 0u { atomicStore(&grown, 0u); }
+    if lane == 0u { atomicStore(&grown[0], 0u); }
     for (var key = 0u; key < stop; key += KEYS) {
         var s0 = MatC(); var s1 = MatC(); var s2 = MatC(); var s3 = MatC();
         for (var c = 0u; c < D4; c += 16u) {
@@ -115,40 +115,41 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             }
             workgroupBarrier();
         }
-        let to = r0 * KEYS / 4u + sub % CS * SN * SIDE / 4u;
-        coopStoreT(s0, &scores[to], KEYS / 4u);
-        if SN > 1u { coopStoreT(s1, &scores[to + SIDE / 4u], KEYS / 4u); }
-        if SN > 2u { coopStoreT(s2, &scores[to + SIDE / 2u], KEYS / 4u); }
-        if SN > 3u { coopStoreT(s3, &scores[to + 3u * SIDE / 4u], KEYS / 4u); }
+        // naga 30 panics if these strides are `wp`.
+        let to = r0 * wp + sub % CS * SN * SIDE / 4u;
+        coopStoreT(s0, &scores[to], KEYS / 4u + 2u);
+        if SN > 1u { coopStoreT(s1, &scores[to + SIDE / 4u], KEYS / 4u + 2u); }
+        if SN > 2u { coopStoreT(s2, &scores[to + SIDE / 2u], KEYS / 4u + 2u); }
+        if SN > 3u { coopStoreT(s3, &scores[to + 3u * SIDE / 4u], KEYS / 4u + 2u); }
         workgroupBarrier();
         var most = vec4(-1e30);
         for (var i = 0u; i < KEYS / 4u / parts; i += 1u) {
             let t = i * parts + lane % parts;
             let seen = vec4(key + 4u * t) + vec4(0u, 1u, 2u, 3u) < vec4(end);
-            most = max(most, select(vec4(-1e30), scores[row * KEYS / 4u + t] * p.scale, seen));
+            most = max(most, select(vec4(-1e30), scores[row * wp + t] * p.scale, seen));
         }
         part[lane] = max(max(most.x, most.y), max(most.z, most.w));
         workgroupBarrier();
         var next = -1e30;
         for (var t = 0u; t < parts; t += 1u) { next = max(next, part[row * parts + t]); }
-        next = select(peak, next, next > peak + 8.0);
+        next = select(peak, next, next - peak > 8.0);        // not next > peak + 8: that rounds from 2^27 on
         let scale = exp(peak - next);                    // 1 unless the peak is taken anew
-        if next > peak { atomicStore(&grown, 1u); }
+        if next > peak { atomicStore(&grown[0], 1u); }
         if lane % parts == 0u { keep[row] = scale; }
         peak = next;
         total *= scale;
         for (var i = 0u; i < KEYS / 4u / parts; i += 1u) {
             let t = i * parts + lane % parts;
             let seen = vec4(key + 4u * t) + vec4(0u, 1u, 2u, 3u) < vec4(end);
-            let e = vec4<f16>(select(vec4<f32>(), exp(scores[row * KEYS / 4u + t] * p.scale - peak), seen));
+            let e = vec4<f16>(select(vec4<f32>(), exp(scores[row * wp + t] * p.scale - peak), seen));
             weights[row * wp + t] = e;
             let f = vec4<f32>(e);
             total += (f.x + f.y) + (f.z + f.w);
         }
         workgroupBarrier();
-        if lane == 0u { any = atomicExchange(&grown, 0u); }
+        if lane == 0u { again = vec4(atomicExchange(&grown[0], 0u)); }
         // The first block has nothing to scale yet.
-        if workgroupUniformLoad(&any) == 1u && key > 0u {
+        if workgroupUniformLoad(&again).x == 1u && key > 0u {
             o0 = rescaled(o0, sub, own);
             if ON > 1u { o1 = rescaled(o1, sub, own); }
             if ON > 2u { o2 = rescaled(o2, sub, own); }
@@ -166,7 +167,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             if ON > 14u { o14 = rescaled(o14, sub, own); }
             if ON > 15u { o15 = rescaled(o15, sub, own); }
         }
-        for (var j0 = 0u; j0 < KEYS; j0 += VK) {
+        for (var j0 = 0u; j0 < min(KEYS, stop - key); j0 += VK) {
             for (var i = lane; i < VK * (vp - 2u); i += WG) {
                 let j = i / (vp - 2u);
                 let quad = i % (vp - 2u);
@@ -175,7 +176,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
                 stage[j * vp + quad] = x;
             }
             workgroupBarrier();
-            for (var j = 0u; j < VK; j += SIDE) {
+            for (var j = 0u; j < min(VK, stop - key - j0); j += SIDE) {
                 let e = coopLoadT<MatA>(&weights[r0 * wp + (j0 + j) / 4u], wp);
                 let at = j * vp + sub % CS * ON * SIDE / 4u;
                 o0 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at], vp), o0);

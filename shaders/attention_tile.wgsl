@@ -5,7 +5,8 @@
 //          of a block, and of the result 4 queries by quads t, T + t, 2 T + t ...; range z writes rows z * n ... of y, normalised by its
 //          own sum, and tells `finished` peak and sum
 // Memory   `stage` holds 16 channels of 64 queries (a quad of queries a channel) and of 4 T keys, then VK keys of values; `weights` the block's
-//          exponentials; `part` what T invocations know of a query. 14 KiB at T = 8, 28 KiB at T = 16
+//          exponentials; `part` what T invocations know of a query. 16 KiB at T = 8, 28 KiB at T = 16. Places are
+//          turned (^) so that neither writing nor reading them meets a bank twice
 // Registers 16 for scores, 16 QN for the result. Four channels take 8 quads from workgroup memory for 64 multiply-adds, a value QN + 1 for 16 QN
 // Numerics f32; blocks start at absolute key indices 0, 4 T, 8 T ... (span is a multiple), and each query rescales by its own peak, so neither the
 //          grid nor the queries beside it change a bit; masked scores are -1e30, never an infinity
@@ -59,7 +60,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     for (var key = g.z * p.span; key < stop; key += KEYS) {
         var s0 = vec4<f32>(); var s1 = vec4<f32>(); var s2 = vec4<f32>(); var s3 = vec4<f32>();
         for (var c = 0u; c < D4; c += 4u) {
-            let quads = min(4u, D4 - c);
+            let quads = select(min(4u, D4 - c), 4u, D4 % 4u == 0u);
             if lane < 64u && lane % 4u < quads {
                 // Four queries by one quad of channels, turned round.
                 let at = head + c + lane % 4u - p.b0.x;
@@ -68,7 +69,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
                 let q1 = x_get(q[min(i + 1u, p.n - 1u) * pitch + at]);
                 let q2 = x_get(q[min(i + 2u, p.n - 1u) * pitch + at]);
                 let q3 = x_get(q[min(i + 3u, p.n - 1u) * pitch + at]);
-                let to = lane % 4u * 64u + lane / 4u;
+                let to = lane % 4u * 64u + ((lane / 4u) ^ (lane % 4u * 2u));
                 stage[to] = p.scale * vec4(q0.x, q1.x, q2.x, q3.x);
                 stage[to + 16u] = p.scale * vec4(q0.y, q1.y, q2.y, q3.y);
                 stage[to + 32u] = p.scale * vec4(q0.z, q1.z, q2.z, q3.z);
@@ -76,19 +77,20 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             }
             if lane % 4u < quads {
                 let at = head + c + lane % 4u - p.b0.y;
-                stage[K0 + lane % 4u * KEYS + lane / 4u] = x_get(k[min(key + lane / 4u, p.m - 1u) * pitch + at]);
+                stage[K0 + lane % 4u * KEYS + ((lane / 4u) ^ (lane % 4u * 2u))] = x_get(k[min(key + lane / 4u, p.m - 1u) * pitch + at]);
             }
             workgroupBarrier();
             for (var i = 0u; i < quads; i += 1u) {
-                let at = K0 + i * KEYS + t;
+                let at = K0 + i * KEYS + (t ^ (2u * i));
+                let x0 = i * 64u + (group ^ (2u * i));
                 let k0 = stage[at]; let k1 = stage[at + T]; let k2 = stage[at + 2u * T]; let k3 = stage[at + 3u * T];
-                let x = stage[i * 64u + group];
+                let x = stage[x0];
                 s0 += x * k0.x; s1 += x * k1.x; s2 += x * k2.x; s3 += x * k3.x;
-                let y = stage[i * 64u + group + 16u];
+                let y = stage[x0 + 16u];
                 s0 += y * k0.y; s1 += y * k1.y; s2 += y * k2.y; s3 += y * k3.y;
-                let z = stage[i * 64u + group + 32u];
+                let z = stage[x0 + 32u];
                 s0 += z * k0.z; s1 += z * k1.z; s2 += z * k2.z; s3 += z * k3.z;
-                let w = stage[i * 64u + group + 48u];
+                let w = stage[x0 + 48u];
                 s0 += w * k0.w; s1 += w * k1.w; s2 += w * k2.w; s3 += w * k3.w;
             }
             workgroupBarrier();
@@ -97,18 +99,19 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         s1 = select(vec4(-1e30), s1, vec4(key + T + t) < end);
         s2 = select(vec4(-1e30), s2, vec4(key + 2u * T + t) < end);
         s3 = select(vec4(-1e30), s3, vec4(key + 3u * T + t) < end);
-        part[t * 16u + group] = max(max(s0, s1), max(s2, s3));
+        part[t * 16u + (group ^ (t % 8u))] = max(max(s0, s1), max(s2, s3));
         workgroupBarrier();
         var next = peak;
-        for (var i = 0u; i < T; i += 1u) { next = max(next, part[i * 16u + group]); }
+        for (var i = 0u; i < T; i += 1u) { next = max(next, part[i * 16u + (group ^ (i % 8u))]); }
         let keep = exp(peak - next);
         peak = next;
         s0 = exp(s0 - next); s1 = exp(s1 - next); s2 = exp(s2 - next); s3 = exp(s3 - next);
         total = total * keep + ((s0 + s1) + (s2 + s3));
-        weights[t * 16u + group] = s0;
-        weights[(T + t) * 16u + group] = s1;
-        weights[(2u * T + t) * 16u + group] = s2;
-        weights[(3u * T + t) * 16u + group] = s3;
+        let turned = group ^ (t % 8u);
+        weights[t * 16u + turned] = s0;
+        weights[(T + t) * 16u + turned] = s1;
+        weights[(2u * T + t) * 16u + turned] = s2;
+        weights[(3u * T + t) * 16u + turned] = s3;
         a0 *= keep.x; b0 *= keep.y; c0 *= keep.z; d0 *= keep.w;
         if QN > 1u { a1 *= keep.x; b1 *= keep.y; c1 *= keep.z; d1 *= keep.w; }
         if QN > 2u { a2 *= keep.x; b2 *= keep.y; c2 *= keep.z; d2 *= keep.w; }
@@ -117,13 +120,13 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         if QN > 5u { a5 *= keep.x; b5 *= keep.y; c5 *= keep.z; d5 *= keep.w; }
         if QN > 6u { a6 *= keep.x; b6 *= keep.y; c6 *= keep.z; d6 *= keep.w; }
         if QN > 7u { a7 *= keep.x; b7 *= keep.y; c7 *= keep.z; d7 *= keep.w; }
-        for (var j0 = 0u; j0 < KEYS; j0 += VK) {
+        for (var j0 = 0u; j0 < min(KEYS, stop - key); j0 += VK) {
             for (var i = lane; i < VK * D4; i += WG) {
                 stage[i] = x_get(v[min(key + j0 + i / D4, p.m - 1u) * pitch + head + i % D4 - p.b0.z]);
             }
             workgroupBarrier();
             for (var j = 0u; j < VK; j += 1u) {
-                let e = weights[(j0 + j) * 16u + group];
+                let e = weights[(j0 + j) * 16u + (group ^ ((j0 + j) % 8u))];
                 let at = j * D4 + t;
                 if has(0u, t) { let x = stage[at]; a0 += e.x * x; b0 += e.y * x; c0 += e.z * x; d0 += e.w * x; }
                 if has(1u, t) { let x = stage[at + T]; a1 += e.x * x; b1 += e.y * x; c1 += e.z * x; d1 += e.w * x; }
@@ -137,10 +140,10 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             workgroupBarrier();
         }
     }
-    part[t * 16u + group] = total;
+    part[t * 16u + (group ^ (t % 8u))] = total;
     workgroupBarrier();
     total = vec4<f32>();
-    for (var i = 0u; i < T; i += 1u) { total += part[i * 16u + group]; }
+    for (var i = 0u; i < T; i += 1u) { total += part[i * 16u + (group ^ (i % 8u))]; }
     if t == 0u {
         for (var i = 0u; i < 4u; i += 1u) {
             if query + i < p.n { finished((g.z * p.n + query + i) * p.heads + g.x, peak[i], total[i]); }

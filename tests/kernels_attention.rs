@@ -113,7 +113,7 @@ fn attention_case(suite: &mut Suite, config: &Config, (n, m, heads, d, causal, l
 #[test]
 fn attention_for_gpus_agrees_with_its_definition() {
     let Some((mut suite, configs)) = start_gpu("attention_for_gpus_agrees_with_its_definition") else { return };
-    const CASES: [Attention; 14] = [
+    const CASES: [Attention; 16] = [
         (1, 1, 2, 64, false, 2.0),
         (63, 31, 1, 64, false, 2.0),
         (64, 32, 3, 64, false, 2.0),
@@ -128,9 +128,12 @@ fn attention_for_gpus_agrees_with_its_definition() {
         (66, 64, 2, 40, true, 40.0),
         (33, 61, 2, 80, false, 2.0),
         (19, 41, 2, 160, false, 2.0),
+        // Peaks that grow from block to block, in every shape of workgroup.
+        (70, 200, 2, 64, false, 40.0),
+        (200, 200, 1, 40, true, 40.0),
     ];
     // Odd quads and other pipelines; heads beyond 160 take 28 KiB of workgroup memory.
-    const OTHER: [Attention; 7] = [
+    const OTHER: [Attention; 9] = [
         (9, 37, 3, 4, false, 2.0),
         (9, 37, 2, 36, false, 2.0),
         (9, 37, 2, 68, false, 2.0),
@@ -138,6 +141,8 @@ fn attention_for_gpus_agrees_with_its_definition() {
         (9, 63, 1, 512, false, 2.0),
         (65, 130, 1, 512, false, 2.0),
         (3, 33, 1, 520, false, 2.0),
+        (40, 300, 1, 160, false, 40.0),
+        (40, 300, 1, 512, false, 40.0),
     ];
     for config in &configs {
         let other = if matches!(config.name, "f32" | MATRIX) { &OTHER[..] } else { &[] };

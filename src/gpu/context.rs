@@ -227,7 +227,8 @@ impl Gpu {
             // SAFETY: an experimental feature may have bugs that lead to undefined behaviour where it is used. This one is used by the
             // `*_matrix` kernels alone, constants of this crate that load from and store to workgroup memory only, inside its bounds,
             // in control flow that is uniform; they run where `engine::tune` found that their results agree with other kernels', or where a
-            // test or benchmark asks for them by name.
+            // test or benchmark asks for them by name. Formally naga 30 does not make their workgroup memory visible across its barriers under
+            // Vulkan's memory model (gfx-rs/wgpu#8805); drivers do, and the comparison of results is what is relied on.
             experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
         }
         let descriptor = wgpu::DeviceDescriptor {

@@ -24,7 +24,7 @@ pub enum KernelFamily {
     /// `*_matrix` where the device has matrix units that kernels can use ([`DeviceProfile::matrix`]), operands are native f16 and there are
     /// more than 16 output channels, else `*_tile`. 128 output channels a workgroup where none is left over, else 64.
     Matrix,
-    /// `*_matrix` with 64 output channels a workgroup: fewer registers, more reads.
+    /// `*_matrix` with 64 output channels a workgroup: fewer registers, more reads; attention with blocks of 32 keys instead of 64.
     NarrowMatrix,
 }
 

@@ -175,8 +175,9 @@ impl Flash {
         }
         // Sums that a subgroup holds of a head's channels. Where they are many, subgroups share the head, and then divide the keys among them too.
         let sums = |across: usize| (4 * d4).div_ceil(across * side);
-        // More keys a block, fewer barriers.
-        let shapes: &[(usize, usize, usize)] = if sums(1) <= 10 { &[(4, 1, 64), (4, 1, 32)] } else { &[(2, 4, 64)] };
+        // More keys a block, fewer barriers, but fewer workgroups at a time.
+        let narrow = (profile.kernels.attention == KernelFamily::NarrowMatrix) as usize;
+        let shapes: &[(usize, usize, usize)] = if sums(1) <= 10 { &[(4, 1, 64), (4, 1, 32)][narrow..] } else { &[(2, 4, 64)] };
         shapes
             .iter()
             .find_map(|&(down, across, block)| Flash::on_subgroups(profile, d4, [side, subgroup], [down, across, block], sums(across)))
@@ -198,7 +199,7 @@ impl Flash {
         // As many values at a time as fit where queries and keys were, but at least 16; a power of two, as blocks are.
         let staged = 1 << (queries_and_keys / (channels / 4 + 2)).clamp(16, block).ilog2();
         let stage = queries_and_keys.max(staged * (channels / 4 + 2));
-        let bytes = 8 * stage + 4 * rows * block + 2 * rows * (block + 8) + 4 * invocations + 4 * rows + 8;
+        let bytes = 8 * stage + (4 + 2) * rows * (block + 8) + 4 * invocations + 4 * rows + 32;
         let room = profile.max_workgroup_storage as usize >= bytes && profile.max_invocations as usize >= invocations;
         // In the softmax several invocations share the quads of a query's keys.
         let shared = invocations.is_multiple_of(rows) && (block / 4).is_multiple_of((invocations / rows).max(1));

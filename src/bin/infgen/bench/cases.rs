@@ -256,7 +256,7 @@ impl Op {
     pub fn families(self) -> &'static [KernelFamily] {
         match self {
             Op::Conv { .. } | Op::NormConv { .. } | Op::Upsample { .. } | Op::Linear { .. } => KernelFamily::ALL,
-            Op::Attention { .. } => &[KernelFamily::Lanes, KernelFamily::Tile, KernelFamily::Matrix],
+            Op::Attention { .. } => &[KernelFamily::Lanes, KernelFamily::Tile, KernelFamily::Matrix, KernelFamily::NarrowMatrix],
             _ => &[],
         }
     }
