@@ -83,9 +83,11 @@ mod tests {
         let order = Mutex::new(String::new());
         let inside = Mutex::new(());
         let enter = |turn: Turn<'_>, kind: char| {
-            let _alone = inside.try_lock().expect("one at a time");
+            let alone = inside.try_lock().expect("one at a time");
             std::thread::sleep(std::time::Duration::from_millis(2));
             lock(&order).push(kind);
+            // In this order: with the turn gone the next one is inside.
+            drop(alone);
             drop(turn);
         };
         let first = gate.work();
