@@ -26,7 +26,7 @@ if [[ "${1:-}" == pack ]]; then
     strip "$to"/bin/*
     cp benches/{gpu-session.sh,compare.py} "$to/benches/"
     cp training/infgen_model.py "$to/training/"
-    cp -r weights/*.safetensors weights/SHA256SUMS "$to/weights/"
+    cp weights/*.safetensors weights/SHA256SUMS "$to/weights/"
     cp -r tests/data "$to/tests/"
     cp examples/sample.safetensors "$to/examples/"
     if command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null; then

@@ -132,8 +132,7 @@ fn conv2d_3x3_agrees_with_its_definition() {
 fn conv2d_3x3_in_pairs_agrees_with_its_definition() {
     let Some((mut suite, configs)) = start("conv2d_3x3_in_pairs_agrees_with_its_definition") else { return };
     for config in configs.into_iter().filter(|c| matches!(c.name, "f16" | "packed")) {
-        let pairs = DeviceProfile { kernels: KernelPlan::uniform(KernelFamily::Pairs), ..config.profile };
-        let config = Config { profile: pairs, ..config };
+        let config = config.with_kernels(KernelFamily::Pairs);
         // The kernel takes seconds to compile on a software device: narrow planes and sums without a residual in one storage kind.
         let packed = config.name == "packed";
         for (n, plane) in WIDE.iter().chain(NARROW.iter().filter(|_| packed)).copied().enumerate() {
@@ -154,7 +153,7 @@ fn upsampling_convolution_agrees_with_upsampling_then_convolving() {
     // f16 goes in pairs of quads on a software device and by single ones elsewhere: both, wherever this runs.
     for family in [KernelFamily::Lanes, KernelFamily::Pairs] {
         let packed = configs.iter().find(|c| c.name == "packed").copied();
-        configs.extend(packed.map(|c| Config { profile: DeviceProfile { kernels: KernelPlan::uniform(family), ..c.profile }, ..c }));
+        configs.extend(packed.map(|c| c.with_kernels(family)));
     }
     for config in &configs {
         let elem = config.elem;

@@ -8,7 +8,7 @@ use common::devices::Config;
 use common::operands::{MATRIX, start, start_gpu, values};
 use common::suite::Suite;
 use common::wide;
-use infgen::gpu::{DeviceProfile, Recorder};
+use infgen::gpu::{DeviceProfile, KernelFamily, Recorder};
 use infgen::kernels::attention::attention;
 use infgen::reference::{self, Bounded};
 
@@ -144,7 +144,8 @@ fn attention_for_gpus_agrees_with_its_definition() {
         (40, 300, 1, 160, false, 40.0),
         (40, 300, 1, 512, false, 40.0),
     ];
-    for config in &configs {
+    let narrow = configs.iter().find(|c| c.name == MATRIX).map(|c| c.with_kernels(KernelFamily::NarrowMatrix));
+    for config in configs.iter().chain(&narrow) {
         let other = if matches!(config.name, "f32" | MATRIX) { &OTHER[..] } else { &[] };
         for case in CASES.iter().chain(other) {
             attention_case(&mut suite, config, *case);

@@ -105,10 +105,13 @@ class CrossAttention(nn.Module):
         self.to_q, self.to_k, self.to_v = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
 
-    def forward(self, q, kv):  # [B,n,D], [B,m,D] -> [B,n,D]
+    def attend(self, q, kv):  # [B,n,D], [B,m,D] -> [B,n,D], heads side by side
         split = lambda t: t.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B,heads,tokens,D/heads]
         o = F.scaled_dot_product_attention(split(self.to_q(q)), split(self.to_k(kv)), split(self.to_v(kv)))
-        return self.to_out[0](o.transpose(1, 2).flatten(2))
+        return o.transpose(1, 2).flatten(2)
+
+    def forward(self, q, kv):
+        return self.to_out[0](self.attend(q, kv))
 
 
 class FeedForward(nn.Module):

@@ -91,15 +91,10 @@ def crop_tokens(model, z, size, rects):
 
 def attention_learns(model, learns):
     """Whether gradients go through the attention's softmax (a third of a step on a CPU) or only through its output projection."""
-    def still(attn, q, kv):
-        split = lambda t: t.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-        with torch.no_grad():
-            o = F.scaled_dot_product_attention(split(attn.to_q(q)), split(attn.to_k(kv)), split(attn.to_v(kv)))
-        return attn.to_out[0](o.transpose(1, 2).flatten(2))
     for b in model.blocks:
-        b.attn.__dict__.pop("forward", None)
+        b.attn.__dict__.pop("attend", None)
         if not learns:
-            b.attn.forward = still.__get__(b.attn)
+            b.attn.attend = torch.no_grad()(b.attn.attend)
 
 
 def reduced(out, batch):

@@ -129,7 +129,8 @@ pub fn attention(rec: &mut Recorder, q: &Tensor, k: &Tensor, v: &Tensor, heads: 
         Flash::matrix(&profile, d4, [q, k, v]).unwrap_or_else(|| Flash::new(&profile, d4))
     };
     let mut params = vec![n as u32, m as u32, heads as u32, causal as u32, scale.to_bits()];
-    if flash.kernel.params.len() > params.len() {
+    if flash.range.is_some() {
+        // A kernel that can take ranges takes all keys as one.
         params.push(m.next_multiple_of(flash.keys) as u32);
     }
     let part = Footprint::rows(q.quads() as u64, flash.queries, 0, flash.queries);

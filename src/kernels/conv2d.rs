@@ -274,9 +274,19 @@ fn residual_binding(call: &Conv3x3Call<'_>, rows: usize) -> (Binding, [u32; 3]) 
     }
 }
 
-/// Whether `*_pairs` is worth it: a pair needs two quads, and is one load in f16 only.
-fn in_pairs(weights: &ConvWeights, cout4: usize) -> bool {
-    cout4 > 1 && weights.weight.elem == Elem::Half
+/// Values of a kernel's `override` constants.
+type Consts = Vec<(&'static str, u32)>;
+
+/// Constants of a `*_pairs` kernel, its lanes along the pixels and workgroups along the output channels, where it is asked for and worth it: a pair
+/// needs two quads, and is one load in f16 only.
+fn in_pairs(rec: &Recorder, family: KernelFamily, weights: &ConvWeights, cout4: usize) -> Option<(Consts, u32, u32)> {
+    if family != KernelFamily::Pairs || cout4 < 2 || weights.weight.elem != Elem::Half {
+        return None;
+    }
+    let pairs = cout4.div_ceil(2);
+    let (channels, pixels) = lanes(rec, pairs);
+    let consts = vec![("LC", channel_lanes(cout4) as u32), ("CL", channels), ("PL", pixels)];
+    Some((consts, pixels, (pairs as u32).div_ceil(channels)))
 }
 
 /// Without workgroup memory, and without a norm.
@@ -285,17 +295,14 @@ fn conv2d_3x3_plain(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
     let y = rec.tensor(window.height, window.width, weights.cout, elem);
     let (residual_part, [rw, rtop, rleft]) = residual_binding(call, 1);
     let residual_kind = ("RESIDUAL", residual.is_some() as u32);
-    let packed_lanes = channel_lanes(y.quads()) as u32;
-    let paired = rec.profile().kernels.conv == KernelFamily::Pairs && in_pairs(weights, y.quads());
-    let (kernel, consts, pixel_lanes, tiles) = if paired {
-        let pairs = y.quads().div_ceil(2);
-        let (channels, pixels) = lanes(rec, pairs);
-        let consts = vec![("LC", packed_lanes), ("CL", channels), ("PL", pixels), residual_kind];
-        (&CONV2D_3X3_PAIRS, consts, pixels, (pairs as u32).div_ceil(channels))
-    } else {
-        let (channels, pixels) = lanes(rec, y.quads());
-        (&CONV2D_3X3_LANES, vec![("LC", channels), ("LP", pixels), residual_kind], pixels, (y.quads() as u32).div_ceil(channels))
+    let (kernel, mut consts, pixel_lanes, tiles) = match in_pairs(rec, rec.profile().kernels.conv, weights, y.quads()) {
+        Some((consts, pixels, tiles)) => (&CONV2D_3X3_PAIRS, consts, pixels, tiles),
+        None => {
+            let (channels, pixels) = lanes(rec, y.quads());
+            (&CONV2D_3X3_LANES, vec![("LC", channels), ("LP", pixels)], pixels, (y.quads() as u32).div_ceil(channels))
+        }
     };
+    consts.push(residual_kind);
     rec.dispatch(Dispatch {
         kernel,
         consts,
@@ -403,20 +410,16 @@ pub fn upsample2x_conv2d_3x3_window(rec: &mut Recorder, x: &Tensor, weights: &Co
     let mut params = vec![x.height as u32, x.width as u32, x.quads() as u32, y.quads() as u32];
     let origin = [window.top as u32, window.left as u32];
     let (kernel, consts, rows, grid) = match rec.profile().kernels.upsample {
-        KernelFamily::Pairs if in_pairs(weights, y.quads()) => {
-            let pairs = y.quads().div_ceil(2);
-            let (channels, pixels) = lanes(rec, pairs);
-            let tiles = (pairs as u32).div_ceil(channels);
-            let consts = vec![("LC", channel_lanes(y.quads()) as u32), ("CL", channels), ("PL", pixels)];
+        family @ (KernelFamily::Lanes | KernelFamily::Pairs) => {
+            let (kernel, consts, pixel_lanes, tiles) = match in_pairs(rec, family, weights, y.quads()) {
+                Some((consts, pixels, tiles)) => (&CONV2D_PHASE_PAIRS, consts, pixels, tiles),
+                None => {
+                    let (channels, pixels) = lanes(rec, y.quads());
+                    (&CONV2D_PHASE_LANES, vec![("LC", channels), ("LP", pixels)], pixels, (y.quads() as u32).div_ceil(channels))
+                }
+            };
             params.extend([tiles, act as u32, sw as u32]);
-            (&CONV2D_PHASE_PAIRS, consts, 1, [(sw as u32).div_ceil(8 * pixels), sh as u32, 4 * tiles])
-        }
-        KernelFamily::Lanes | KernelFamily::Pairs => {
-            let (channel_lanes, pixel_lanes) = lanes(rec, y.quads());
-            let tiles = (y.quads() as u32).div_ceil(channel_lanes);
-            let grid = [(sw as u32).div_ceil(8 * pixel_lanes), sh as u32, 4 * tiles];
-            params.extend([tiles, act as u32, sw as u32]);
-            (&CONV2D_PHASE_LANES, vec![("LC", channel_lanes), ("LP", pixel_lanes)], 1, grid)
+            (kernel, consts, 1, [(sw as u32).div_ceil(8 * pixel_lanes), sh as u32, 4 * tiles])
         }
         family => {
             let grid = |groups: u32| [4 * groups, sh.div_ceil(TILE.0) as u32, sw.div_ceil(TILE.1) as u32];

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
-use infgen::gpu::{DeviceProfile, Elem, Gpu, GpuOptions, Observer, Outputs, Recorder, Recording};
+use infgen::gpu::{DeviceProfile, Elem, Gpu, GpuOptions, KernelFamily, KernelPlan, Observer, Outputs, Recorder, Recording};
 
 /// One open device. A lock keeps concurrent tests from sharing its memory pool and its cuts.
 pub struct Device {
@@ -86,6 +86,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// The same with other kernels.
+    pub fn with_kernels(self, family: KernelFamily) -> Config {
+        Config { profile: DeviceProfile { kernels: KernelPlan::uniform(family), ..self.profile }, ..self }
+    }
+
     pub fn recorder(&self) -> Recorder {
         Recorder::new(self.profile)
     }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use infgen::gpu::{DeviceProfile, Elem, KernelFamily, KernelPlan, Recorder, Tensor};
+use infgen::gpu::{Elem, KernelFamily, Recorder, Tensor};
 use infgen::kernels::Packed;
 
 use super::devices::{Config, configs, skipped};
@@ -36,14 +36,10 @@ pub fn start(test: &'static str) -> Option<(Suite, Vec<Config>)> {
 
 /// Every storage kind and set of limits, with the tile family, and with matrix units where the device has them.
 pub fn start_gpu(test: &'static str) -> Option<(Suite, Vec<Config>)> {
-    let of = |family, c: Config| Config { profile: DeviceProfile { kernels: KernelPlan::uniform(family), ..c.profile }, ..c };
-    let all: Vec<Config> = configs().into_iter().filter(|c| !c.name.contains("other kind")).collect();
-    if all.is_empty() {
-        skipped(test);
-        return None;
-    }
+    let (suite, mut all) = start(test)?;
+    all.retain(|c| !c.name.contains("other kind"));
     let matrix = all.iter().find(|c| c.name == "f16" && c.profile.matrix.is_some());
-    let matrix = matrix.map(|c| Config { name: MATRIX, ..of(KernelFamily::Matrix, *c) });
+    let matrix = matrix.map(|c| Config { name: MATRIX, ..c.with_kernels(KernelFamily::Matrix) });
     if matrix.is_none() {
         assert!(std::env::var_os("REQUIRE_MATRIX").is_none_or(|v| v != "1"), "REQUIRE_MATRIX=1, but the device has no matrix units");
         let _ = writeln!(
@@ -51,7 +47,7 @@ pub fn start_gpu(test: &'static str) -> Option<(Suite, Vec<Config>)> {
             "SKIPPED {test}, kernels for matrix units: this device has none (REQUIRE_MATRIX=1 makes this a failure)"
         );
     }
-    Some((Suite::new(test), all.into_iter().map(|c| of(KernelFamily::Tile, c)).chain(matrix).collect()))
+    Some((suite, all.into_iter().map(|c| c.with_kernels(KernelFamily::Tile)).chain(matrix).collect()))
 }
 
 /// Native f16 through matrix units.

@@ -5,22 +5,20 @@ use infgen::gpu::{Bind, Kernel, Storage};
 /// Values of the `override` constants in use: lanes of a CPU and of a GPU, heads of the networks' widths.
 pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
     let lanes = || [(1, 8), (2, 4), (4, 2), (8, 1), (1, 64), (2, 32), (4, 16), (8, 8)];
+    // Packed for, pairs of quads side by side, and rows or pixels.
+    let pairs = || [(2, 1, 8), (4, 2, 4), (8, 4, 2), (8, 8, 1), (2, 1, 64), (4, 2, 32), (8, 4, 16), (8, 8, 8)];
     let tiles = || [(1, 1), (2, 1), (4, 1), (8, 1), (8, 2)];
     match kernel.name.split('+').next().unwrap_or_default() {
-        "linear_lanes" => [(2, 1, 8), (4, 2, 4), (8, 4, 2), (8, 8, 1), (2, 1, 64), (4, 2, 32), (8, 4, 16), (8, 8, 8)]
-            .into_iter()
-            .flat_map(|(lc, cl, rl)| [0, 1].map(|r| vec![("LC", lc), ("CL", cl), ("RL", rl), ("RESIDUAL", r)]))
-            .collect(),
+        "linear_lanes" => {
+            pairs().into_iter().flat_map(|(lc, cl, rl)| [0, 1].map(|r| vec![("LC", lc), ("CL", cl), ("RL", rl), ("RESIDUAL", r)])).collect()
+        }
         "conv2d_3x3_lanes" => {
             lanes().into_iter().flat_map(|(lc, lp)| [0, 1].map(|r| vec![("LC", lc), ("LP", lp), ("RESIDUAL", r)])).collect()
         }
-        "conv2d_3x3_pairs" => [(2, 1, 8), (4, 2, 4), (8, 4, 2), (8, 8, 1), (2, 1, 64), (4, 2, 32), (8, 4, 16), (8, 8, 8)]
-            .into_iter()
-            .flat_map(|(lc, cl, pl)| [0, 1].map(|r| vec![("LC", lc), ("CL", cl), ("PL", pl), ("RESIDUAL", r)]))
-            .collect(),
-        "conv2d_phase_pairs" => [(2, 1, 8), (4, 2, 4), (8, 4, 2), (8, 8, 1), (2, 1, 64), (4, 2, 32), (8, 4, 16), (8, 8, 8)]
-            .map(|(lc, cl, pl)| vec![("LC", lc), ("CL", cl), ("PL", pl)])
-            .into(),
+        "conv2d_3x3_pairs" => {
+            pairs().into_iter().flat_map(|(lc, cl, pl)| [0, 1].map(|r| vec![("LC", lc), ("CL", cl), ("PL", pl), ("RESIDUAL", r)])).collect()
+        }
+        "conv2d_phase_pairs" => pairs().map(|(lc, cl, pl)| vec![("LC", lc), ("CL", cl), ("PL", pl)]).into(),
         "conv2d_3x3_tile" => tiles()
             .into_iter()
             .flat_map(|(lc, lt)| (0..6).map(move |n| vec![("LC", lc), ("LT", lt), ("NORM", n / 2), ("RESIDUAL", n % 2)]))
