@@ -20,6 +20,8 @@ override SN: u32 = 2u;                                   // at most 4
 override ON: u32 = 4u;                                   // at most 16
 override VK: u32 = 32u;                                  // keys whose values are staged at a time: a multiple of 16 that divides KEYS
 override STAGE: u32 = 1728u;                             // quads: enough for both
+override SPLIT: u32 = 0u;                                // 1: q, k and v are f32, and they and the weights are staged as the two f16 that each is the
+                                                         // sum of, to 21 bits: of the four products of two such sums three count
 struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, n: u32, m: u32, heads: u32, causal: u32, scale: f32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> q: array<X4>;
@@ -30,7 +32,7 @@ struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, n: u32, m: u32, hea
 const QP: u32 = 18u;                                     // quads from row to row of queries and keys: 16, and 2 between
 var<workgroup> stage: array<vec4<f16>, STAGE>;           // [RS SIDE queries][QP], [KEYS][QP]; or [VK keys][CS ON SIDE / 4 + 2]
 var<workgroup> scores: array<vec4<f32>, RS * SIDE * (KEYS / 4u + 2u)>;
-var<workgroup> weights: array<vec4<f16>, RS * SIDE * (KEYS / 4u + 2u)>;
+var<workgroup> weights: array<vec4<f16>, RS * SIDE * (KEYS / 4u + 2u) * (1u + SPLIT)>;
 var<workgroup> part: array<f32, WG>;                     // what an invocation knows of its query
 var<workgroup> keep: array<f32, RS * SIDE>;              // what a query's result so far is multiplied with
 var<workgroup> grown: array<atomic<u32>, 4>;             // the first; 16 B each, so that matrices behind them stay aligned
@@ -77,6 +79,10 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let head = g.x * D4;
     let vp = CS * ON * SIDE / 4u + 2u;                   // quads from row to row of values
     let wp = KEYS / 4u + 2u;                             // of scores, and of weights
+    // Where second parts are.
+    let low_x = (rows + KEYS) * QP;
+    let low_e = rows * wp;
+    let low_v = VK * vp;
     // In the softmax an invocation has every `parts`-th quad of keys of one query.
     let parts = WG / rows;
     let row = lane / parts;
@@ -93,25 +99,29 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             for (var i = lane; i < (rows + KEYS) * 16u; i += WG) {
                 let at = i / 16u;
                 let quad = c + i % 16u;
-                var x = vec4<f16>();
+                var x = vec4<f32>();
                 if quad < D4 {
                     if at < rows {
-                        x = vec4<f16>(x_get(q[min(first + at, p.n - 1u) * pitch + head + quad - p.b0.x]));
+                        x = x_get(q[min(first + at, p.n - 1u) * pitch + head + quad - p.b0.x]);
                     } else {
-                        x = vec4<f16>(x_get(k[min(key + at - rows, p.m - 1u) * pitch + head + quad - p.b0.y]));
+                        x = x_get(k[min(key + at - rows, p.m - 1u) * pitch + head + quad - p.b0.y]);
                     }
                 }
-                stage[at * QP + i % 16u] = x;
+                let high = staged(x);
+                stage[at * QP + i % 16u] = vec4<f16>(high);
+                if SPLIT == 1u { stage[low_x + at * QP + i % 16u] = vec4<f16>(x - high); }
             }
             workgroupBarrier();
             for (var s = 0u; s < min(64u, 4u * (D4 - c)); s += SIDE) {
-                let x = coopLoadT<MatA>(&stage[r0 * QP + s / 4u], QP);
-                let at = (rows + sub % CS * SN * SIDE) * QP + s / 4u;
-                // Keys lie in rows, so columns of this operand.
-                s0 = coopMultiplyAdd(x, coopLoad<MatB>(&stage[at], QP), s0);
-                if SN > 1u { s1 = coopMultiplyAdd(x, coopLoad<MatB>(&stage[at + SIDE * QP], QP), s1); }
-                if SN > 2u { s2 = coopMultiplyAdd(x, coopLoad<MatB>(&stage[at + 2u * SIDE * QP], QP), s2); }
-                if SN > 3u { s3 = coopMultiplyAdd(x, coopLoad<MatB>(&stage[at + 3u * SIDE * QP], QP), s3); }
+                for (var both = 0u; both < 1u + 2u * SPLIT; both += 1u) {
+                    let x = coopLoadT<MatA>(&stage[both % 2u * low_x + r0 * QP + s / 4u], QP);
+                    let at = both / 2u * low_x + (rows + sub % CS * SN * SIDE) * QP + s / 4u;
+                    // Keys lie in rows, so columns of this operand.
+                    s0 = coopMultiplyAdd(x, coopLoad<MatB>(&stage[at], QP), s0);
+                    if SN > 1u { s1 = coopMultiplyAdd(x, coopLoad<MatB>(&stage[at + SIDE * QP], QP), s1); }
+                    if SN > 2u { s2 = coopMultiplyAdd(x, coopLoad<MatB>(&stage[at + 2u * SIDE * QP], QP), s2); }
+                    if SN > 3u { s3 = coopMultiplyAdd(x, coopLoad<MatB>(&stage[at + 3u * SIDE * QP], QP), s3); }
+                }
             }
             workgroupBarrier();
         }
@@ -141,9 +151,11 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         for (var i = 0u; i < KEYS / 4u / parts; i += 1u) {
             let t = i * parts + lane % parts;
             let seen = vec4(key + 4u * t) + vec4(0u, 1u, 2u, 3u) < vec4(end);
-            let e = vec4<f16>(select(vec4<f32>(), exp(scores[row * wp + t] * p.scale - peak), seen));
-            weights[row * wp + t] = e;
-            let f = vec4<f32>(e);
+            let e = select(vec4<f32>(), exp(scores[row * wp + t] * p.scale - peak), seen);
+            let high = vec4<f16>(staged(e));
+            weights[row * wp + t] = high;
+            if SPLIT == 1u { weights[low_e + row * wp + t] = vec4<f16>(e - staged(e)); }
+            let f = select(vec4<f32>(high), e, SPLIT == 1u);
             total += (f.x + f.y) + (f.z + f.w);
         }
         workgroupBarrier();
@@ -171,30 +183,34 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             for (var i = lane; i < VK * (vp - 2u); i += WG) {
                 let j = i / (vp - 2u);
                 let quad = i % (vp - 2u);
-                var x = vec4<f16>();
-                if quad < D4 { x = vec4<f16>(x_get(v[min(key + j0 + j, p.m - 1u) * pitch + head + quad - p.b0.z])); }
-                stage[j * vp + quad] = x;
+                var x = vec4<f32>();
+                if quad < D4 { x = x_get(v[min(key + j0 + j, p.m - 1u) * pitch + head + quad - p.b0.z]); }
+                let high = staged(x);
+                stage[j * vp + quad] = vec4<f16>(high);
+                if SPLIT == 1u { stage[low_v + j * vp + quad] = vec4<f16>(x - high); }
             }
             workgroupBarrier();
             for (var j = 0u; j < min(VK, stop - key - j0); j += SIDE) {
-                let e = coopLoadT<MatA>(&weights[r0 * wp + (j0 + j) / 4u], wp);
-                let at = j * vp + sub % CS * ON * SIDE / 4u;
-                o0 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at], vp), o0);
-                if ON > 1u { o1 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + SIDE / 4u], vp), o1); }
-                if ON > 2u { o2 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 2u * SIDE / 4u], vp), o2); }
-                if ON > 3u { o3 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 3u * SIDE / 4u], vp), o3); }
-                if ON > 4u { o4 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 4u * SIDE / 4u], vp), o4); }
-                if ON > 5u { o5 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 5u * SIDE / 4u], vp), o5); }
-                if ON > 6u { o6 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 6u * SIDE / 4u], vp), o6); }
-                if ON > 7u { o7 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 7u * SIDE / 4u], vp), o7); }
-                if ON > 8u { o8 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 8u * SIDE / 4u], vp), o8); }
-                if ON > 9u { o9 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 9u * SIDE / 4u], vp), o9); }
-                if ON > 10u { o10 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 10u * SIDE / 4u], vp), o10); }
-                if ON > 11u { o11 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 11u * SIDE / 4u], vp), o11); }
-                if ON > 12u { o12 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 12u * SIDE / 4u], vp), o12); }
-                if ON > 13u { o13 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 13u * SIDE / 4u], vp), o13); }
-                if ON > 14u { o14 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 14u * SIDE / 4u], vp), o14); }
-                if ON > 15u { o15 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 15u * SIDE / 4u], vp), o15); }
+                for (var both = 0u; both < 1u + 2u * SPLIT; both += 1u) {
+                    let e = coopLoadT<MatA>(&weights[both % 2u * low_e + r0 * wp + (j0 + j) / 4u], wp);
+                    let at = both / 2u * low_v + j * vp + sub % CS * ON * SIDE / 4u;
+                    o0 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at], vp), o0);
+                    if ON > 1u { o1 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + SIDE / 4u], vp), o1); }
+                    if ON > 2u { o2 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 2u * SIDE / 4u], vp), o2); }
+                    if ON > 3u { o3 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 3u * SIDE / 4u], vp), o3); }
+                    if ON > 4u { o4 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 4u * SIDE / 4u], vp), o4); }
+                    if ON > 5u { o5 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 5u * SIDE / 4u], vp), o5); }
+                    if ON > 6u { o6 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 6u * SIDE / 4u], vp), o6); }
+                    if ON > 7u { o7 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 7u * SIDE / 4u], vp), o7); }
+                    if ON > 8u { o8 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 8u * SIDE / 4u], vp), o8); }
+                    if ON > 9u { o9 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 9u * SIDE / 4u], vp), o9); }
+                    if ON > 10u { o10 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 10u * SIDE / 4u], vp), o10); }
+                    if ON > 11u { o11 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 11u * SIDE / 4u], vp), o11); }
+                    if ON > 12u { o12 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 12u * SIDE / 4u], vp), o12); }
+                    if ON > 13u { o13 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 13u * SIDE / 4u], vp), o13); }
+                    if ON > 14u { o14 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 14u * SIDE / 4u], vp), o14); }
+                    if ON > 15u { o15 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 15u * SIDE / 4u], vp), o15); }
+                }
             }
             workgroupBarrier();
         }

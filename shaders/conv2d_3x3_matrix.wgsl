@@ -13,6 +13,7 @@ override SIDE: u32 = 16u;
 override SG: u32 = 32u;
 override WG: u32 = 128u;
 override WIDE: u32 = 1u;                                 // 2: a workgroup takes 32 output quads, a subgroup 4 x 4 products
+override SPLIT: u32 = 0u;                                // 1: x is f32 and staged as the two f16 that it is the sum of, to 21 bits
 override NORM: u32 = 0u;
 override RESIDUAL: u32 = 0u;
 struct Params {
@@ -29,7 +30,8 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> y: array<Y4>;
 
 const XP: u32 = 6u;                                      // quads from pixel to pixel of xs
-var<workgroup> xs: array<vec4<f16>, 1080>;               // [10 rows][18 columns][4 quads]
+const LOW: u32 = 1080u;                                  // where the second parts are
+var<workgroup> xs: array<vec4<f16>, LOW * (1u + SPLIT)>; // [10 rows][18 columns][4 quads]
 var<workgroup> ws: array<vec4<f16>, 48u * (16u * WIDE + 2u)>; // [3 dx][16 c][16 WIDE quads of outputs]
 var<workgroup> stage: array<vec4<f32>, 256>;                // [subgroup][SIDE][SIDE / 4]
 
@@ -46,7 +48,7 @@ fn put(c: MatC, sub: u32, lane: u32, g: vec3<u32>, pixel: u32, quad: u32) {
             let i = g.y * 8u + px / 16u;
             let j = g.z * 16u + px % 16u;
             if i < p.oh && j < p.ow && o < p.cout4 {
-                var v = stage[region + at] + bias[o - p.b0.z];
+                var v = stage[region + at] * f32(1u + 15u * SPLIT) + bias[o - p.b0.z];
                 if RESIDUAL == 1u { v += y_get(residual[((i + p.rtop) * p.rw + j + p.rleft) * p.cout4 + o - p.b1.x]); }
                 y[(i * p.ow + j) * p.cout4 + o - p.b1.y] = y_put(activate(v, p.act));
             }
@@ -92,7 +94,10 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
                     if NORM > 0u { v = v * scale + shift; }
                     if NORM == 2u { v = silu(v); }
                 }
-                xs[slot * XP + part] = vec4<f16>(clamp(v, vec4(-65504.0), vec4(65504.0)));
+                if SPLIT == 0u { v = clamp(v, vec4(-65504.0), vec4(65504.0)); } else { v /= 16.0; }
+                let high = staged(v);
+                xs[slot * XP + part] = vec4<f16>(high);
+                if SPLIT == 1u { xs[LOW + slot * XP + part] = vec4<f16>(v - high); }
             }
         }
         for (var dy = 0u; dy < 3u; dy += 1u) {
@@ -110,7 +115,6 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             workgroupBarrier();
             for (var dx = 0u; dx < 3u; dx += 1u) {
                 for (var s = 0u; s < 16u / SIDE; s += 1u) {
-                    let xi = (dy * 18u + dx) * XP + s * SIDE / 4u;
                     let wi = (dx * 16u + s * SIDE) * pitch + n0 / 4u;
                     let b0 = coopLoadT<MatB>(&ws[wi], pitch);
                     let b1 = coopLoadT<MatB>(&ws[wi + SIDE / 4u], pitch);
@@ -119,18 +123,21 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
                         b2 = coopLoadT<MatB>(&ws[wi + SIDE / 2u], pitch);
                         b3 = coopLoadT<MatB>(&ws[wi + 3u * SIDE / 4u], pitch);
                     }
-                    let a0 = coopLoadT<MatA>(&xs[xi + x0 * XP], XP);
-                    c00 = coopMultiplyAdd(a0, b0, c00); c01 = coopMultiplyAdd(a0, b1, c01);
-                    if WIDE == 2u { c02 = coopMultiplyAdd(a0, b2, c02); c03 = coopMultiplyAdd(a0, b3, c03); }
-                    let a1 = coopLoadT<MatA>(&xs[xi + x1 * XP], XP);
-                    c10 = coopMultiplyAdd(a1, b0, c10); c11 = coopMultiplyAdd(a1, b1, c11);
-                    if WIDE == 2u { c12 = coopMultiplyAdd(a1, b2, c12); c13 = coopMultiplyAdd(a1, b3, c13); }
-                    let a2 = coopLoadT<MatA>(&xs[xi + x2 * XP], XP);
-                    c20 = coopMultiplyAdd(a2, b0, c20); c21 = coopMultiplyAdd(a2, b1, c21);
-                    if WIDE == 2u { c22 = coopMultiplyAdd(a2, b2, c22); c23 = coopMultiplyAdd(a2, b3, c23); }
-                    let a3 = coopLoadT<MatA>(&xs[xi + x3 * XP], XP);
-                    c30 = coopMultiplyAdd(a3, b0, c30); c31 = coopMultiplyAdd(a3, b1, c31);
-                    if WIDE == 2u { c32 = coopMultiplyAdd(a3, b2, c32); c33 = coopMultiplyAdd(a3, b3, c33); }
+                    for (var half = 0u; half < 1u + SPLIT; half += 1u) {
+                        let xi = half * LOW + (dy * 18u + dx) * XP + s * SIDE / 4u;
+                        let a0 = coopLoadT<MatA>(&xs[xi + x0 * XP], XP);
+                        c00 = coopMultiplyAdd(a0, b0, c00); c01 = coopMultiplyAdd(a0, b1, c01);
+                        if WIDE == 2u { c02 = coopMultiplyAdd(a0, b2, c02); c03 = coopMultiplyAdd(a0, b3, c03); }
+                        let a1 = coopLoadT<MatA>(&xs[xi + x1 * XP], XP);
+                        c10 = coopMultiplyAdd(a1, b0, c10); c11 = coopMultiplyAdd(a1, b1, c11);
+                        if WIDE == 2u { c12 = coopMultiplyAdd(a1, b2, c12); c13 = coopMultiplyAdd(a1, b3, c13); }
+                        let a2 = coopLoadT<MatA>(&xs[xi + x2 * XP], XP);
+                        c20 = coopMultiplyAdd(a2, b0, c20); c21 = coopMultiplyAdd(a2, b1, c21);
+                        if WIDE == 2u { c22 = coopMultiplyAdd(a2, b2, c22); c23 = coopMultiplyAdd(a2, b3, c23); }
+                        let a3 = coopLoadT<MatA>(&xs[xi + x3 * XP], XP);
+                        c30 = coopMultiplyAdd(a3, b0, c30); c31 = coopMultiplyAdd(a3, b1, c31);
+                        if WIDE == 2u { c32 = coopMultiplyAdd(a3, b2, c32); c33 = coopMultiplyAdd(a3, b3, c33); }
+                    }
                 }
             }
             workgroupBarrier();

@@ -11,6 +11,7 @@ override SIDE: u32 = 16u;
 override SG: u32 = 32u;
 override WG: u32 = 128u;
 override WIDE: u32 = 1u;                                 // 2: a workgroup takes 32 output quads, a subgroup 4 x 4 products
+override SPLIT: u32 = 0u;                                // 1: x is f32 and staged as the two f16 that it is the sum of, to 21 bits
 struct Params {
     wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>,
     h: u32, w: u32, cin4: u32, cout4: u32, groups: u32, act: u32,
@@ -23,7 +24,8 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> y: array<Y4>;
 
 const XP: u32 = 6u;                                      // quads from pixel to pixel of xs
-var<workgroup> xs: array<vec4<f16>, 972>;                // [9 rows][18 columns][4 quads]
+const LOW: u32 = 972u;                                   // where the second parts are
+var<workgroup> xs: array<vec4<f16>, LOW * (1u + SPLIT)>; // [9 rows][18 columns][4 quads]
 var<workgroup> ws: array<vec4<f16>, 32u * (16u * WIDE + 2u)>; // [2 e][16 c][16 WIDE quads of outputs]
 var<workgroup> cs: array<vec4<f32>, 256>;                // [subgroup][SIDE][SIDE / 4]
 
@@ -42,7 +44,7 @@ fn put(c: MatC, sub: u32, lane: u32, g: vec3<u32>, pixel: u32, quad: u32) {
             let j = g.z * 16u + px % 16u;
             if i < p.sh && j < p.sw && o < p.cout4 {
                 let to = ((2u * i + phase / 2u) * 2u * p.sw + 2u * j + phase % 2u) * p.cout4 + o;
-                y[to - p.b0.w] = y_put(activate(cs[region + at] + bias[o - p.b0.z], p.act));
+                y[to - p.b0.w] = y_put(activate(cs[region + at] * f32(1u + 15u * SPLIT) + bias[o - p.b0.z], p.act));
             }
         }
     }
@@ -77,11 +79,13 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             if slot < 162u {
                 let iy = g.y * 8u + p.top + slot / 18u + phase / 2u - 1u;    // -1 wraps to 2^32 - 1
                 let ix = g.z * 16u + p.left + slot % 18u + phase % 2u - 1u;
-                var v = vec4<f16>();
+                var v = vec4<f32>();
                 if iy < p.h && ix < p.w && k + part < p.cin4 {
-                    v = vec4<f16>(x_get(x[(iy * p.w + ix) * p.cin4 + k + part - p.b0.x]));
+                    v = x_get(x[(iy * p.w + ix) * p.cin4 + k + part - p.b0.x]) / f32(1u + 15u * SPLIT);
                 }
-                xs[slot * XP + part] = v;
+                let high = staged(v);
+                xs[slot * XP + part] = vec4<f16>(high);
+                if SPLIT == 1u { xs[LOW + slot * XP + part] = vec4<f16>(v - high); }
             }
         }
         for (var d = 0u; d < 2u; d += 1u) {
@@ -99,7 +103,6 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             workgroupBarrier();
             for (var e = 0u; e < 2u; e += 1u) {
                 for (var s = 0u; s < 16u / SIDE; s += 1u) {
-                    let xi = (d * 18u + e) * XP + s * SIDE / 4u;
                     let wi = (e * 16u + s * SIDE) * pitch + n0 / 4u;
                     let b0 = coopLoadT<MatB>(&ws[wi], pitch);
                     let b1 = coopLoadT<MatB>(&ws[wi + SIDE / 4u], pitch);
@@ -108,18 +111,21 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
                         b2 = coopLoadT<MatB>(&ws[wi + SIDE / 2u], pitch);
                         b3 = coopLoadT<MatB>(&ws[wi + 3u * SIDE / 4u], pitch);
                     }
-                    let a0 = coopLoadT<MatA>(&xs[xi + x0 * XP], XP);
-                    c00 = coopMultiplyAdd(a0, b0, c00); c01 = coopMultiplyAdd(a0, b1, c01);
-                    if WIDE == 2u { c02 = coopMultiplyAdd(a0, b2, c02); c03 = coopMultiplyAdd(a0, b3, c03); }
-                    let a1 = coopLoadT<MatA>(&xs[xi + x1 * XP], XP);
-                    c10 = coopMultiplyAdd(a1, b0, c10); c11 = coopMultiplyAdd(a1, b1, c11);
-                    if WIDE == 2u { c12 = coopMultiplyAdd(a1, b2, c12); c13 = coopMultiplyAdd(a1, b3, c13); }
-                    let a2 = coopLoadT<MatA>(&xs[xi + x2 * XP], XP);
-                    c20 = coopMultiplyAdd(a2, b0, c20); c21 = coopMultiplyAdd(a2, b1, c21);
-                    if WIDE == 2u { c22 = coopMultiplyAdd(a2, b2, c22); c23 = coopMultiplyAdd(a2, b3, c23); }
-                    let a3 = coopLoadT<MatA>(&xs[xi + x3 * XP], XP);
-                    c30 = coopMultiplyAdd(a3, b0, c30); c31 = coopMultiplyAdd(a3, b1, c31);
-                    if WIDE == 2u { c32 = coopMultiplyAdd(a3, b2, c32); c33 = coopMultiplyAdd(a3, b3, c33); }
+                    for (var half = 0u; half < 1u + SPLIT; half += 1u) {
+                        let xi = half * LOW + (d * 18u + e) * XP + s * SIDE / 4u;
+                        let a0 = coopLoadT<MatA>(&xs[xi + x0 * XP], XP);
+                        c00 = coopMultiplyAdd(a0, b0, c00); c01 = coopMultiplyAdd(a0, b1, c01);
+                        if WIDE == 2u { c02 = coopMultiplyAdd(a0, b2, c02); c03 = coopMultiplyAdd(a0, b3, c03); }
+                        let a1 = coopLoadT<MatA>(&xs[xi + x1 * XP], XP);
+                        c10 = coopMultiplyAdd(a1, b0, c10); c11 = coopMultiplyAdd(a1, b1, c11);
+                        if WIDE == 2u { c12 = coopMultiplyAdd(a1, b2, c12); c13 = coopMultiplyAdd(a1, b3, c13); }
+                        let a2 = coopLoadT<MatA>(&xs[xi + x2 * XP], XP);
+                        c20 = coopMultiplyAdd(a2, b0, c20); c21 = coopMultiplyAdd(a2, b1, c21);
+                        if WIDE == 2u { c22 = coopMultiplyAdd(a2, b2, c22); c23 = coopMultiplyAdd(a2, b3, c23); }
+                        let a3 = coopLoadT<MatA>(&xs[xi + x3 * XP], XP);
+                        c30 = coopMultiplyAdd(a3, b0, c30); c31 = coopMultiplyAdd(a3, b1, c31);
+                        if WIDE == 2u { c32 = coopMultiplyAdd(a3, b2, c32); c33 = coopMultiplyAdd(a3, b3, c33); }
+                    }
                 }
             }
             workgroupBarrier();

@@ -2,13 +2,14 @@
 // Source   torch.nn.Linear, torch.nn.Conv2d with kernel 1
 // Layout   x [rows, k4], y and residual [rows, n4], bias [n4]; weights [n4 / 8][k4][4 k][8]
 // Grid     x: 16 WIDE output quads, y: 128 rows; subgroups of SG invocations, each 4 x 2 WIDE products of SIDE x SIDE: four at a side of 16
-// Memory   128 rows by 8 quads of x, 10 KiB, and their weights, 4.5 KiB (8.5 if wide), in f16, rows 16 B longer than their values so that they
+// Memory   128 rows by 8 quads of x, 10 KiB (20 if split), and their weights, 4.5 KiB (8.5 if wide), in f16, rows 16 B longer than their values so that they
 //          meet other banks; 4 KiB through which sums leave the matrix units
 // Numerics products of f16 are exact in f32; f32 sums in the order that the unit has, the same whatever the grid
 override SIDE: u32 = 16u;
 override SG: u32 = 32u;
 override WG: u32 = 128u;
 override WIDE: u32 = 1u;                                 // 2: a workgroup takes 32 output quads, a subgroup 4 x 4 products
+override SPLIT: u32 = 0u;                                // 1: x is f32 and staged as the two f16 that it is the sum of, to 21 bits
 override RESIDUAL: u32 = 0u;
 struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, rows: u32, k4: u32, n4: u32, act: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
@@ -19,7 +20,8 @@ struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, rows: u32, k4: u32,
 @group(0) @binding(5) var<storage, read_write> y: array<Y4>;
 
 const XP: u32 = 10u;                                     // quads from row to row of xs
-var<workgroup> xs: array<vec4<f16>, 1280>;               // [128 rows][8 quads of k]
+const LOW: u32 = 1280u;                                  // where the second parts are
+var<workgroup> xs: array<vec4<f16>, LOW * (1u + SPLIT)>; // [128 rows][8 quads of k]
 var<workgroup> ws: array<vec4<f16>, 32u * (16u * WIDE + 2u)>; // [32 k][16 WIDE quads of outputs]
 var<workgroup> cs: array<vec4<f32>, 256>;                // [subgroup][SIDE][SIDE / 4]
 
@@ -34,7 +36,7 @@ fn put(c: MatC, sub: u32, lane: u32, row: u32, quad: u32) {
         let o = quad + i % (SIDE / 4u);
         if i < SIDE * SIDE / 4u && r < p.rows && o < p.n4 {
             let at = r * p.n4 + o;
-            var v = cs[region + i] + bias[o - p.b0.z];
+            var v = cs[region + i] * f32(1u + 15u * SPLIT) + bias[o - p.b0.z];
             if RESIDUAL == 1u { v += y_get(residual[at - p.b0.w]); }
             y[at - p.b1.x] = y_put(activate(v, p.act));
         }
@@ -60,9 +62,11 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             let i = n + lane;
             let r = g.y * 128u + i / 8u;
             let q = k + i % 8u;
-            var v = vec4<f16>();
-            if r < p.rows && q < p.k4 { v = vec4<f16>(x_get(x[r * p.k4 + q - p.b0.x])); }
-            xs[i / 8u * XP + i % 8u] = v;
+            var v = vec4<f32>();
+            if r < p.rows && q < p.k4 { v = x_get(x[r * p.k4 + q - p.b0.x]) / f32(1u + 15u * SPLIT); }
+            let high = staged(v);
+            xs[i / 8u * XP + i % 8u] = vec4<f16>(high);
+            if SPLIT == 1u { xs[LOW + i / 8u * XP + i % 8u] = vec4<f16>(v - high); }
         }
         for (var n = 0u; n < 512u * WIDE; n += WG) {
             let i = n + lane;
@@ -77,7 +81,6 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         }
         workgroupBarrier();
         for (var s = 0u; s < 32u / SIDE; s += 1u) {
-            let xi = m0 * XP + s * SIDE / 4u;
             let wi = s * SIDE * pitch + n0 / 4u;
             let b0 = coopLoadT<MatB>(&ws[wi], pitch);
             let b1 = coopLoadT<MatB>(&ws[wi + SIDE / 4u], pitch);
@@ -86,18 +89,21 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
                 b2 = coopLoadT<MatB>(&ws[wi + SIDE / 2u], pitch);
                 b3 = coopLoadT<MatB>(&ws[wi + 3u * SIDE / 4u], pitch);
             }
-            let a0 = coopLoadT<MatA>(&xs[xi], XP);
-            c00 = coopMultiplyAdd(a0, b0, c00); c01 = coopMultiplyAdd(a0, b1, c01);
-            if WIDE == 2u { c02 = coopMultiplyAdd(a0, b2, c02); c03 = coopMultiplyAdd(a0, b3, c03); }
-            let a1 = coopLoadT<MatA>(&xs[xi + SIDE * XP], XP);
-            c10 = coopMultiplyAdd(a1, b0, c10); c11 = coopMultiplyAdd(a1, b1, c11);
-            if WIDE == 2u { c12 = coopMultiplyAdd(a1, b2, c12); c13 = coopMultiplyAdd(a1, b3, c13); }
-            let a2 = coopLoadT<MatA>(&xs[xi + 2u * SIDE * XP], XP);
-            c20 = coopMultiplyAdd(a2, b0, c20); c21 = coopMultiplyAdd(a2, b1, c21);
-            if WIDE == 2u { c22 = coopMultiplyAdd(a2, b2, c22); c23 = coopMultiplyAdd(a2, b3, c23); }
-            let a3 = coopLoadT<MatA>(&xs[xi + 3u * SIDE * XP], XP);
-            c30 = coopMultiplyAdd(a3, b0, c30); c31 = coopMultiplyAdd(a3, b1, c31);
-            if WIDE == 2u { c32 = coopMultiplyAdd(a3, b2, c32); c33 = coopMultiplyAdd(a3, b3, c33); }
+            for (var part = 0u; part < 1u + SPLIT; part += 1u) {
+                let xi = part * LOW + m0 * XP + s * SIDE / 4u;
+                let a0 = coopLoadT<MatA>(&xs[xi], XP);
+                c00 = coopMultiplyAdd(a0, b0, c00); c01 = coopMultiplyAdd(a0, b1, c01);
+                if WIDE == 2u { c02 = coopMultiplyAdd(a0, b2, c02); c03 = coopMultiplyAdd(a0, b3, c03); }
+                let a1 = coopLoadT<MatA>(&xs[xi + SIDE * XP], XP);
+                c10 = coopMultiplyAdd(a1, b0, c10); c11 = coopMultiplyAdd(a1, b1, c11);
+                if WIDE == 2u { c12 = coopMultiplyAdd(a1, b2, c12); c13 = coopMultiplyAdd(a1, b3, c13); }
+                let a2 = coopLoadT<MatA>(&xs[xi + 2u * SIDE * XP], XP);
+                c20 = coopMultiplyAdd(a2, b0, c20); c21 = coopMultiplyAdd(a2, b1, c21);
+                if WIDE == 2u { c22 = coopMultiplyAdd(a2, b2, c22); c23 = coopMultiplyAdd(a2, b3, c23); }
+                let a3 = coopLoadT<MatA>(&xs[xi + 3u * SIDE * XP], XP);
+                c30 = coopMultiplyAdd(a3, b0, c30); c31 = coopMultiplyAdd(a3, b1, c31);
+                if WIDE == 2u { c32 = coopMultiplyAdd(a3, b2, c32); c33 = coopMultiplyAdd(a3, b3, c33); }
+            }
         }
         workgroupBarrier();
     }

@@ -13,7 +13,7 @@ use decoder::{LoadedDecoder, Network};
 use encoder::EncoderNetwork;
 
 use crate::error::{Error, Result};
-use crate::gpu::{AdapterFacts, Gpu, GpuOptions, KernelFamily, MemoryUse, Observer};
+use crate::gpu::{AdapterFacts, Gpu, GpuOptions, KernelFamily, KernelPlan, MemoryUse, Observer};
 use crate::image::Image;
 use crate::latent::Latent;
 use crate::models::autoencoder_kl::{VaeDecoder, VaeEncoder};
@@ -50,7 +50,7 @@ pub enum Tuning {
     /// The fixed choice of the device's class.
     #[default]
     Off,
-    /// Measured at the first use of a GPU, about a second, and remembered in the user's cache folder. Software devices keep the
+    /// Measured at the first use of a GPU, about two seconds, and remembered in the user's cache folder. Software devices keep the
     /// fixed choice, and so does the browser.
     Gpus,
     /// Software devices too.
@@ -237,8 +237,7 @@ impl Engine {
     ) -> Result<Engine> {
         #[cfg(not(target_arch = "wasm32"))]
         if options.kernels.is_none() {
-            let elem = if options.dtype == Dtype::F32 { crate::gpu::Elem::F32 } else { crate::gpu::Elem::Half };
-            let plan = tune::plan(&gpu, elem, options.tuning).await?;
+            let plan = tune::plan(&gpu, options.dtype, options.tuning).await?;
             gpu.set_kernels(plan);
         }
         let host_memory = options.host_memory.unwrap_or_else(host_memory);
@@ -255,9 +254,15 @@ impl Engine {
         &self.gpu
     }
 
-    /// Which kernels it computes with, as words.
+    /// Which kernels it computes with, as words: for activations of its storage type and, where those of some networks (text to image, SDXL's
+    /// VAE) stay f32, for these too.
     pub fn kernels(&self) -> String {
-        self.gpu.profile().kernels.to_string()
+        let KernelPlan { f16, f32 } = self.gpu.profile().kernels;
+        match self.dtype {
+            Dtype::F32 => f32.to_string(),
+            Dtype::F16 if f16 == f32 => f16.to_string(),
+            Dtype::F16 => format!("{f16}; for f32 activations: {f32}"),
+        }
     }
 
     /// Storage type of what it loads.

@@ -5,7 +5,7 @@
 mod common;
 
 use common::devices::Config;
-use common::operands::{MATRIX, start, start_gpu, values};
+use common::operands::{MATRIX, MIXED, start, start_gpu, values};
 use common::suite::Suite;
 use common::wide;
 use infgen::gpu::{DeviceProfile, KernelFamily, Recorder};
@@ -144,9 +144,9 @@ fn attention_for_gpus_agrees_with_its_definition() {
         (40, 300, 1, 160, false, 40.0),
         (40, 300, 1, 512, false, 40.0),
     ];
-    let narrow = configs.iter().find(|c| c.name == MATRIX).map(|c| c.with_kernels(KernelFamily::NarrowMatrix));
+    let narrow: Vec<Config> = configs.iter().filter(|c| c.name == MATRIX).map(|c| c.with_kernels(KernelFamily::NarrowMatrix)).collect();
     for config in configs.iter().chain(&narrow) {
-        let other = if matches!(config.name, "f32" | MATRIX) { &OTHER[..] } else { &[] };
+        let other = if matches!(config.name, "f32" | MATRIX | MIXED) { &OTHER[..] } else { &[] };
         for case in CASES.iter().chain(other) {
             attention_case(&mut suite, config, *case);
         }
@@ -187,7 +187,7 @@ fn attention_over_ranges_of_keys_agrees_with_its_definition() {
         ((9, 70, 1, 64, false, 2.0), 24),
     ];
     let (_, gpu) = start_gpu("attention_over_ranges_of_keys_agrees_with_its_definition").expect("as above");
-    for config in gpu.iter().filter(|c| matches!(c.name, "f32" | "packed" | MATRIX)) {
+    for config in gpu.iter().filter(|c| matches!(c.name, "f32" | "packed" | MATRIX | MIXED)) {
         ranges(config, &BLOCKS);
     }
     suite.finish(28);

@@ -6,7 +6,7 @@
 mod common;
 
 use common::devices::{self, Config};
-use common::operands::{MATRIX, packed, start_gpu, values, vector};
+use common::operands::{MATRIX, MIXED, packed, staged, start_gpu, values, vector};
 use common::synthetic::fill;
 use common::wide;
 use infgen::gpu::{DeviceProfile, Elem, GpuOptions, KernelFamily, KernelPlan, Recorder, Tensor};
@@ -14,6 +14,7 @@ use infgen::kernels::conv2d::{self, ConvWeights};
 use infgen::kernels::group_norm::{self, Norm};
 use infgen::kernels::linear::{self, LinearWeights};
 use infgen::kernels::{Act, Packed};
+use infgen::nn::Precision;
 use infgen::reference::{self, Activation, Bounded};
 
 const ACTS: [(Act, Activation); 6] = [
@@ -36,13 +37,13 @@ struct Conv {
 }
 
 impl Conv {
-    fn new(label: &str, (h, w, cin): (usize, usize, usize), cout: usize, elem: Elem) -> Conv {
+    fn new(label: &str, (h, w, cin): (usize, usize, usize), cout: usize, stored: Precision) -> Conv {
         let amp = (3.0 / (cin * 9) as f32).sqrt();
         Conv {
             shape: (h, w, cin),
             cout,
-            x: values(label, "x", h * w * cin, 1.7, elem),
-            weight: values(label, "weight", cout * cin * 9, amp, elem),
+            x: values(label, "x", h * w * cin, 1.7, stored.activations),
+            weight: values(label, "weight", cout * cin * 9, amp, stored.weights),
             bias: values(label, "bias", cout, 0.5, Elem::F32),
             scale: fill(&format!("{label}.scale"), cin, 0.7, 0.9, 0),
             // Far from 0: padding before the activation instead of after it is seen at the border.
@@ -50,10 +51,10 @@ impl Conv {
         }
     }
 
-    fn upload(&self, rec: &mut Recorder, elem: Elem, pack: &Packed) -> (Tensor, ConvWeights) {
+    fn upload(&self, rec: &mut Recorder, stored: Precision, pack: &Packed) -> (Tensor, ConvWeights) {
         let (h, w, cin) = self.shape;
-        let x = rec.upload(&self.x, h, w, cin, elem);
-        let (weight, bias) = (packed(rec, pack, elem), vector(rec, &self.bias));
+        let x = rec.upload(&self.x, h, w, cin, stored.activations);
+        let (weight, bias) = (packed(rec, pack, stored.weights), vector(rec, &self.bias));
         (x, ConvWeights { weight, bias, cin, cout: self.cout })
     }
 
@@ -64,17 +65,18 @@ impl Conv {
     }
 
     /// `kind`: no norm, norm, norm and SiLU.
-    fn record(&self, rec: &mut Recorder, elem: Elem, kind: usize, residual: Option<&[f32]>, act: Act) -> Tensor {
+    fn record(&self, rec: &mut Recorder, stored: Precision, kind: usize, residual: Option<&[f32]>, act: Act) -> Tensor {
         let (h, w, cin) = self.shape;
-        let (x, weights) = self.upload(rec, elem, &conv2d::pack_square(&self.weight, self.cout, cin, 3));
+        let elem = stored.activations;
+        let (x, weights) = self.upload(rec, stored, &conv2d::pack_square(&self.weight, self.cout, cin, 3));
         let residual = residual.map(|r| rec.upload(r, h, w, self.cout, elem));
         let affine = (kind > 0).then(|| self.affine(rec));
         let norm = affine.as_ref().map(|affine| Norm { affine, silu: kind == 2 });
         conv2d::conv2d_3x3(rec, &x, norm, &weights, residual.as_ref(), act, elem)
     }
 
-    /// `rounded`: the normalised input is rounded to f16 before it is multiplied.
-    fn reference(&self, kind: usize, rounded: bool) -> Vec<Bounded> {
+    /// `staged`: how far from a normalised input what is multiplied may be.
+    fn reference(&self, kind: usize, staged: impl Fn(f64) -> f64) -> Vec<Bounded> {
         let (_, _, cin) = self.shape;
         let mut x = wide(&self.x);
         // What the normalised input may be off by, as a share of its size.
@@ -89,11 +91,11 @@ impl Conv {
         let same = reference::Geometry::same(3);
         let conv = |x: &[f64], w: &[f64], b: &[f64]| reference::conv2d(x, self.shape, w, b, self.cout, same);
         let mut y = conv(&x, &wide(&self.weight), &wide(&self.bias));
-        if kind > 0 {
-            // Values reach about 4, so `slack` bounds the absolute error of each; it passes through the weights' sizes.
-            let size = |v: &[f32]| v.iter().map(|v| v.abs() as f64).collect::<Vec<_>>();
-            let off = |v: &f64| slack + if rounded { v.abs() * f64::powi(2.0, -11) } else { 0.0 };
-            let spread = conv(&x.iter().map(off).collect::<Vec<_>>(), &size(&self.weight), &vec![0.0; self.cout]);
+        // Values reach about 4, so `slack` bounds the absolute error of each; it passes through the weights' sizes.
+        let off: Vec<f64> = x.iter().map(|&v| slack + staged(v)).collect();
+        if off.iter().any(|&off| off > 0.0) {
+            let size: Vec<f64> = self.weight.iter().map(|v| v.abs() as f64).collect();
+            let spread = conv(&off, &size, &vec![0.0; self.cout]);
             y.iter_mut().zip(spread).for_each(|(y, s)| y.bound += s.value);
         }
         y
@@ -128,7 +130,7 @@ fn narrow(cout: usize) -> bool {
 fn conv2d_3x3_tile_agrees_with_its_definition() {
     let Some((mut suite, configs)) = start_gpu("conv2d_3x3_tile_agrees_with_its_definition") else { return };
     for config in &configs {
-        let elem = config.elem;
+        let (elem, stored) = (config.elem, config.precision());
         for (n, (h, w, cin, cout)) in PLANES.into_iter().enumerate() {
             if narrow(cout) && config.name != "f32" {
                 continue;
@@ -140,11 +142,13 @@ fn conv2d_3x3_tile_agrees_with_its_definition() {
                 }
                 let (act, activation) = ACTS[(n + kind) % ACTS.len()];
                 let label = format!("{h}x{w} {cin}->{cout} norm={kind} {act:?} residual={residual}");
-                let conv = Conv::new(&label, (h, w, cin), cout, elem);
+                let conv = Conv::new(&label, (h, w, cin), cout, stored);
                 let added = values(&label, "residual", h * w * cout, 1.0, elem);
-                let record = |rec: &mut Recorder| conv.record(rec, elem, kind, residual.then_some(&added), act);
+                let record = |rec: &mut Recorder| conv.record(rec, stored, kind, residual.then_some(&added), act);
                 suite.case(config, &label, record, || {
-                    let sums = conv.reference(kind, config.name == MATRIX).into_iter();
+                    // A normalised input is rounded to f16 before it is multiplied.
+                    let rounded = |v: f64| if config.name == MATRIX && kind > 0 { v.abs() * f64::powi(2.0, -11) } else { 0.0 };
+                    let sums = conv.reference(kind, |v| rounded(v) + staged(config, v)).into_iter();
                     sums.zip(&added).map(|(v, &r)| activation.apply(if residual { v.plus(r as f64) } else { v })).collect()
                 });
             }
@@ -156,13 +160,13 @@ fn conv2d_3x3_tile_agrees_with_its_definition() {
 #[test]
 fn narrow_tiles_change_no_bit() {
     let Some((mut suite, configs)) = start_gpu("narrow_tiles_change_no_bit") else { return };
-    for config in configs.iter().filter(|c| matches!(c.name, "f32" | "packed" | MATRIX)) {
+    for config in configs.iter().filter(|c| matches!(c.name, "f32" | "packed" | MATRIX | MIXED)) {
         let run = |family: KernelFamily, record: Record| {
             let profile = DeviceProfile { kernels: KernelPlan::uniform(family), ..config.profile };
-            common::suite::evaluate(&Config { profile, ..*config }, |rec| record(rec, config.elem)).unwrap().0
+            common::suite::evaluate(&Config { profile, ..*config }, |rec| record(rec, config.precision())).unwrap().0
         };
         let (wide, narrow, recordings) = match config.name {
-            MATRIX => (KernelFamily::Matrix, KernelFamily::NarrowMatrix, WIDE_RECORDINGS),
+            MATRIX | MIXED => (KernelFamily::Matrix, KernelFamily::NarrowMatrix, WIDE_RECORDINGS),
             _ => (KernelFamily::Tile, KernelFamily::NarrowTile, RECORDINGS),
         };
         for (name, record) in recordings {
@@ -177,18 +181,21 @@ fn narrow_tiles_change_no_bit() {
 
 /// 256 output channels, two workgroups of 128 or four of 64.
 const WIDE_RECORDINGS: [(&str, Record); 3] = [
-    ("conv2d_3x3", |rec, elem| {
-        let conv = Conv::new("wide", (19, 37, 21), 256, elem);
-        conv.record(rec, elem, 2, Some(&values("wide", "residual", 19 * 37 * 256, 1.0, elem)), Act::None)
+    ("conv2d_3x3", |rec, stored| {
+        let elem = stored.activations;
+        let conv = Conv::new("wide", (19, 37, 21), 256, stored);
+        conv.record(rec, stored, 2, Some(&values("wide", "residual", 19 * 37 * 256, 1.0, elem)), Act::None)
     }),
-    ("upsample2x_conv2d_3x3", |rec, elem| {
-        let conv = Conv::new("wide", (11, 19, 23), 256, elem);
-        let (x, weights) = conv.upload(rec, elem, &conv2d::pack_phases(&conv.weight, 256, 23));
+    ("upsample2x_conv2d_3x3", |rec, stored| {
+        let elem = stored.activations;
+        let conv = Conv::new("wide", (11, 19, 23), 256, stored);
+        let (x, weights) = conv.upload(rec, stored, &conv2d::pack_phases(&conv.weight, 256, 23));
         conv2d::upsample2x_conv2d_3x3(rec, &x, &weights, Act::None, elem)
     }),
-    ("linear", |rec, elem| {
+    ("linear", |rec, stored| {
+        let elem = stored.activations;
         let x = rec.upload(&values("wide", "x", 301 * 43, 1.7, elem), 301, 1, 43, elem);
-        let weight = packed(rec, &linear::pack_linear(&values("wide", "weight", 256 * 43, 0.5, elem), 256, 43), elem);
+        let weight = packed(rec, &linear::pack_linear(&values("wide", "weight", 256 * 43, 0.5, stored.weights), 256, 43), stored.weights);
         let bias = vector(rec, &values("wide", "bias", 256, 0.5, Elem::F32));
         linear::linear(rec, &x, &LinearWeights { weight, bias, inputs: 43, outputs: 256 }, None, Act::Silu, elem)
     }),
@@ -201,15 +208,15 @@ fn statistics_in_the_store_are_those_of_the_stored_plane() {
     const PLANES: [(usize, usize, usize, usize); 6] =
         [(1, 1, 5, 33), (8, 16, 8, 32), (9, 33, 5, 64), (17, 15, 13, 128), (23, 41, 4, 100), (16, 25, 3, 8)];
     for config in &configs {
-        let elem = config.elem;
+        let (elem, stored) = (config.elem, config.precision());
         for (n, (h, w, cin, cout)) in PLANES.into_iter().enumerate() {
             let label = format!("{h}x{w} {cin}->{cout} [{}]", config.name);
             if !suite.wants(&label) || (narrow(cout) && config.name != "f32") {
                 continue;
             }
-            let conv = Conv::new(&label, (h, w, cin), cout, elem);
+            let conv = Conv::new(&label, (h, w, cin), cout, stored);
             let mut rec = config.recorder();
-            let y = conv.record(&mut rec, elem, n % 3, None, Act::None);
+            let y = conv.record(&mut rec, stored, n % 3, None, Act::None);
             let rows = group_norm::statistics(&mut rec, &y);
             rec.output("y", &y);
             rec.output("rows", &rows);
@@ -219,11 +226,11 @@ fn statistics_in_the_store_are_those_of_the_stored_plane() {
             let mut outputs = devices::run(&config.device.lock(), recording).unwrap();
             let (y, got) = (outputs.numbers("y"), outputs.numbers("rows"));
             let mut rec = config.recorder();
-            let stored = rec.upload(&y, h, w, cout, elem);
-            let rows = group_norm::statistics(&mut rec, &stored);
+            let plane = rec.upload(&y, h, w, cout, elem);
+            let rows = group_norm::statistics(&mut rec, &plane);
             rec.output("rows", &rows);
             let want = devices::run(&config.device.lock(), rec.finish()).unwrap().numbers("rows");
-            let plain = common::suite::evaluate(config, |rec| conv.record(rec, elem, n % 3, None, Act::None)).unwrap().0;
+            let plain = common::suite::evaluate(config, |rec| conv.record(rec, stored, n % 3, None, Act::None)).unwrap().0;
             let differ = |a: &[f32], b: &[f32]| a.iter().zip(b).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
             suite.outcome(
                 &label,
@@ -249,10 +256,10 @@ fn statistics_in_the_store_see_what_is_not_finite() {
                 continue;
             }
             let (h, w, cin, cout) = (19, 21, 6, 64);
-            let mut conv = Conv::new("finite", (h, w, cin), cout, config.elem);
+            let mut conv = Conv::new("finite", (h, w, cin), cout, config.precision());
             conv.bias[37] = value;
             let mut rec = config.recorder();
-            let y = conv.record(&mut rec, config.elem, 0, None, Act::None);
+            let y = conv.record(&mut rec, config.precision(), 0, None, Act::None);
             let rows = group_norm::statistics(&mut rec, &y);
             rec.output("rows", &rows);
             let rows = devices::run(&config.device.lock(), rec.finish()).unwrap().numbers("rows");
@@ -269,24 +276,31 @@ fn statistics_in_the_store_see_what_is_not_finite() {
 fn upsampling_tile_agrees_with_upsampling_then_convolving() {
     let Some((mut suite, configs)) = start_gpu("upsampling_tile_agrees_with_upsampling_then_convolving") else { return };
     for config in &configs {
-        let elem = config.elem;
+        let (elem, stored) = (config.elem, config.precision());
         for (n, (h, w, cin, cout)) in PLANES.into_iter().enumerate() {
             if narrow(cout) && config.name != "f32" {
                 continue;
             }
             let (act, activation) = ACTS[(n + 1) % ACTS.len()];
             let label = format!("{h}x{w} {cin}->{cout} {act:?}");
-            let mut conv = Conv::new(&label, (h, w, cin), cout, elem);
+            let mut conv = Conv::new(&label, (h, w, cin), cout, stored);
             // Multiples of 1/64 below 1: sums of four are exact in f16, so packing rounds nothing.
             conv.weight.iter_mut().for_each(|v| *v = (*v * 64.0).round().clamp(-63.0, 63.0) / 64.0);
             let record = |rec: &mut Recorder| {
-                let (x, weights) = conv.upload(rec, elem, &conv2d::pack_phases(&conv.weight, cout, cin));
+                let (x, weights) = conv.upload(rec, stored, &conv2d::pack_phases(&conv.weight, cout, cin));
                 conv2d::upsample2x_conv2d_3x3(rec, &x, &weights, act, elem)
             };
             suite.case(config, &label, record, || {
                 let large = reference::upsample_nearest_2x(&wide(&conv.x), conv.shape);
                 let same = reference::Geometry::same(3);
-                let sums = reference::conv2d(&large, (2 * h, 2 * w, cin), &wide(&conv.weight), &wide(&conv.bias), cout, same);
+                let plane = (2 * h, 2 * w, cin);
+                let mut sums = reference::conv2d(&large, plane, &wide(&conv.weight), &wide(&conv.bias), cout, same);
+                if config.name == MIXED {
+                    let off: Vec<f64> = large.iter().map(|&v| staged(config, v)).collect();
+                    let size: Vec<f64> = conv.weight.iter().map(|v| v.abs() as f64).collect();
+                    let spread = reference::conv2d(&off, plane, &size, &vec![0.0; cout], cout, same);
+                    sums.iter_mut().zip(spread).for_each(|(y, s)| y.bound += s.value);
+                }
                 sums.into_iter().map(|v| activation.apply(v)).collect()
             });
         }
@@ -323,19 +337,25 @@ fn linear_tile_agrees_with_its_definition() {
                 let (act, activation) = ACTS[(n + 3) % ACTS.len()];
                 let label = format!("{tokens} x {inputs}->{outputs} {act:?} residual={residual}");
                 let x = values(&label, "x", tokens * inputs, 1.7, elem);
-                let weight = values(&label, "weight", outputs * inputs, (3.0 / inputs as f32).sqrt(), elem);
+                let weight = values(&label, "weight", outputs * inputs, (3.0 / inputs as f32).sqrt(), config.weights);
                 let bias = values(&label, "bias", outputs, 0.5, Elem::F32);
                 let added = values(&label, "residual", tokens * outputs, 1.0, elem);
                 let record = |rec: &mut Recorder| {
                     let x = rec.upload(&x, tokens, 1, inputs, elem);
-                    let weight = packed(rec, &linear::pack_linear(&weight, outputs, inputs), elem);
+                    let weight = packed(rec, &linear::pack_linear(&weight, outputs, inputs), config.weights);
                     let weights = LinearWeights { weight, bias: vector(rec, &bias), inputs, outputs };
                     let added = residual.then(|| rec.upload(&added, tokens, 1, outputs, elem));
                     linear::linear(rec, &x, &weights, added.as_ref(), act, elem)
                 };
                 suite.case(config, &label, record, || {
-                    let sums = reference::linear(&wide(&x), inputs, &wide(&weight), &wide(&bias), outputs).into_iter();
-                    sums.zip(&added).map(|(v, &r)| activation.apply(if residual { v.plus(r as f64) } else { v })).collect()
+                    let mut sums = reference::linear(&wide(&x), inputs, &wide(&weight), &wide(&bias), outputs);
+                    if config.name == MIXED {
+                        let off: Vec<f64> = x.iter().map(|&v| staged(config, v as f64)).collect();
+                        let size: Vec<f64> = weight.iter().map(|v| v.abs() as f64).collect();
+                        let spread = reference::linear(&off, inputs, &size, &vec![0.0; outputs], outputs);
+                        sums.iter_mut().zip(spread).for_each(|(y, s)| y.bound += s.value);
+                    }
+                    sums.into_iter().zip(&added).map(|(v, &r)| activation.apply(if residual { v.plus(r as f64) } else { v })).collect()
                 });
             }
         }
@@ -348,9 +368,13 @@ fn linear_tile_agrees_with_its_definition() {
 fn one_hot_kernels_shift_the_image_exactly() {
     let Some((mut suite, configs)) = start_gpu("one_hot_kernels_shift_the_image_exactly") else { return };
     let (h, w, cin, cout) = (9, 19, 10, 64);
-    for config in configs.iter().filter(|c| matches!(c.name, "f32" | "packed" | MATRIX)) {
-        let elem = config.elem;
-        let mut conv = Conv::new("one hot", (h, w, cin), cout, elem);
+    for config in configs.iter().filter(|c| matches!(c.name, "f32" | "packed" | MATRIX | MIXED)) {
+        let (elem, stored) = (config.elem, config.precision());
+        let mut conv = Conv::new("one hot", (h, w, cin), cout, stored);
+        // Of which two f16 are the sum.
+        if config.name == MIXED {
+            conv.x.iter_mut().for_each(|v| *v = (*v * 1048576.0).round() / 1048576.0);
+        }
         conv.bias.fill(0.0);
         for tap in 0..9 {
             let (from, to) = (7 * tap % cin, (29 * tap + 3) % cout);
@@ -366,9 +390,9 @@ fn one_hot_kernels_shift_the_image_exactly() {
                 }
                 y
             };
-            suite.exact(config, &format!("conv2d_3x3 tap {tap}"), |rec| conv.record(rec, elem, 0, None, Act::None), || plane(h, w, 1));
+            suite.exact(config, &format!("conv2d_3x3 tap {tap}"), |rec| conv.record(rec, stored, 0, None, Act::None), || plane(h, w, 1));
             let record = |rec: &mut Recorder| {
-                let (x, weights) = conv.upload(rec, elem, &conv2d::pack_phases(&conv.weight, cout, cin));
+                let (x, weights) = conv.upload(rec, stored, &conv2d::pack_phases(&conv.weight, cout, cin));
                 conv2d::upsample2x_conv2d_3x3(rec, &x, &weights, Act::None, elem)
             };
             suite.exact(config, &format!("upsample tap {tap}"), record, || plane(2 * h, 2 * w, 2));
@@ -377,22 +401,25 @@ fn one_hot_kernels_shift_the_image_exactly() {
     suite.finish(36);
 }
 
-type Record = fn(&mut Recorder, Elem) -> Tensor;
+type Record = fn(&mut Recorder, Precision) -> Tensor;
 
 /// Planes of more than 16 KiB a workgroup's rows or so, and weights of less than 24 KiB.
 const RECORDINGS: [(&str, Record); 3] = [
-    ("conv2d_3x3", |rec, elem| {
-        let conv = Conv::new("cut", (71, 37, 5), 64, elem);
-        conv.record(rec, elem, 2, Some(&values("cut", "residual", 71 * 37 * 64, 1.0, elem)), Act::None)
+    ("conv2d_3x3", |rec, stored| {
+        let elem = stored.activations;
+        let conv = Conv::new("cut", (71, 37, 5), 64, stored);
+        conv.record(rec, stored, 2, Some(&values("cut", "residual", 71 * 37 * 64, 1.0, elem)), Act::None)
     }),
-    ("upsample2x_conv2d_3x3", |rec, elem| {
-        let conv = Conv::new("cut", (53, 19, 3), 29, elem);
-        let (x, weights) = conv.upload(rec, elem, &conv2d::pack_phases(&conv.weight, 29, 3));
+    ("upsample2x_conv2d_3x3", |rec, stored| {
+        let elem = stored.activations;
+        let conv = Conv::new("cut", (53, 19, 3), 29, stored);
+        let (x, weights) = conv.upload(rec, stored, &conv2d::pack_phases(&conv.weight, 29, 3));
         conv2d::upsample2x_conv2d_3x3(rec, &x, &weights, Act::None, elem)
     }),
-    ("linear", |rec, elem| {
+    ("linear", |rec, stored| {
+        let elem = stored.activations;
         let x = rec.upload(&values("cut", "x", 1501 * 13, 1.7, elem), 1501, 1, 13, elem);
-        let weight = packed(rec, &linear::pack_linear(&values("cut", "weight", 64 * 13, 0.5, elem), 64, 13), elem);
+        let weight = packed(rec, &linear::pack_linear(&values("cut", "weight", 64 * 13, 0.5, stored.weights), 64, 13), stored.weights);
         let bias = vector(rec, &values("cut", "bias", 64, 0.5, Elem::F32));
         let residual = rec.upload(&values("cut", "residual", 1501 * 64, 1.0, elem), 1501, 1, 64, elem);
         linear::linear(rec, &x, &LinearWeights { weight, bias, inputs: 13, outputs: 64 }, Some(&residual), Act::GeluErf, elem)
@@ -404,7 +431,9 @@ const RECORDINGS: [(&str, Record); 3] = [
 fn cutting_dispatches_changes_no_bit() {
     let Some((mut suite, _)) = start_gpu("cutting_dispatches_changes_no_bit") else { return };
     let (tile, matrix) = (KernelFamily::Tile, KernelFamily::Matrix);
-    for (guard_memory, elem, family) in [(false, Elem::F32, tile), (true, Elem::Half, tile), (true, Elem::Half, matrix)] {
+    let (f16, mixed) = (Precision::F16, Precision::F16_WEIGHTS);
+    for (guard_memory, stored, family) in [(false, Precision::F32, tile), (true, f16, tile), (true, f16, matrix), (true, mixed, matrix)] {
+        let elem = stored.activations;
         let packed_f16 = elem == Elem::Half && family == tile;
         let options = GpuOptions { guard_memory, packed_f16, native_f16: !packed_f16, kernels: Some(family), ..devices::options() };
         let Some(gpu) = devices::open(&options) else { return };
@@ -414,7 +443,7 @@ fn cutting_dispatches_changes_no_bit() {
         for (name, record) in RECORDINGS {
             let bits = |max_binding: u64, max_groups: u32| {
                 let mut rec = gpu.recorder();
-                let mut y = record(&mut rec, elem);
+                let mut y = record(&mut rec, stored);
                 y.channels = 4 * y.quads();
                 rec.output("y", &y);
                 gpu.force_cuts(max_binding, max_groups);
@@ -425,7 +454,7 @@ fn cutting_dispatches_changes_no_bit() {
             // 8 rows of the largest plane, and more than the largest weights.
             let small = if elem == Elem::Half { 64 << 10 } else { 128 << 10 };
             for (max_binding, max_groups) in [(u64::MAX, u32::MAX), (u64::MAX, 1), (u64::MAX, 3), (small, u32::MAX), (2 * small, 5)] {
-                let label = format!("{name} {family} {elem:?} bindings of {max_binding}, {max_groups} groups");
+                let label = format!("{name} {family} {stored:?} bindings of {max_binding}, {max_groups} groups");
                 if !suite.wants(&label) {
                     continue;
                 }

@@ -1,6 +1,6 @@
 //! Choosing kernels by measuring: what is chosen is remembered, what is remembered is used, and every form of a decode uses it.
 
-use infgen::gpu::{KernelFamily, KernelPlan};
+use infgen::gpu::{Families, KernelFamily, KernelPlan};
 use infgen::{Engine, EngineOptions, Error, Latent, Rect, Tuning, Weights};
 use sha2::{Digest, Sha256};
 
@@ -36,23 +36,29 @@ fn a_choice_is_measured_once_remembered_and_used_by_every_form_of_a_decode() {
         assert_eq!((engine.gpu().profile().kernels, files().len()), (KernelPlan::fixed(true), 0));
     }
 
-    // Measured: one file, which says what is used.
+    // Measured: a file for each storage type of activations, which says what is used.
     let engine = open(options(folder.path(), Tuning::Always)).unwrap();
-    let [file] = &files()[..] else { panic!("{:?}", files()) };
-    let bytes = std::fs::read(file).unwrap();
-    assert_eq!(&bytes[32..], engine.kernels().as_bytes());
+    let mut kept: Vec<_> = files().iter().map(|file| String::from_utf8(std::fs::read(file).unwrap()[32..].to_vec()).unwrap()).collect();
+    let KernelPlan { f16, f32 } = engine.gpu().profile().kernels;
+    let mut used = vec![f16.to_string(), f32.to_string()];
+    kept.sort();
+    used.sort();
+    assert_eq!(kept, used);
     assert!(engine.gpu().compiled().0 > 3, "kernels were tried");
 
     // Remembered: another choice in the file is the one that counts, without trying anything.
-    let plan = KernelPlan {
+    let families = Families {
         conv: KernelFamily::Tile,
         upsample: KernelFamily::Lanes,
         linear: KernelFamily::NarrowTile,
         attention: KernelFamily::Tile,
     };
-    assert_ne!(engine.gpu().profile().kernels, plan, "a software device was measured to like this: choose another plan for this test");
-    let text = plan.to_string();
-    std::fs::write(file, [&Sha256::digest(&text)[..], text.as_bytes()].concat()).unwrap();
+    let plan = KernelPlan { f16: families, f32: families };
+    assert!(![f16, f32].contains(&families), "this device was measured to like this: choose others for this test");
+    let text = families.to_string();
+    for file in files() {
+        std::fs::write(file, [&Sha256::digest(&text)[..], text.as_bytes()].concat()).unwrap();
+    }
     let engine = open(options(folder.path(), Tuning::Always)).unwrap();
     assert_eq!((engine.gpu().profile().kernels, engine.gpu().compiled().0), (plan, 0));
 

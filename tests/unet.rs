@@ -155,6 +155,35 @@ fn f16_keeps_45_db_against_f32_native_and_packed() {
     }
 }
 
+/// As text to image runs it, with f32 between layers: products of matrix units are those of f32, to 21 bits.
+#[test]
+fn matrix_units_round_f32_activations_no_more_than_other_kernels() {
+    let [tile, matrix] = [KernelFamily::Tile, KernelFamily::Matrix]
+        .map(|family| open(&GpuOptions { kernels: Some(family), native_f16: true, ..devices::options() }));
+    let (Some(tile), Some(matrix)) = (tile, matrix) else {
+        return skipped("matrix_units_round_f32_activations_no_more_than_other_kernels");
+    };
+    if matrix.profile().matrix.is_none() {
+        assert!(std::env::var_os("REQUIRE_MATRIX").is_none_or(|v| v != "1"), "REQUIRE_MATRIX=1, but the device has no matrix units");
+        return println!("SKIPPED: this device has no matrix units (REQUIRE_MATRIX=1 makes this a failure)");
+    }
+    for (name, n) in [("unet-sd1", 2), ("unet-sd2", 0)] {
+        let case = Case::open(name);
+        let folder = case.write_weights();
+        let (run, weights) = (&case.runs[n], Weights::open(folder.path()).unwrap());
+        let [tile, matrix] = [&tile, &matrix].map(|gpu| {
+            let unet = load(gpu, &weights, Precision::F16_WEIGHTS, true);
+            forward(gpu, &unet, &case, run).numbers("sample")
+        });
+        let square = |values: &mut dyn Iterator<Item = f32>| values.map(|v| (v as f64).powi(2)).sum::<f64>();
+        let off = (square(&mut tile.iter().zip(&matrix).map(|(a, b)| a - b)) / square(&mut tile.iter().copied())).sqrt();
+        println!("{name}: {off:.1e}");
+        assert!(off > 0.0, "{name}: nothing ran on matrix units");
+        // The lanes family differs from the tile one by 1.9e-5 and 3.8e-6.
+        assert!(off < 5e-5, "{name}: {off:.1e}");
+    }
+}
+
 /// As a pipeline runs it: the prompts once, then steps with and without the prompt in one recording.
 #[test]
 fn prompts_kept_between_recordings_change_no_bit() {

@@ -42,9 +42,13 @@ fn everywhere(test: &str, check: impl Fn(&Config, KernelFamily)) {
     if configs.is_empty() {
         skipped(test);
     }
-    for config in configs.iter().filter(|config| ["f32", "f16", "packed"].contains(&config.name)) {
+    // Activations in f32, weights in f16.
+    let mixed = configs.iter().find(|config| config.name == "f16").map(|config| Config { name: "mixed", elem: Elem::F32, ..*config });
+    for config in configs.iter().filter(|config| ["f32", "f16", "packed"].contains(&config.name)).chain(&mixed) {
         for &family in KernelFamily::ALL {
-            if family.is_own(&config.profile, config.elem) {
+            // What is not for matrix units reads each type by the same accessors whatever the others are.
+            let seen = config.name == "mixed" && !matches!(family, KernelFamily::Matrix | KernelFamily::NarrowMatrix);
+            if family.is_own(&config.profile, config.weights) && !seen {
                 check(config, family);
             }
         }
@@ -62,7 +66,7 @@ fn windows_of_a_3x3_convolution_are_crops_of_the_whole() {
         let ((h, w), (cin, cout), elem) = (PLANE, CHANNELS, config.elem);
         let x = stored(fill("windows.x", h * w * cin, 1.7, 0.0, 0), elem);
         let added = stored(fill("windows.added", h * w * cout, 1.0, 0.0, 0), elem);
-        let weight = conv2d::pack_square(&stored(fill("windows.w", cout * cin * 9, 0.2, 0.0, 0), elem), cout, cin, 3);
+        let weight = conv2d::pack_square(&stored(fill("windows.w", cout * cin * 9, 0.2, 0.0, 0), config.weights), cout, cin, 3);
         let bias = fill("windows.b", cout, 0.5, 0.0, 0);
         let affine = fill("windows.affine", 2 * cin, 0.7, 0.1, 0);
         for norm in [false, true] {
@@ -75,7 +79,7 @@ fn windows_of_a_3x3_convolution_are_crops_of_the_whole() {
                 let (rleft, rwidth) = grown(x0, ow, 3, 0, w);
                 let residual = cut(&added, w, cout, (rtop, rleft, rheight, rwidth));
                 run(config, family, |rec| {
-                    let weights = upload(rec, &weight, &bias, CHANNELS, elem);
+                    let weights = upload(rec, &weight, &bias, CHANNELS, config.weights);
                     let affine = norm.then(|| rec.upload(&affine, 2, 1, cin, Elem::F32));
                     let x = rec.upload(&input, height, width, cin, elem);
                     let tensor = &rec.upload(&residual, rheight, rwidth, cout, elem);
@@ -105,14 +109,14 @@ fn windows_of_an_upsampling_convolution_are_crops_of_the_whole() {
     everywhere("windows_of_an_upsampling_convolution_are_crops_of_the_whole", |config, family| {
         let ((h, w), (cin, cout), elem) = (PLANE, CHANNELS, config.elem);
         let x = stored(fill("windows.x", h * w * cin, 1.7, 0.0, 0), elem);
-        let weight = conv2d::pack_phases(&stored(fill("windows.w", cout * cin * 9, 0.2, 0.0, 0), elem), cout, cin);
+        let weight = conv2d::pack_phases(&stored(fill("windows.w", cout * cin * 9, 0.2, 0.0, 0), config.weights), cout, cin);
         let bias = fill("windows.b", cout, 0.5, 0.0, 0);
         let part = |(y0, x0, height, width): Rectangle| {
             let (top, rows) = grown(y0, height, 1, 1, h);
             let (left, columns) = grown(x0, width, 1, 1, w);
             let input = cut(&x, w, cin, (top, left, rows, columns));
             run(config, family, |rec| {
-                let weights = upload(rec, &weight, &bias, CHANNELS, elem);
+                let weights = upload(rec, &weight, &bias, CHANNELS, config.weights);
                 let x = rec.upload(&input, rows, columns, cin, elem);
                 let window = Window { height, width, top: (y0 - top) as i64, left: (x0 - left) as i64 };
                 conv2d::upsample2x_conv2d_3x3_window(rec, &x, &weights, Act::None, elem, window)
@@ -134,7 +138,7 @@ fn windows_of_a_strided_convolution_are_crops_of_the_whole() {
     everywhere("windows_of_a_strided_convolution_are_crops_of_the_whole", |config, family| {
         let ((h, w), (cin, cout), elem) = (PLANE, CHANNELS, config.elem);
         let x = stored(fill("windows.x", h * w * cin, 1.7, 0.0, 0), elem);
-        let weight = conv2d::pack_square(&stored(fill("windows.w", cout * cin * 9, 0.2, 0.0, 0), elem), cout, cin, 3);
+        let weight = conv2d::pack_square(&stored(fill("windows.w", cout * cin * 9, 0.2, 0.0, 0), config.weights), cout, cin, 3);
         let bias = fill("windows.b", cout, 0.5, 0.0, 0);
         for geometry in [after, both] {
             let (gh, gw) = (geometry.output(h), geometry.output(w));
@@ -144,7 +148,7 @@ fn windows_of_a_strided_convolution_are_crops_of_the_whole() {
                 let (left, columns) = grown(2 * x0, 2 * width - 1, geometry.pad_before, 2 - geometry.pad_before, w);
                 let input = cut(&x, w, cin, (top, left, rows, columns));
                 run(config, family, |rec| {
-                    let weights = upload(rec, &weight, &bias, CHANNELS, elem);
+                    let weights = upload(rec, &weight, &bias, CHANNELS, config.weights);
                     let x = rec.upload(&input, rows, columns, cin, elem);
                     let window = Window { height, width, top: 2 * y0 as i64 - top as i64, left: 2 * x0 as i64 - left as i64 };
                     conv2d::conv2d_strided_window(rec, &x, &weights, geometry, Act::None, elem, window)

@@ -1,7 +1,7 @@
 //! Which kernels a device computes convolutions, linear layers and attention with, measured once and remembered.
 //!
 //! The plan is part of the bits, so it is settled before anything runs and stays: one file an adapter, driver, version, storage
-//! type and set of shaders, in the user's cache folder; who writes it first wins. A candidate whose result differs from that of
+//! types and set of shaders, in the user's cache folder; who writes it first wins. A candidate whose result differs from that of
 //! the fixed choice by more than rounding, or that fails, is never taken.
 
 use std::fmt;
@@ -10,14 +10,15 @@ use log::{debug, warn};
 use sha2::{Digest, Sha256};
 use web_time::Instant;
 
-use super::Tuning;
+use super::{Dtype, Tuning};
 use crate::error::Result;
-use crate::gpu::{DeviceProfile, Elem, Gpu, KernelFamily, KernelPlan, Observer, Recorder, Tensor};
+use crate::gpu::{DeviceProfile, Elem, Families, Gpu, KernelFamily, KernelPlan, Observer, Recorder, Tensor};
 use crate::kernels::attention;
 use crate::kernels::conv2d::{self, ConvWeights};
 use crate::kernels::group_norm::Norm;
 use crate::kernels::linear::{self, LinearWeights};
 use crate::kernels::{self, Act};
+use crate::nn::Precision;
 use crate::noise::torch_cpu_randn;
 
 /// Measured rounds of each candidate.
@@ -50,54 +51,69 @@ impl fmt::Display for Op {
     }
 }
 
-/// The plan to use on `gpu` for activations of type `elem`: remembered, else measured and remembered.
+/// The plan to use on `gpu` by an engine of storage type `dtype`: remembered, else measured and remembered.
 ///
 /// # Errors
 /// What running kernels may fail with; not being able to read or write the cache is none.
-pub(super) async fn plan(gpu: &Gpu, elem: Elem, tuning: Tuning) -> Result<KernelPlan> {
+pub(super) async fn plan(gpu: &Gpu, dtype: Dtype, tuning: Tuning) -> Result<KernelPlan> {
     let fixed = gpu.profile().kernels;
     let software = gpu.profile().software;
     if tuning == Tuning::Off || (software && tuning == Tuning::Gpus) {
         return Ok(fixed);
     }
-    let key = key(gpu, elem);
-    if let Some(plan) = gpu.recall(&key).and_then(|bytes| parse(&bytes)) {
-        debug!("kernels, as remembered: {plan}");
-        return Ok(plan);
+    Ok(match dtype {
+        Dtype::F16 => KernelPlan {
+            f16: families(gpu, Precision::F16, &fixed.f16).await?,
+            f32: families(gpu, Precision::F16_WEIGHTS, &fixed.f32).await?,
+        },
+        Dtype::F32 => KernelPlan { f32: families(gpu, Precision::F32, &fixed.f32).await?, ..fixed },
+    })
+}
+
+/// The families for one pair of storage types.
+async fn families(gpu: &Gpu, precision: Precision, fixed: &Families) -> Result<Families> {
+    let key = key(gpu, precision);
+    if let Some(families) = gpu.recall(&key).and_then(|bytes| parse(&bytes)) {
+        debug!("kernels for {precision:?}, as remembered: {families}");
+        return Ok(families);
     }
     let began = Instant::now();
-    let mut plan = fixed;
-    plan.conv = Bench::new(gpu, elem, Op::Conv).await?.best(fixed.conv).await?;
-    plan.upsample = Bench::new(gpu, elem, Op::Upsample).await?.best(fixed.upsample).await?;
-    plan.linear = Bench::new(gpu, elem, Op::Linear).await?.best(fixed.linear).await?;
-    plan.attention = Bench::new(gpu, elem, Op::Attention).await?.best(fixed.attention).await?;
+    let best = async |op: Op, fixed: KernelFamily| Bench::new(gpu, precision, op).await?.best(fixed).await;
+    let families = Families {
+        conv: best(Op::Conv, fixed.conv).await?,
+        upsample: best(Op::Upsample, fixed.upsample).await?,
+        linear: best(Op::Linear, fixed.linear).await?,
+        attention: best(Op::Attention, fixed.attention).await?,
+    };
     gpu.trim();
-    debug!("kernels, measured in {:.2} s: {plan}", began.elapsed().as_secs_f64());
+    debug!("kernels for {precision:?}, measured in {:.2} s: {families}", began.elapsed().as_secs_f64());
     // Another process may have been first: its choice is the one that counts.
-    let kept = gpu.remember(&key, plan.to_string().as_bytes());
-    Ok(parse(&kept).unwrap_or(plan))
+    let kept = gpu.remember(&key, families.to_string().as_bytes());
+    Ok(parse(&kept).unwrap_or(families))
 }
 
 /// What besides adapter, driver and version the choice depends on.
-fn key(gpu: &Gpu, elem: Elem) -> String {
+fn key(gpu: &Gpu, precision: Precision) -> String {
     let mut sources = Sha256::new();
     for kernel in kernels::ALL {
         sources.update(kernel.wgsl);
     }
     let sum: String = sources.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     let profile = gpu.profile();
-    format!("kernels {elem:?} f16={} matrix={:?} binding={} {sum}", profile.native_f16, profile.matrix, profile.max_binding)
+    let Precision { activations, weights } = precision;
+    let DeviceProfile { native_f16, matrix, max_binding, .. } = profile;
+    format!("kernels {activations:?} {weights:?} f16={native_f16} matrix={matrix:?} binding={max_binding} {sum}")
 }
 
-/// The inverse of `KernelPlan`'s `Display`.
-fn parse(bytes: &[u8]) -> Option<KernelPlan> {
+/// The inverse of `Families`' `Display`.
+fn parse(bytes: &[u8]) -> Option<Families> {
     std::str::from_utf8(bytes).ok()?.parse().ok()
 }
 
 /// One operator with operands on the device.
 struct Bench<'a> {
     gpu: &'a Gpu,
-    elem: Elem,
+    precision: Precision,
     op: Op,
     x: Tensor,
     weight: Tensor,
@@ -109,7 +125,7 @@ struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    async fn new(gpu: &'a Gpu, elem: Elem, op: Op) -> Result<Bench<'a>> {
+    async fn new(gpu: &'a Gpu, precision: Precision, op: Op) -> Result<Bench<'a>> {
         // Enough workgroups for a large GPU, and not too much work for a small one. Any is right, so bits do not depend on this.
         let (side, channels) = match gpu.facts().kind.as_str() {
             "software" => (16, 64),
@@ -133,13 +149,14 @@ impl<'a> Bench<'a> {
             Op::Upsample => conv2d::pack_phases(&weight, channels, channels),
             Op::Linear | Op::Attention => linear::pack_linear(&weight, channels, channels),
         };
-        let units = crate::gpu::to_units(&packed.values, packed.values.len(), elem);
+        let Precision { activations: elem, weights } = precision;
+        let units = crate::gpu::to_units(&packed.values, packed.values.len(), weights);
         Ok(Bench {
             gpu,
-            elem,
+            precision,
             op,
             x: put(1, h, w, channels, 1.0, elem).await?,
-            weight: gpu.resident("tuning", &units, 1, 1, packed.values.len(), elem).await?,
+            weight: gpu.resident("tuning", &units, 1, 1, packed.values.len(), weights).await?,
             bias: put(3, 1, 1, channels, 1.0, Elem::F32).await?,
             affine: put(4, 2, 1, channels, 1.0, Elem::F32).await?,
             residual: put(5, h, w, channels, 1.0, elem).await?,
@@ -149,22 +166,23 @@ impl<'a> Bench<'a> {
 
     fn record(&self, rec: &mut Recorder) -> Tensor {
         let (weight, bias) = (self.weight.clone(), self.bias.clone());
+        let elem = self.precision.activations;
         let conv = || ConvWeights { weight: weight.clone(), bias: bias.clone(), cin: self.channels, cout: self.channels };
         match self.op {
             // As in a resnet: families differ in what they fuse.
             Op::Conv => {
                 let norm = Norm { affine: &self.affine, silu: true };
-                conv2d::conv2d_3x3(rec, &self.x, Some(norm), &conv(), Some(&self.residual), Act::None, self.elem)
+                conv2d::conv2d_3x3(rec, &self.x, Some(norm), &conv(), Some(&self.residual), Act::None, elem)
             }
-            Op::Upsample => conv2d::upsample2x_conv2d_3x3(rec, &self.x, &conv(), Act::None, self.elem),
+            Op::Upsample => conv2d::upsample2x_conv2d_3x3(rec, &self.x, &conv(), Act::None, elem),
             Op::Linear => {
                 let layer = LinearWeights { weight, bias, inputs: self.channels, outputs: self.channels };
-                linear::linear(rec, &self.x, &layer, None, Act::None, self.elem)
+                linear::linear(rec, &self.x, &layer, None, Act::None, elem)
             }
             // Heads of 64, or 32 on software. Scores spread widely, so that peaks grow on the way, as in pictures.
             Op::Attention => {
                 let heads = if self.channels > 64 { self.channels / 64 } else { 2 };
-                attention::attention(rec, &self.x, &self.residual, &self.residual, heads, 0.5, false, self.elem)
+                attention::attention(rec, &self.x, &self.residual, &self.residual, heads, 0.5, false, elem)
             }
         }
     }
@@ -232,7 +250,7 @@ impl<'a> Bench<'a> {
             (Op::Attention, KernelFamily::NarrowTile) => KernelFamily::Tile,
             _ => family,
         };
-        own(family) == family && family != own(fixed) && family.is_own(self.gpu.profile(), self.elem)
+        own(family) == family && family != own(fixed) && family.is_own(self.gpu.profile(), self.precision.weights)
     }
 
     async fn agrees(&self, family: KernelFamily, expected: &[f32]) -> Result<bool> {
@@ -246,7 +264,7 @@ impl<'a> Bench<'a> {
         };
         let distance = distance(&got, expected);
         // A NaN is no agreement.
-        let agrees = distance <= tolerance(self.elem);
+        let agrees = distance <= tolerance(self.precision.activations);
         if !agrees {
             warn!("{}: {family} is not used here: its result is off by {distance:.1e}", self.op);
         }
@@ -292,8 +310,8 @@ mod tests {
     #[test]
     fn plans_survive_their_file() {
         for &conv in KernelFamily::ALL {
-            let plan = KernelPlan { conv, upsample: KernelFamily::Tile, linear: KernelFamily::Lanes, attention: KernelFamily::Matrix };
-            assert_eq!(parse(plan.to_string().as_bytes()), Some(plan));
+            let families = Families { conv, upsample: KernelFamily::Tile, linear: KernelFamily::Lanes, attention: KernelFamily::Matrix };
+            assert_eq!(parse(families.to_string().as_bytes()), Some(families));
         }
         for text in [
             "",

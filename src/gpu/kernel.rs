@@ -87,13 +87,15 @@ impl Variant {
     /// The text put in front of a kernel: the three element types and their accessors, and for kernels with a constant `SIDE` the
     /// matrices of matrix units.
     pub fn prelude(&self) -> String {
-        let half = [self.x, self.w, self.y].contains(&Storage::F16);
+        let side = self.consts.iter().find(|(name, _)| *name == "SIDE");
+        let half = side.is_some() || [self.x, self.w, self.y].contains(&Storage::F16);
         let mut text = String::from(if half { "enable f16;\n" } else { "" });
-        if let Some((_, side)) = self.consts.iter().find(|(name, _)| *name == "SIDE") {
+        if let Some((_, side)) = side {
             text.push_str("enable wgpu_cooperative_matrix;\n");
             for (name, scalar, role) in [("MatA", "f16", "A"), ("MatB", "f16", "B"), ("MatC", "f32", "C")] {
                 text.push_str(&format!("alias {name} = coop_mat{side}x{side}<{scalar}, {role}>;\n"));
             }
+            text.push_str(include_str!("../../shaders/common/split.wgsl"));
         }
         for (name, storage) in [("x", self.x), ("w", self.w), ("y", self.y)] {
             let source = match storage {

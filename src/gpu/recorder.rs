@@ -21,8 +21,9 @@ pub enum KernelFamily {
     Tile,
     /// `*_tile` with one tile of output channels a workgroup: fewer registers, more reads.
     NarrowTile,
-    /// `*_matrix` where the device has matrix units that kernels can use ([`DeviceProfile::matrix`]), operands are native f16 and there are
-    /// more than 16 output channels, else `*_tile`. 128 output channels a workgroup where none is left over, else 64.
+    /// `*_matrix` where the device has matrix units that kernels can use ([`DeviceProfile::matrix`]), weights are native f16 and there are
+    /// more than 16 output channels, else `*_tile`. 128 output channels a workgroup where none is left over, else 64. Activations in f32 are
+    /// multiplied as the sum of two f16.
     Matrix,
     /// `*_matrix` with 64 output channels a workgroup: fewer registers, more reads; attention with blocks of 32 keys instead of 64.
     NarrowMatrix,
@@ -39,10 +40,10 @@ impl KernelFamily {
         KernelFamily::NarrowMatrix,
     ];
 
-    /// Whether it is more than another name of the tile family for operands stored as `elem`.
-    pub fn is_own(self, profile: &DeviceProfile, elem: Elem) -> bool {
+    /// Whether it is more than another name of the tile family for weights stored as `weights`.
+    pub fn is_own(self, profile: &DeviceProfile, weights: Elem) -> bool {
         !matches!(self, KernelFamily::Matrix | KernelFamily::NarrowMatrix)
-            || (profile.matrix.is_some() && profile.native_f16 && elem == Elem::Half)
+            || (profile.matrix.is_some() && profile.native_f16 && weights == Elem::Half)
     }
 }
 
@@ -61,7 +62,7 @@ impl fmt::Display for KernelFamily {
 
 /// The family of each operator that has several: what a tuner may choose. Other families sum in other orders, so it is part of the bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct KernelPlan {
+pub struct Families {
     /// 3x3 convolutions of stride 1.
     pub conv: KernelFamily,
     /// Upsampling convolutions.
@@ -72,10 +73,20 @@ pub struct KernelPlan {
     pub attention: KernelFamily,
 }
 
+/// The families for activations of each storage type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KernelPlan {
+    /// Activations in f16.
+    pub f16: Families,
+    /// Activations in f32, whatever the weights.
+    pub f32: Families,
+}
+
 impl KernelPlan {
     /// One family for everything.
     pub fn uniform(family: KernelFamily) -> KernelPlan {
-        KernelPlan { conv: family, upsample: family, linear: family, attention: family }
+        let families = Families { conv: family, upsample: family, linear: family, attention: family };
+        KernelPlan { f16: families, f32: families }
     }
 
     /// The choice without measuring.
@@ -84,28 +95,28 @@ impl KernelPlan {
     }
 }
 
-impl fmt::Display for KernelPlan {
+impl fmt::Display for Families {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "convolution {}, upsampling {}, linear {}, attention {}", self.conv, self.upsample, self.linear, self.attention)
     }
 }
 
 /// Reads what `Display` writes.
-impl std::str::FromStr for KernelPlan {
+impl std::str::FromStr for Families {
     type Err = ();
-    fn from_str(text: &str) -> Result<KernelPlan, ()> {
+    fn from_str(text: &str) -> Result<Families, ()> {
         let mut parts = text.split(", ");
         let mut part = |name: &str| {
             let family = parts.next()?.strip_prefix(name)?.strip_prefix(' ')?;
             KernelFamily::ALL.iter().copied().find(|f| f.to_string() == family)
         };
-        let plan = KernelPlan {
+        let families = Families {
             conv: part("convolution").ok_or(())?,
             upsample: part("upsampling").ok_or(())?,
             linear: part("linear").ok_or(())?,
             attention: part("attention").ok_or(())?,
         };
-        if parts.next().is_none() { Ok(plan) } else { Err(()) }
+        if parts.next().is_none() { Ok(families) } else { Err(()) }
     }
 }
 
@@ -139,6 +150,13 @@ pub struct DeviceProfile {
     pub max_invocations: u32,
     /// Alignment of a storage binding's offset in bytes.
     pub offset_alignment: u64,
+}
+
+impl DeviceProfile {
+    /// Kernels for an operator that reads activations `x`.
+    pub fn families(&self, x: &Tensor) -> &Families {
+        if x.elem == Elem::Half { &self.kernels.f16 } else { &self.kernels.f32 }
+    }
 }
 
 /// Which units of a binding a range of workgroups touches: for workgroups `lo .. hi` it is

@@ -117,7 +117,8 @@ pub fn attention(rec: &mut Recorder, q: &Tensor, k: &Tensor, v: &Tensor, heads: 
         ranges(rec, [q, k, v, &y], heads, scale);
         return y;
     }
-    let lanes = matches!(profile.kernels.attention, KernelFamily::Lanes | KernelFamily::Pairs);
+    let family = profile.families(q).attention;
+    let lanes = matches!(family, KernelFamily::Lanes | KernelFamily::Pairs);
     if lanes && profile.software && d4 > LANES_MAX_QUADS && d4.is_multiple_of(2) && m <= THREE_PASSES_MAX_KEYS {
         three_passes(rec, [q, k, v, &y], heads, scale, causal);
         return y;
@@ -126,7 +127,7 @@ pub fn attention(rec: &mut Recorder, q: &Tensor, k: &Tensor, v: &Tensor, heads: 
         let consts = vec![("D4", d4 as u32), ("WG", 8)];
         Flash { kernel: &ATTENTION_LANES, range: None, consts, queries: (8 * LANES_QUERIES) as usize, keys: 8 }
     } else {
-        Flash::matrix(&profile, d4, [q, k, v]).unwrap_or_else(|| Flash::new(&profile, d4))
+        Flash::matrix(&profile, family, d4, q.elem).unwrap_or_else(|| Flash::new(&profile, family, d4))
     };
     let mut params = vec![n as u32, m as u32, heads as u32, causal as u32, scale.to_bits()];
     if flash.range.is_some() {
@@ -159,36 +160,35 @@ struct Flash {
 
 impl Flash {
     /// For heads of `d4` quads, without matrix units.
-    fn new(profile: &DeviceProfile, d4: usize) -> Flash {
-        match profile.kernels.attention {
+    fn new(profile: &DeviceProfile, family: KernelFamily, d4: usize) -> Flash {
+        match family {
             KernelFamily::Lanes | KernelFamily::Pairs => Flash::shared(profile.software, d4),
             _ => Flash::tile(profile, d4).unwrap_or_else(|| Flash::shared(profile.software, d4)),
         }
     }
 
-    /// `attention_matrix.wgsl`, or nothing where another family is asked for, or operands, heads or the device do not suit it.
-    fn matrix(profile: &DeviceProfile, d4: usize, operands: [&Tensor; 3]) -> Option<Flash> {
-        let asked = matches!(profile.kernels.attention, KernelFamily::Matrix | KernelFamily::NarrowMatrix);
-        let MatrixUnits { side, subgroup } = profile.matrix.filter(|_| asked)?;
+    /// `attention_matrix.wgsl` for operands of type `elem`, or nothing where another family is asked for, or heads or the device do not suit it.
+    fn matrix(profile: &DeviceProfile, family: KernelFamily, d4: usize, elem: Elem) -> Option<Flash> {
+        let asked = matches!(family, KernelFamily::Matrix | KernelFamily::NarrowMatrix);
+        let MatrixUnits { side, subgroup } = profile.matrix.filter(|_| asked && profile.native_f16)?;
         let (side, subgroup) = (side as usize, subgroup as usize);
-        if !profile.native_f16 || operands.iter().any(|operand| operand.elem != Elem::Half) {
-            return None;
-        }
+        let split = (elem == Elem::F32) as usize;
         // Sums that a subgroup holds of a head's channels. Where they are many, subgroups share the head, and then divide the keys among them too.
         let sums = |across: usize| (4 * d4).div_ceil(across * side);
         // More keys a block, fewer barriers, but fewer workgroups at a time.
-        let narrow = (profile.kernels.attention == KernelFamily::NarrowMatrix) as usize;
+        let narrow = (family == KernelFamily::NarrowMatrix) as usize;
         let shapes: &[(usize, usize, usize)] = if sums(1) <= 10 { &[(4, 1, 64), (4, 1, 32)][narrow..] } else { &[(2, 4, 64)] };
-        shapes
-            .iter()
-            .find_map(|&(down, across, block)| Flash::on_subgroups(profile, d4, [side, subgroup], [down, across, block], sums(across)))
+        shapes.iter().find_map(|&(down, across, block)| {
+            Flash::on_subgroups(profile, d4, split, [side, subgroup], [down, across, block], sums(across))
+        })
     }
 
     /// `attention_matrix.wgsl` with `down * across` subgroups of `side`-wide products, blocks of `block` keys and `sums` products of a head's channels
-    /// a subgroup, or nothing where it does not fit.
+    /// a subgroup, or nothing where it does not fit. `split`: 1 for operands in f32, which are staged twice.
     fn on_subgroups(
         profile: &DeviceProfile,
         d4: usize,
+        split: usize,
         [side, subgroup]: [usize; 2],
         [down, across, block]: [usize; 3],
         sums: usize,
@@ -199,8 +199,8 @@ impl Flash {
         let queries_and_keys = (rows + block) * (16 + 2);
         // As many values at a time as fit where queries and keys were, but at least 16; a power of two, as blocks are.
         let staged = 1 << (queries_and_keys / (channels / 4 + 2)).clamp(16, block).ilog2();
-        let stage = queries_and_keys.max(staged * (channels / 4 + 2));
-        let bytes = 8 * stage + (4 + 2) * rows * (block + 8) + 4 * invocations + 4 * rows + 32;
+        let stage = (1 + split) * queries_and_keys.max(staged * (channels / 4 + 2));
+        let bytes = 8 * stage + (4 + 2 * (1 + split)) * rows * (block + 8) + 4 * invocations + 4 * rows + 32;
         let room = profile.max_workgroup_storage as usize >= bytes && profile.max_invocations as usize >= invocations;
         // In the softmax several invocations share the quads of a query's keys.
         let shared = invocations.is_multiple_of(rows) && (block / 4).is_multiple_of((invocations / rows).max(1));
@@ -219,6 +219,7 @@ impl Flash {
             ("ON", sums),
             ("VK", staged),
             ("STAGE", stage),
+            ("SPLIT", split),
         ];
         let consts = consts.map(|(name, value)| (name, value as u32)).to_vec();
         Some(Flash { kernel: &ATTENTION_MATRIX, range: None, consts, queries: rows, keys: block })
@@ -257,9 +258,11 @@ impl Flash {
 fn ranges(rec: &mut Recorder, [q, k, v, y]: [&Tensor; 4], heads: usize, scale: f32) {
     let (n, m, channels) = (q.pixels(), k.pixels(), q.channels);
     let (d4, profile) = (channels / heads / 4, *rec.profile());
+    let family = profile.families(q).attention;
     let key_bytes = k.bytes() / m as u64;
     let fit = (profile.max_binding.saturating_sub(profile.offset_alignment) / key_bytes) as usize;
-    let flash = Some(Flash::new(&profile, d4)).filter(|flash| flash.keys <= fit).unwrap_or_else(|| Flash::shared(profile.software, d4));
+    let flash =
+        Some(Flash::new(&profile, family, d4)).filter(|flash| flash.keys <= fit).unwrap_or_else(|| Flash::shared(profile.software, d4));
     let (queries, block) = (flash.queries, flash.keys);
     let most = (fit / block * block).max(block);
     let span = m.div_ceil(m.div_ceil(most)).next_multiple_of(block).min(most);

@@ -253,7 +253,7 @@ pub fn conv2d_3x3_window(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
         assert!(top + window.height <= tensor.height && left + window.width <= tensor.width, "conv2d_3x3: residual");
         assert_eq!((tensor.channels, tensor.elem), (weights.cout, call.elem), "conv2d_3x3: residual");
     }
-    match (rec.profile().kernels.conv, call.norm) {
+    match (rec.profile().families(x).conv, call.norm) {
         (KernelFamily::Lanes | KernelFamily::Pairs, Some(Norm { affine, silu })) => {
             let x = norm_apply(rec, x, affine, silu, x.elem);
             conv2d_3x3_plain(rec, &Conv3x3Call { x: &x, norm: None, ..*call })
@@ -295,7 +295,7 @@ fn conv2d_3x3_plain(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
     let y = rec.tensor(window.height, window.width, weights.cout, elem);
     let (residual_part, [rw, rtop, rleft]) = residual_binding(call, 1);
     let residual_kind = ("RESIDUAL", residual.is_some() as u32);
-    let (kernel, mut consts, pixel_lanes, tiles) = match in_pairs(rec, rec.profile().kernels.conv, weights, y.quads()) {
+    let (kernel, mut consts, pixel_lanes, tiles) = match in_pairs(rec, rec.profile().families(x).conv, weights, y.quads()) {
         Some((consts, pixels, tiles)) => (&CONV2D_3X3_PAIRS, consts, pixels, tiles),
         None => {
             let (channels, pixels) = lanes(rec, y.quads());
@@ -335,8 +335,8 @@ fn conv2d_3x3_plain(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
 fn conv2d_3x3_tile(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
     let Conv3x3Call { x, norm, weights, residual, act, elem, window } = *call;
     let y = rec.tensor(window.height, window.width, weights.cout, elem);
-    let family = rec.profile().kernels.conv;
-    let (kernel, mut consts, groups) = match matrix(rec, family, [x, &weights.weight], y.quads()) {
+    let family = rec.profile().families(x).conv;
+    let (kernel, mut consts, groups) = match matrix(rec, family, x, &weights.weight, y.quads()) {
         Some((consts, groups)) => (&CONV2D_3X3_MATRIX, consts, groups),
         None => {
             let (channels, pair, groups) = tiles(y.quads(), family);
@@ -409,7 +409,7 @@ pub fn upsample2x_conv2d_3x3_window(rec: &mut Recorder, x: &Tensor, weights: &Co
     let row_out = (2 * sw * y.quads()) as u64;
     let mut params = vec![x.height as u32, x.width as u32, x.quads() as u32, y.quads() as u32];
     let origin = [window.top as u32, window.left as u32];
-    let (kernel, consts, rows, grid) = match rec.profile().kernels.upsample {
+    let (kernel, consts, rows, grid) = match rec.profile().families(x).upsample {
         family @ (KernelFamily::Lanes | KernelFamily::Pairs) => {
             let (kernel, consts, pixel_lanes, tiles) = match in_pairs(rec, family, weights, y.quads()) {
                 Some((consts, pixels, tiles)) => (&CONV2D_PHASE_PAIRS, consts, pixels, tiles),
@@ -423,7 +423,7 @@ pub fn upsample2x_conv2d_3x3_window(rec: &mut Recorder, x: &Tensor, weights: &Co
         }
         family => {
             let grid = |groups: u32| [4 * groups, sh.div_ceil(TILE.0) as u32, sw.div_ceil(TILE.1) as u32];
-            match matrix(rec, family, [x, &weights.weight], y.quads()) {
+            match matrix(rec, family, x, &weights.weight, y.quads()) {
                 Some((consts, groups)) => {
                     params.extend([groups, act as u32, sh as u32, sw as u32]);
                     (&CONV2D_PHASE_MATRIX, consts, TILE.0, grid(groups))

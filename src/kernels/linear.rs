@@ -82,7 +82,7 @@ pub fn linear_into(rec: &mut Recorder, x: &Tensor, weights: &LinearWeights, resi
     }
     let rows = x.pixels();
     let residual_kind = ("RESIDUAL", residual.is_some() as u32);
-    let (kernel, consts, run, groups) = match rec.profile().kernels.linear {
+    let (kernel, consts, run, groups) = match rec.profile().families(x).linear {
         KernelFamily::Lanes | KernelFamily::Pairs => {
             // Lanes hold a pair of quads each.
             let pairs = y.quads().div_ceil(2);
@@ -90,7 +90,7 @@ pub fn linear_into(rec: &mut Recorder, x: &Tensor, weights: &LinearWeights, resi
             let consts = vec![("LC", tile_quads(y.quads()) as u32), ("CL", channel_lanes), ("RL", row_lanes), residual_kind];
             (&LINEAR_LANES, consts, 8 * row_lanes as usize, (pairs as u32).div_ceil(channel_lanes))
         }
-        family => match matrix(rec, family, [x, &weights.weight], y.quads()) {
+        family => match matrix(rec, family, x, &weights.weight, y.quads()) {
             Some((consts, groups)) => (&LINEAR_MATRIX, [consts, vec![residual_kind]].concat(), MATRIX_ROWS, groups),
             None => {
                 let (channels, pair, groups) = tiles(y.quads().max(2), family);

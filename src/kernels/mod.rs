@@ -108,13 +108,14 @@ pub(crate) fn tiles(cout4: usize, family: KernelFamily) -> (u32, u32, u32) {
     (channels as u32, pair as u32, (tiles / pair) as u32)
 }
 
-/// Constants of a `*_matrix` kernel and workgroups along the output channels, or nothing where it cannot run: without matrix units, with operands
+/// Constants of a `*_matrix` kernel and workgroups along the output channels, or nothing where it cannot run: without matrix units, with weights
 /// that are not native f16, in less workgroup memory than it takes, with fewer invocations, or where weights are packed for fewer lanes
 /// than it reads. How wide a workgroup is changes no sum's order.
 pub(crate) fn matrix(
     rec: &Recorder,
     family: KernelFamily,
-    operands: [&Tensor; 2],
+    x: &Tensor,
+    weight: &Tensor,
     cout4: usize,
 ) -> Option<(Vec<(&'static str, u32)>, u32)> {
     let profile = rec.profile();
@@ -122,20 +123,28 @@ pub(crate) fn matrix(
     let MatrixUnits { side, subgroup } = profile.matrix.filter(|_| asked)?;
     // A subgroup takes 4 x 2 products of the 128 rows by 64 columns of a workgroup, or 4 x 4 of 128.
     let invocations = 128 / (4 * side) * (64 / (2 * side)) * subgroup;
-    let half = operands.iter().all(|operand| operand.elem == Elem::Half) && profile.native_f16;
-    let room = profile.max_workgroup_storage >= MATRIX_WORKGROUP_BYTES && profile.max_invocations >= invocations;
+    let half = weight.elem == Elem::Half && profile.native_f16;
+    // Activations in f32 are staged twice.
+    let split = x.elem == Elem::F32;
+    let more = if split { MATRIX_STAGED_BYTES } else { 0 };
+    let room = profile.max_workgroup_storage >= MATRIX_WORKGROUP_BYTES + more && profile.max_invocations >= invocations;
     // Loops stage 512 quads or more in steps of a workgroup.
     if !half || !room || !invocations.is_power_of_two() || invocations > 512 || channel_lanes(cout4) < 8 {
         return None;
     }
-    let wide = family == KernelFamily::Matrix && cout4.is_multiple_of(32) && profile.max_workgroup_storage >= WIDE_MATRIX_WORKGROUP_BYTES;
+    let wide =
+        family == KernelFamily::Matrix && cout4.is_multiple_of(32) && profile.max_workgroup_storage >= WIDE_MATRIX_WORKGROUP_BYTES + more;
     let width = 1 + wide as usize;
-    Some((vec![("SIDE", side), ("SG", subgroup), ("WG", invocations), ("WIDE", width as u32)], cout4.div_ceil(16 * width) as u32))
+    let consts = vec![("SIDE", side), ("SG", subgroup), ("WG", invocations), ("WIDE", width as u32), ("SPLIT", split as u32)];
+    Some((consts, cout4.div_ceil(16 * width) as u32))
 }
 
 /// Workgroup memory of the largest `*_matrix` kernel with 64 output channels, and with 128.
 const MATRIX_WORKGROUP_BYTES: u32 = 20 << 10;
 const WIDE_MATRIX_WORKGROUP_BYTES: u32 = 26 << 10;
+
+/// Most activations that any of them stages.
+const MATRIX_STAGED_BYTES: u32 = 10 << 10;
 
 /// Sizes multiplied in 64 bits: operations are counted where `usize` has 32, in the browser.
 pub(crate) fn product<const N: usize>(sizes: [usize; N]) -> u64 {

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use infgen::gpu::{DeviceProfile, Elem, Gpu, GpuOptions, KernelFamily, KernelPlan, Observer, Outputs, Recorder, Recording};
+use infgen::nn::Precision;
 
 /// One open device. A lock keeps concurrent tests from sharing its memory pool and its cuts.
 pub struct Device {
@@ -81,11 +82,18 @@ pub fn run(gpu: &Gpu, recording: Recording) -> infgen::error::Result<Outputs> {
 pub struct Config {
     pub name: &'static str,
     pub device: &'static Device,
+    /// Of activations.
     pub elem: Elem,
+    /// Of weights.
+    pub weights: Elem,
     pub profile: DeviceProfile,
 }
 
 impl Config {
+    pub fn precision(&self) -> Precision {
+        Precision { activations: self.elem, weights: self.weights }
+    }
+
     /// The same with other kernels.
     pub fn with_kernels(self, family: KernelFamily) -> Config {
         Config { profile: DeviceProfile { kernels: KernelPlan::uniform(family), ..self.profile }, ..self }
@@ -101,7 +109,7 @@ pub fn configs() -> Vec<Config> {
     let (Some(native), Some(packed), Some(browser)) = (device(NATIVE), device(PACKED), device(BROWSER)) else {
         return vec![];
     };
-    let config = |name, device: &'static Device, elem| Config { name, device, elem, profile: device.profile };
+    let config = |name, device: &'static Device, elem| Config { name, device, elem, weights: elem, profile: device.profile };
     // Kernels for a GPU on a software rasteriser, or the other way round.
     let other = |c: Config, name| Config { name, profile: DeviceProfile { software: !c.profile.software, ..c.profile }, ..c };
     vec![

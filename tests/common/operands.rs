@@ -39,8 +39,12 @@ pub fn start_gpu(test: &'static str) -> Option<(Suite, Vec<Config>)> {
     let (suite, mut all) = start(test)?;
     all.retain(|c| !c.name.contains("other kind"));
     let matrix = all.iter().find(|c| c.name == "f16" && c.profile.matrix.is_some());
-    let matrix = matrix.map(|c| Config { name: MATRIX, ..c.with_kernels(KernelFamily::Matrix) });
-    if matrix.is_none() {
+    let matrix: Vec<Config> = matrix
+        .map(|c| c.with_kernels(KernelFamily::Matrix))
+        .into_iter()
+        .flat_map(|c| [Config { name: MATRIX, ..c }, Config { name: MIXED, elem: Elem::F32, ..c }])
+        .collect();
+    if matrix.is_empty() {
         assert!(std::env::var_os("REQUIRE_MATRIX").is_none_or(|v| v != "1"), "REQUIRE_MATRIX=1, but the device has no matrix units");
         let _ = writeln!(
             std::io::stderr(),
@@ -52,3 +56,11 @@ pub fn start_gpu(test: &'static str) -> Option<(Suite, Vec<Config>)> {
 
 /// Native f16 through matrix units.
 pub const MATRIX: &str = "f16, matrix units";
+
+/// f32 activations and f16 weights through matrix units.
+pub const MIXED: &str = "f32 and f16 weights, matrix units";
+
+/// How far from an activation what is multiplied may be: in [`MIXED`] the sum of two f16, a sixteenth as large.
+pub fn staged(config: &Config, x: f64) -> f64 {
+    if config.name == MIXED { (x.abs() + 1.0) * f64::powi(2.0, -20) } else { 0.0 }
+}

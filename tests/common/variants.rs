@@ -47,8 +47,16 @@ pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
             [40, 8, 8, 64, 2, 4, 64, 2, 5, 32, 1440],
             [128, 8, 32, 256, 2, 4, 64, 2, 16, 16, 2080],
         ]
-        .map(|set| ["D4", "SIDE", "SG", "WG", "RS", "CS", "KEYS", "SN", "ON", "VK", "STAGE"].into_iter().zip(set).collect())
-        .into(),
+        .into_iter()
+        .flat_map(|set| {
+            let names = ["D4", "SIDE", "SG", "WG", "RS", "CS", "KEYS", "SN", "ON", "VK", "STAGE"];
+            let whole: Vec<_> = names.into_iter().zip(set).chain([("SPLIT", 0)]).collect();
+            // Operands in f32 are staged twice, where that takes no more than 48 KiB.
+            let split = (set[6] == 32 && set[3] <= 128)
+                .then(|| names.into_iter().zip(set).map(|(name, n)| (name, if name == "STAGE" { 2 * n } else { n })));
+            std::iter::once(whole).chain(split.map(|split| split.chain([("SPLIT", 1)]).collect()))
+        })
+        .collect(),
         "attention_tile" => {
             [[1, 8, 128, 32, 1, 32], [10, 8, 128, 32, 2, 32], [16, 8, 128, 32, 2, 16], [40, 8, 128, 32, 5, 8], [128, 16, 256, 64, 8, 4]]
                 .map(|set| ["D4", "T", "WG", "KEYS", "QN", "VK"].into_iter().zip(set).collect())
@@ -74,8 +82,9 @@ pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
 
 fn units() -> Vec<Vec<(&'static str, u32)>> {
     [(16, 32, 128, 1), (16, 32, 128, 2), (16, 64, 256, 1), (8, 32, 512, 2), (8, 8, 128, 1)]
-        .map(|(side, sg, wg, wide)| vec![("SIDE", side), ("SG", sg), ("WG", wg), ("WIDE", wide)])
-        .into()
+        .into_iter()
+        .flat_map(|(side, sg, wg, wide)| [0, 1].map(|split| vec![("SIDE", side), ("SG", sg), ("WG", wg), ("WIDE", wide), ("SPLIT", split)]))
+        .collect()
 }
 
 /// Invocations and bytes of workgroup memory that the variant may take: WebGPU's defaults, but for those that run only where a device has more.
@@ -95,7 +104,7 @@ pub fn on_matrix_units(kernel: &Kernel) -> bool {
 /// Storage kinds of X, W and Y that occur together: a device has one kind of f16, and any of the three may be f32.
 pub fn storages(kernel: &Kernel) -> Vec<[Storage; 3]> {
     if on_matrix_units(kernel) {
-        return vec![[Storage::F16; 3], [Storage::F16, Storage::F16, Storage::F32]];
+        return vec![[Storage::F16; 3], [Storage::F16, Storage::F16, Storage::F32], [Storage::F32, Storage::F16, Storage::F32]];
     }
     let uses = |kinds: &[Bind]| kernel.bindings.iter().any(|b| kinds.contains(b));
     let used = [uses(&[Bind::X, Bind::X8]), uses(&[Bind::W, Bind::W8]), uses(&[Bind::Y, Bind::YRead])];

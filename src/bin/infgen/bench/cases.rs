@@ -11,7 +11,8 @@ use infgen::kernels::layer_norm::{LayerNormWeights, layer_norm};
 use infgen::kernels::linear::{self, LinearWeights};
 use infgen::kernels::output::{count_nonfinite, image_to_rgba8};
 use infgen::kernels::resample::resample_bilinear;
-use infgen::{Result, noise};
+use infgen::nn::Precision;
+use infgen::{Dtype, Result, noise};
 use serde_json::{Value, json};
 
 /// An operator at one shape. Planes are `h x w`, channels `cin -> cout`.
@@ -123,6 +124,17 @@ const fn lin(nets: &'static str, rows: usize, k: usize, n: usize) -> Case {
 
 const fn attn(nets: &'static str, n: usize, m: usize, heads: usize, d: usize) -> Case {
     case(nets, Op::Attention { n, m, heads, d })
+}
+
+impl Case {
+    /// Storage types in a program run with `--dtype`: the UNet keeps f32 between layers.
+    pub fn precision(&self, dtype: Dtype) -> Precision {
+        match dtype {
+            Dtype::F32 => Precision::F32,
+            Dtype::F16 if self.nets == "unet" => Precision::F16_WEIGHTS,
+            Dtype::F16 => Precision::F16,
+        }
+    }
 }
 
 /// `tiny` ships with the package; `table1` and `sd4` are InfGen's presets; `vae` and `unet` are those of SD 1.5.
@@ -265,7 +277,7 @@ impl Op {
 /// Host values of an operator's operands, as they are stored.
 pub struct Operands {
     pub op: Op,
-    pub elem: Elem,
+    pub precision: Precision,
     /// Activations; queries, then keys (which are the values too), for attention.
     pub x: Vec<f32>,
     /// torch's order.
@@ -293,12 +305,13 @@ fn values(seed: u64, count: usize, amp: f32, elem: Elem) -> Vec<f32> {
 }
 
 impl Operands {
-    pub fn new(op: Op, elem: Elem) -> Operands {
+    pub fn new(op: Op, precision: Precision) -> Operands {
+        let elem = precision.activations;
         let make = |x: usize, weights: usize, bias: usize, fan_in: usize| Operands {
             op,
-            elem,
+            precision,
             x: values(1, x, 1.0, elem),
-            weight: values(2, weights, (1.0 / fan_in as f32).sqrt(), elem),
+            weight: values(2, weights, (1.0 / fan_in as f32).sqrt(), precision.weights),
             bias: values(3, bias, 0.5, Elem::F32),
             affine: Vec::new(),
             residual: Vec::new(),
@@ -326,7 +339,7 @@ impl Operands {
 
     /// Uploads everything; the closure appends the operator to a recording and returns its result.
     pub async fn upload(&self, gpu: &Gpu) -> Result<Box<dyn Fn(&mut Recorder) -> Tensor>> {
-        let (op, elem) = (self.op, self.elem);
+        let (op, Precision { activations: elem, weights: stored }) = (self.op, self.precision);
         let put = async |values: &[f32], h: usize, w: usize, c: usize, elem: Elem| {
             gpu.resident("bench", &infgen::gpu::to_units(values, c, elem), h, w, c, elem).await
         };
@@ -340,7 +353,8 @@ impl Operands {
                     Op::Upsample { .. } => conv2d::pack_phases(&self.weight, cout, cin),
                     _ => conv2d::pack_square(&self.weight, cout, cin, 3),
                 };
-                let weights = ConvWeights { weight: row(&packed.values, elem).await?, bias: row(&self.bias, Elem::F32).await?, cin, cout };
+                let weights =
+                    ConvWeights { weight: row(&packed.values, stored).await?, bias: row(&self.bias, Elem::F32).await?, cin, cout };
                 let x = put(&self.x, h, w, cin, elem).await?;
                 match op {
                     Op::NormConv { .. } => {
@@ -370,7 +384,7 @@ impl Operands {
             }
             Op::Linear { rows, k, n } => {
                 let x = put(&self.x, rows, 1, k, elem).await?;
-                let weight = row(&linear::pack_linear(&self.weight, n, k).values, elem).await?;
+                let weight = row(&linear::pack_linear(&self.weight, n, k).values, stored).await?;
                 let layer = LinearWeights { weight, bias: row(&self.bias, Elem::F32).await?, inputs: k, outputs: n };
                 Box::new(move |rec| linear::linear(rec, &x, &layer, None, Act::None, elem))
             }

@@ -54,7 +54,7 @@ fn expected(o: &Operands) -> Option<Vec<(usize, Vec<Bounded>)>> {
                 }
                 let mut sums = valid(&patch, cin, cout, &weight, &bias);
                 // Weights of a phase are sums of up to four, rounded to their storage type.
-                if o.elem == Elem::Half {
+                if o.precision.weights == Elem::Half {
                     let size: Vec<f64> = weight.iter().map(|w| w.abs()).collect();
                     let sizes = valid(&patch.iter().map(|v: &f64| v.abs()).collect::<Vec<_>>(), cin, cout, &size, &[]);
                     sums.iter_mut().zip(sizes).for_each(|(sum, size)| sum.bound += size.value / 2048.0);
@@ -108,7 +108,7 @@ fn conv_at(
                 let size = (v.value * scale).abs() + shift.abs();
                 v = Activation::Silu.apply(Bounded { value: v.value * scale + shift, bound: 2.0 * reference::ULP * size });
                 // Lanes store the normalised value; tiles may too.
-                if o.elem == Elem::Half {
+                if o.precision.activations == Elem::Half {
                     v = v.stored_f16();
                 }
             }

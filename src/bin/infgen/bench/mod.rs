@@ -6,6 +6,7 @@ mod measure;
 
 use infgen::error::human_bytes;
 use infgen::gpu::{DeviceProfile, Elem, KernelFamily, KernelPlan, Recorder};
+use infgen::nn::Precision;
 use infgen::{Dtype, Engine, Error, Latent, Result};
 use serde_json::{Value, json};
 
@@ -59,7 +60,7 @@ pub fn bench(run: &Run, args: &BenchArgs) -> Result<()> {
     let software = engine.device().kind == "software";
     let bench = Bench { gpu, software, repeat: args.repeat };
     let wanted = |name: &str| args.names.is_empty() || args.names.iter().any(|part| name.contains(part.as_str()));
-    let elem = if Dtype::from(run.common.dtype) == Dtype::F32 { Elem::F32 } else { Elem::Half };
+    let dtype = Dtype::from(run.common.dtype);
 
     let (fma, copy) = run.stage("peaks", |_| bench.peaks())?;
     let peaks = Peaks { flops: fma.flops as f64 / fma.seconds, bytes: copy.bytes as f64 / copy.seconds };
@@ -67,6 +68,9 @@ pub fn bench(run: &Run, args: &BenchArgs) -> Result<()> {
     let clock = if software { "CPU time over cores" } else { "GPU timestamps" };
     report.note(&format!("{}; times are {clock}, medians of {}", device_line(&engine), args.repeat));
     report.note(&format!("own peaks: {:.1} GFLOP/s multiply-add in f32, {:.1} GB/s copy", peaks.flops * 1e-9, peaks.bytes * 1e-9));
+    if dtype == Dtype::F16 {
+        report.note("weights f16; activations f16, those of the UNet's own shapes f32, as text to image has them");
+    }
     report.note(&format!(
         "{:<62} {:>9} {:>4} {:>9} {:>7} {:>7} {:>9} {:>6} bound by",
         "kernel", "ms", "+-%", "GFLOP/s", "GB/s", "flop/B", "roof", "share"
@@ -78,12 +82,15 @@ pub fn bench(run: &Run, args: &BenchArgs) -> Result<()> {
         if !wanted(&op.name()) || args.network.as_ref().is_some_and(|net| !case.nets.split(' ').any(|n| n == net)) {
             continue;
         }
+        let precision = case.precision(dtype);
         let families: Vec<Option<KernelFamily>> = match op.families() {
             [] => vec![None],
-            all if args.variants => all.iter().copied().filter(|family| family.is_own(gpu.profile(), elem)).map(Some).collect(),
+            all if args.variants => {
+                all.iter().copied().filter(|family| family.is_own(gpu.profile(), precision.weights)).map(Some).collect()
+            }
             _ => vec![None],
         };
-        let operands = Operands::new(op, elem);
+        let operands = Operands::new(op, precision);
         let record = run.stage("prepare", |_| pollster::block_on(operands.upload(gpu)))?;
         for family in families {
             let profile = match family {
@@ -94,7 +101,7 @@ pub fn bench(run: &Run, args: &BenchArgs) -> Result<()> {
                 Some(family) => format!("{} [{}]", op.name(), family),
                 None => op.name(),
             };
-            let mut facts = facts(case.nets, op, family);
+            let mut facts = facts(case.nets, op, precision, family);
             if args.check {
                 match run.stage("check", |_| check::check(gpu, Recorder::new(profile), &*record, &operands)) {
                     Ok(worst) => facts["worst_error_over_bound"] = json!(worst),
@@ -118,7 +125,7 @@ pub fn bench(run: &Run, args: &BenchArgs) -> Result<()> {
     }
     decodes(run, args, &engine, &bench, &mut report, &wanted)?;
     let facts = json!({
-        "command": "bench", "kind": engine.device().kind, "clock": clock, "dtype": if elem == Elem::Half { "f16" } else { "f32" },
+        "command": "bench", "kind": engine.device().kind, "clock": clock, "dtype": if dtype == Dtype::F16 { "f16" } else { "f32" },
         "cores": std::thread::available_parallelism().map_or(1, |n| n.get()), "wrong": wrong,
         "peak_gflops": peaks.flops * 1e-9, "peak_gbytes_per_s": peaks.bytes * 1e-9, "results": report.rows,
     });
@@ -143,9 +150,10 @@ fn device_line(engine: &Engine) -> String {
     format!("{} ({}, {})", facts.name, facts.backend, facts.driver)
 }
 
-fn facts(nets: &str, op: Op, family: Option<KernelFamily>) -> Value {
+fn facts(nets: &str, op: Op, precision: Precision, family: Option<KernelFamily>) -> Value {
     let mut facts = op.json();
     facts["networks"] = json!(nets.split(' ').collect::<Vec<_>>());
+    facts["activations"] = json!(if precision.activations == Elem::Half { "f16" } else { "f32" });
     if let Some(family) = family {
         facts["family"] = json!(family.to_string());
     }
