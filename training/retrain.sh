@@ -1,10 +1,10 @@
 #!/bin/sh
-# From pictures to the weights that ship: retrain.sh DATA CACHE RUNS. HOURS (decoder) and SPACE (sd, sdxl) may be set.
+# From pictures to the weights that ship: retrain.sh DATA CACHE RUNS. HOURS (decoder), ENCODER_HOURS and SPACE (sd, sdxl) may be set.
 set -e
 cd "$(dirname "$0")"
-data=$1 cache=$2 runs=$3 space=${SPACE:-sd} hours=${HOURS:-2}
+data=$1 cache=$2 runs=$3 space=${SPACE:-sd} hours=${HOURS:-2} encoder_hours=${ENCODER_HOURS:-0.4}
 python data.py --data "$data" --cache "$cache" --space "$space"
-python train_encoder.py --space "$space" --data "$data" --cache "$cache" --out "$runs/encoder-tiny-$space" --hours 0.4
+python train_encoder.py --space "$space" --data "$data" --cache "$cache" --out "$runs/encoder-tiny-$space" --hours "$encoder_hours"
 python train.py --config "tiny-$space" --data "$data" --cache "$cache" --out "$runs/tiny-$space" --hours "$hours" --crops 3 --ssim 0.3 --texture 0.3 --supersample 0.25 --attention-every 4
 python export.py encoder "$runs/encoder-tiny-$space/checkpoint.pt" "../weights/encoder-tiny-$space.safetensors"
 python export.py decoder "$runs/tiny-$space/checkpoint.pt" "../weights/infgen-tiny-$space.safetensors"
