@@ -1,6 +1,7 @@
 """Checkpoint -> safetensors of the engine's single-file form, from the averaged (EMA) weights.
 
   python export.py decoder RUN/checkpoint.pt weights/infgen-tiny-sd.safetensors
+  python export.py decoder RUN-A/checkpoint.pt RUN-B/checkpoint.pt OUT     the mean of runs that began at the same weights
   python export.py encoder RUN/checkpoint.pt weights/encoder-tiny-sd.safetensors
   python export.py sums weights            rewrites weights/SHA256SUMS
 """
@@ -91,12 +92,19 @@ def main(kind, *args):
         (d / "SHA256SUMS").write_text("".join(
             f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in sorted(d.glob("*.safetensors"))))
         return
-    c = torch.load(args[0], map_location="cpu", weights_only=True)
+    *runs, out = args
+    checkpoints = [torch.load(run, map_location="cpu", weights_only=True) for run in runs]
+    c = checkpoints[0]
+    # Runs that began at the same weights may be averaged: each has noise of its own.
+    ema = {k: sum(other["ema"][k].float() for other in checkpoints) / len(checkpoints) for k in c["ema"]}
     if kind == "decoder":
-        write_decoder(c["ema"], c["config"], args[1])
+        write_decoder(ema, c["config"], out)
     else:
-        write_encoder(c["ema"], c["space"], c["widths"], args[1])
-    print(f"{args[1]}: {Path(args[1]).stat().st_size} bytes, step {c['step']}, {c['seconds'] / 3600:.2f} h of training")
+        write_encoder(ema, c["space"], c["widths"], out)
+    Path(out).chmod(0o644)  # safetensors writes for the user alone
+    for run, c in zip(runs, checkpoints):
+        print(f"{run}: step {c['step']}, {c['seconds'] / 3600:.2f} h of training")
+    print(f"{out}: {Path(out).stat().st_size} bytes")
 
 
 if __name__ == "__main__":

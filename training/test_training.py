@@ -141,6 +141,16 @@ def test_export_round_trip(tmp_path):
         export.write_decoder(m.state_dict(), m.config, tmp_path / "d.safetensors")
 
 
+def test_export_of_several_runs_is_their_mean(tmp_path):
+    widths = [8, 8, 16, 16]
+    e = taesd.encoder(widths=widths).state_dict()
+    for name, factor in ("a", 1.0), ("b", 3.0):
+        torch.save(dict(ema={k: factor * v for k, v in e.items()}, space="sd", widths=widths, step=1, seconds=1.0), tmp_path / name)
+    export.main("encoder", str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "mean.safetensors"))
+    mean = export.read_encoder(tmp_path / "mean.safetensors").state_dict()
+    assert all(torch.allclose(mean[k], 2 * v, rtol=1e-3, atol=1e-4) for k, v in e.items())
+
+
 def test_smoke_run_and_resume(tmp_path):
     run = lambda: subprocess.run([sys.executable, str(HERE / "train.py"), "--smoke", "--out", str(tmp_path)],
                                  check=True, capture_output=True, text=True).stdout
