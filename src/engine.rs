@@ -23,7 +23,7 @@ use crate::nn::{Loader, Precision};
 use crate::weights::builtin::Builtin;
 use crate::weights::recognise::{self, Recognised};
 use crate::weights::taesd_keys::{self, Half};
-use crate::weights::{self, vae_keys};
+use crate::weights::{self, View, vae_keys};
 
 pub use decoder::{Decoder, DecoderFacts, Decoding, check_region, rgb8};
 pub use encoder::{Encoder, EncoderFacts};
@@ -312,8 +312,8 @@ impl Engine {
             Recognised::Infgen { config } => {
                 let view = weights.view();
                 config.check(&view)?;
-                let loader = Loader::new(&self.gpu, &view, self.precision(false));
-                let network = Network::Infgen(Box::new(InfgenDecoder::load(&loader, config).await?));
+                let load = async |loader: &Loader<'_>| InfgenDecoder::load(loader, config).await;
+                let network = Network::Infgen(Box::new(self.load(&view, self.precision(false), load).await?));
                 let facts = DecoderFacts {
                     model: "InfGen decoder",
                     latent_channels: config.latent_channels,
@@ -330,8 +330,8 @@ impl Engine {
             Recognised::Vae(vae) | Recognised::Checkpoint { vae: Some(vae), .. } if vae.decoder => {
                 let view = vae_keys::view(weights).ok_or_else(|| recognised.refuse(weights, "a decoder"))?;
                 view.check(&vae.config.tensors(false, true))?;
-                let loader = Loader::new(&self.gpu, &view, self.precision(vae.config.force_upcast));
-                let network = Network::Vae(Box::new(VaeDecoder::load(&loader, &vae.config).await?));
+                let load = async |loader: &Loader<'_>| VaeDecoder::load(loader, &vae.config).await;
+                let network = Network::Vae(Box::new(self.load(&view, self.precision(vae.config.force_upcast), load).await?));
                 let facts = DecoderFacts {
                     model: "AutoencoderKL decoder",
                     latent_channels: vae.config.latent_channels,
@@ -348,8 +348,8 @@ impl Engine {
             Recognised::Taesd { decoder: Some(config), latent_space, .. } => {
                 let view = taesd_keys::view(weights, Half::Decoder).ok_or_else(|| recognised.refuse(weights, "a decoder"))?;
                 view.check(&config.tensors(Half::Decoder))?;
-                let loader = Loader::new(&self.gpu, &view, self.precision(false));
-                let network = Network::Taesd(Taesd::load(&loader, config, Half::Decoder).await?);
+                let load = async |loader: &Loader<'_>| Taesd::load(loader, config, Half::Decoder).await;
+                let network = Network::Taesd(self.load(&view, self.precision(false), load).await?);
                 let facts = DecoderFacts {
                     model: "TAESD decoder",
                     latent_channels: config.latent_channels,
@@ -391,8 +391,9 @@ impl Engine {
             Recognised::Vae(vae) | Recognised::Checkpoint { vae: Some(vae), .. } if vae.encoder => {
                 let view = vae_keys::view(&weights).ok_or_else(|| recognised.refuse(&weights, "an encoder"))?;
                 view.check(&vae.config.tensors(true, false))?;
-                let loader = Loader::new(&self.gpu, &view, self.precision(vae.config.force_upcast));
                 let config = &vae.config;
+                let load = async |loader: &Loader<'_>| VaeEncoder::load(loader, config).await;
+                let network = Box::new(self.load(&view, self.precision(config.force_upcast), load).await?);
                 let facts = EncoderFacts {
                     model: "AutoencoderKL encoder",
                     latent_channels: config.latent_channels,
@@ -400,24 +401,38 @@ impl Engine {
                     latent_space: config.latent_space,
                 };
                 let (scaling, shift) = (config.scaling_factor, config.shift_factor);
-                (EncoderNetwork::Vae { network: Box::new(VaeEncoder::load(&loader, config).await?), scaling, shift }, facts)
+                (EncoderNetwork::Vae { network, scaling, shift }, facts)
             }
             Recognised::Taesd { encoder: Some(config), latent_space, .. } => {
                 let view = taesd_keys::view(&weights, Half::Encoder).ok_or_else(|| recognised.refuse(&weights, "an encoder"))?;
                 view.check(&config.tensors(Half::Encoder))?;
-                let loader = Loader::new(&self.gpu, &view, self.precision(false));
+                let load = async |loader: &Loader<'_>| Taesd::load(loader, config, Half::Encoder).await;
+                let network = self.load(&view, self.precision(false), load).await?;
                 let facts = EncoderFacts {
                     model: "TAESD encoder",
                     latent_channels: config.latent_channels,
                     scale: config.scale(),
                     latent_space: *latent_space,
                 };
-                (EncoderNetwork::Taesd(Taesd::load(&loader, config, Half::Encoder).await?), facts)
+                (EncoderNetwork::Taesd(network), facts)
             }
             other => return Err(other.refuse(&weights, "an encoder")),
         };
         self.gpu.flush().await?;
         Ok(Encoder { gpu: self.gpu.clone(), dtype: self.dtype, network, facts, host_memory: self.host_memory })
+    }
+
+    /// What `load` makes of `view`. Under a ceiling that is too low for the weights the error says what all of them need.
+    async fn load<T>(&self, view: &View<'_>, precision: Precision, load: impl AsyncFn(&Loader<'_>) -> Result<T>) -> Result<T> {
+        let before = self.gpu.memory().current;
+        match load(&Loader::new(&self.gpu, view, precision)).await {
+            Err(Error::MemoryCeiling { ceiling, .. }) => {
+                let planning = Loader::planning(&self.gpu, view, precision);
+                load(&planning).await?;
+                Err(Error::MemoryCeiling { needed: before + planning.planned_bytes(), ceiling })
+            }
+            done => done,
+        }
     }
 
     fn precision(&self, wide_activations: bool) -> Precision {

@@ -121,7 +121,7 @@ pub enum Error {
         detail: String,
     },
     /// The values of a layer left the range of its number type during the computation.
-    #[error("non-finite values after layer `{layer}`: the picture would be garbage, nothing was written{hint}")]
+    #[error("non-finite values after layer `{layer}`: the picture would be garbage and was not written{hint}")]
     NonFinite {
         /// The first layer in which they were seen.
         layer: String,

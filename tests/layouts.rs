@@ -153,7 +153,7 @@ fn a_single_file_of_sd_2_is_taken_for_what_was_trained() {
     let parts = Parts::open(&path).unwrap();
     let scheduler = parts.scheduler(None).unwrap();
     assert_eq!((scheduler.sampler(), scheduler.config().prediction_type), (Sampler::Ddim, Prediction::VPrediction));
-    assert_eq!((parts.native_side, parts.text.num_hidden_layers), (768, 2));
+    assert_eq!((parts.native_size, parts.text.num_hidden_layers), ((768, 768), 2));
     assert_eq!(parts.tokenizer.encode("a!").ids[2..4], [0, 49407]);
     assert!(parts.notes.iter().any(|note| note.contains("--prediction epsilon")), "{:?}", parts.notes);
     // Its inpainting form predicts the noise.
@@ -172,7 +172,7 @@ fn a_single_file_of_sd_2_is_taken_for_what_was_trained() {
     write(&path, &all, Dtype::F32);
     let parts = Parts::open(&path).unwrap();
     assert!(parts.is_inpainting());
-    assert_eq!((parts.scheduler(None).unwrap().config().prediction_type, parts.native_side), (Prediction::Epsilon, 512));
+    assert_eq!((parts.scheduler(None).unwrap().config().prediction_type, parts.native_size), (Prediction::Epsilon, (512, 512)));
 }
 
 #[test]

@@ -152,6 +152,10 @@ impl RowSource for PngRows {
             let row = row.ok_or_else(|| self.malformed("it ends before its last row"))?;
             reading.recent.extend_from_slice(row.data());
             next += 1;
+            if next == self.height {
+                // To the end of the file: the checksum of the last piece of data comes after it.
+                reading.reader.finish().map_err(|error| self.malformed(&error.to_string()))?;
+            }
         }
         let start = (rows.start - reading.first) * row_bytes;
         let raw = &reading.recent[start..start + rows.len() * row_bytes];
@@ -263,6 +267,23 @@ mod tests {
         }
         std::fs::write(&path, b"not a picture").unwrap();
         assert!(PngRows::open(&path).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_damaged_png_is_an_error_wherever_the_damage_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("damaged.png");
+        let samples: Vec<u8> = (0..40 * 30 * 3u32).map(|i| ((i * 7919) >> 3) as u8).collect();
+        let mut bytes = Vec::new();
+        image::codecs::png::PngEncoder::new(&mut bytes).write_image(&samples, 40, 30, ExtendedColorType::Rgb8).unwrap();
+        // From behind the header's chunk to the end of the data.
+        for at in (45..bytes.len() - 16).step_by(97) {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x10;
+            std::fs::write(&path, damaged).unwrap();
+            let rows = PngRows::open(&path).and_then(|rows| rows.expect("a PNG").rows(0..30));
+            assert!(matches!(rows, Err(Error::Malformed { .. })), "byte {at} of {}", bytes.len());
+        }
     }
 
     #[test]

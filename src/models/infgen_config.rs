@@ -15,8 +15,8 @@ pub const METADATA_KEY: &str = "infgen_config";
 
 /// Everything that the shapes and the forward pass of an InfGen decoder depend on.
 ///
-/// A field that is absent from the JSON takes the value of [`InfgenConfig::table1`] (`scaling_factor`: that of
-/// `latent_space`); an unknown field is an error.
+/// A field that is absent from the JSON takes the value of [`InfgenConfig::table1`], or of [`InfgenConfig::sd4`] where `preset` says so (`scaling_factor`:
+/// that of `latent_space`); an unknown field is an error.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct InfgenConfig {
@@ -216,9 +216,22 @@ impl InfgenConfig {
         if !json.trim_start().starts_with('{') {
             return Err(refuse("not a JSON object of fields".into())); // serde would take a list for the fields in order
         }
-        let config: Self = serde_json::from_str(json).map_err(|e| refuse(explain(json, &e)))?;
+        let mut config: Self = serde_json::from_str(json).map_err(|e| refuse(explain(json, &e)))?;
+        if config.preset == "sd4" {
+            config = config.over(Self::sd4(), json).map_err(|e| refuse(e.to_string()))?;
+        }
         config.validate().map_err(refuse)?;
         Ok(config)
+    }
+
+    /// `preset` with the fields that `json` has, from which this was read.
+    fn over(&self, preset: Self, json: &str) -> serde_json::Result<Self> {
+        let given: serde_json::Map<String, serde_json::Value> = serde_json::from_str(json)?;
+        let mut all = serde_json::to_value(preset)?;
+        if let (Some(all), serde_json::Value::Object(own)) = (all.as_object_mut(), serde_json::to_value(self)?) {
+            all.extend(own.into_iter().filter(|(field, _)| given.contains_key(field)));
+        }
+        serde_json::from_value(all)
     }
 
     /// The config that belongs to `weights` (its `config.json`, else its metadata), validated.
@@ -263,10 +276,10 @@ impl InfgenConfig {
         is("scaling_factor", near, format!("is {factor}, that of `latent_space` {space} is {expected}"))?;
 
         within("latent_channels", self.latent_channels, 64)?;
-        within("base_latent_size", self.base_latent_size[0].max(self.base_latent_size[1]), 2048)?;
-        within("base_latent_size", self.base_latent_size[0].min(self.base_latent_size[1]), 2048)?;
+        within("base_latent_size", self.base_latent_size[0].max(self.base_latent_size[1]), 1 << 16)?;
+        within("base_latent_size", self.base_latent_size[0].min(self.base_latent_size[1]), 1 << 16)?;
         within("hidden_size", self.hidden_size, 4096)?;
-        within("num_blocks", self.num_blocks, 64)?;
+        is("num_blocks", self.num_blocks <= 64, format!("is {}, it must not be above 64", self.num_blocks))?;
         within("num_heads", self.num_heads, self.hidden_size)?;
         let heads = format!("is {}, it must divide `hidden_size` {}", self.num_heads, self.hidden_size);
         is("num_heads", self.hidden_size.is_multiple_of(self.num_heads), heads)?;
@@ -274,12 +287,13 @@ impl InfgenConfig {
         within("inpe_features", self.inpe_features, 8192)?;
         within("inpe_hidden", self.inpe_hidden, 1 << 14)?;
         within("layers_per_up_block", self.layers_per_up_block, 16)?;
-        real("ln_eps", self.ln_eps.into(), 1.0)?;
-        real("norm_eps", self.norm_eps.into(), 1.0)?;
-        real("inpe_sigma", self.inpe_sigma, 1e6)?;
-        real("inpe_lon_span", self.inpe_lon_span, std::f64::consts::TAU)?;
-        real("inpe_lat_span", self.inpe_lat_span, std::f64::consts::PI)?;
-        real("max_step_scale", self.max_step_scale, 64.0)?;
+        for (field, eps) in [("ln_eps", self.ln_eps), ("norm_eps", self.norm_eps)] {
+            is(field, (0.0..=1.0).contains(&eps), format!("is {eps}, it must lie between 0 and 1"))?;
+        }
+        for (field, span) in [("inpe_lon_span", self.inpe_lon_span), ("inpe_lat_span", self.inpe_lat_span)] {
+            is(field, span.abs() <= std::f64::consts::TAU, format!("is {span}, it must lie between -2 pi and 2 pi"))?;
+        }
+        real("max_step_scale", self.max_step_scale, 1024.0)?;
         let steps = format!("is {}, it must be at least 1", self.max_step_scale);
         is("max_step_scale", self.max_step_scale >= 1.0, steps)?;
 
@@ -363,12 +377,20 @@ impl InfgenConfig {
         list.0
     }
 
-    /// Checks that `view` holds every tensor with its shape, and `inpe.B` as f32, without reading data.
+    /// Checks that `view` holds every tensor with its shape, and `inpe.B` as f32, without reading data, and no others of a decoder: a network of which
+    /// the config leaves out a part is another one.
     ///
     /// # Errors
-    /// As [`View::check`].
+    /// As [`View::check`]; [`Error::Config`] for tensors that the config has no place for.
     pub fn check(&self, view: &View) -> Result<()> {
-        view.check(&self.tensors())?;
+        let tensors = self.tensors();
+        view.check(&tensors)?;
+        let known: std::collections::HashSet<String> = tensors.iter().map(|(name, _)| view.file_name(name)).collect();
+        let parts = ["blocks.", "decoder.", "inpe.", "post_quant_conv."];
+        if let Some(name) = view.names().find(|name| parts.iter().any(|part| name.starts_with(part)) && !known.contains(*name)) {
+            let detail = format!("the weights hold `{name}`, which the network of this config does not have");
+            return Err(Error::Config { path: view.path().to_owned(), detail });
+        }
         // Phases B p reach 160 rad: a B rounded to 16 bits is another model.
         self.inpe_prefixes().iter().try_for_each(|inpe| view.require_f32(&format!("{inpe}.B")))
     }
@@ -492,6 +514,15 @@ mod tests {
     }
 
     #[test]
+    fn absent_fields_are_those_of_the_preset() {
+        let config = parse(r#"{"preset": "sd4", "hidden_size": 256, "up_block_channels": [256, 256, 128, 64]}"#).unwrap();
+        assert_eq!(config, InfgenConfig { hidden_size: 256, up_block_channels: vec![256, 256, 128, 64], ..InfgenConfig::sd4() });
+        let own = r#"{"preset": "sd4", "stem": "conv3x3", "latent_space": "sdxl"}"#;
+        assert_eq!(parse(own).unwrap(), InfgenConfig { stem: Stem::Conv3x3, latent_space: LatentSpace::Sdxl, ..InfgenConfig::sd4() });
+        assert_eq!(parse(r#"{"preset": "of my own", "num_blocks": 0}"#).unwrap().stem, Stem::Conv3x3);
+    }
+
+    #[test]
     fn every_refusal_names_its_field() {
         for (json, field) in [
             (r#"{"hidden": 512}"#, "hidden"),
@@ -521,10 +552,9 @@ mod tests {
             (r#"{"mlp_hidden": 0}"#, "mlp_hidden"),
             (r#"{"inpe_features": 0}"#, "inpe_features"),
             (r#"{"inpe_hidden": 1000000}"#, "inpe_hidden"),
-            (r#"{"inpe_sigma": 0}"#, "inpe_sigma"),
             (r#"{"inpe_lon_span": 6.3}"#, "inpe_lon_span"),
-            (r#"{"inpe_lat_span": 3.2}"#, "inpe_lat_span"),
-            (r#"{"ln_eps": 0}"#, "ln_eps"),
+            (r#"{"inpe_lat_span": -6.3}"#, "inpe_lat_span"),
+            (r#"{"ln_eps": 1.5}"#, "ln_eps"),
             (r#"{"norm_eps": -1e-6}"#, "norm_eps"),
             (r#"{"layers_per_up_block": 0}"#, "layers_per_up_block"),
             (r#"{"up_block_channels": []}"#, "up_block_channels"),

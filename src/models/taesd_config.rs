@@ -3,7 +3,10 @@
 //! Source: madebyollin/taesd `taesd.py` at 2a1b414; diffusers `models/autoencoders/vae.py` (`EncoderTiny`,
 //! `DecoderTiny`) at 049ca38.
 
+use std::path::Path;
+
 use serde::Serialize;
+use serde_json::Value;
 
 use super::infgen_config::TensorList;
 use crate::error::{Error, Result};
@@ -103,6 +106,34 @@ impl TaesdConfig {
         Ok(Self { latent_channels, channels, blocks })
     }
 
+    /// Checks that the `config.json` of diffusers' `AutoencoderTiny` asks for nothing but TAESD.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names the field.
+    pub fn check_json(json: &str, path: &Path) -> Result<()> {
+        let refuse = |detail| Error::Config { path: path.to_owned(), detail };
+        let fields: serde_json::Map<String, Value> =
+            serde_json::from_str(json).map_err(|e| refuse(format!("not a JSON object of fields: {e}")))?;
+        let run = [
+            ("act_fn", Value::from("relu")),
+            ("upsample_fn", Value::from("nearest")),
+            ("upsampling_scaling_factor", Value::from(2.0)),
+            ("scaling_factor", Value::from(1.0)),
+            ("shift_factor", Value::from(0.0)),
+        ];
+        for (name, only) in run {
+            let Some(value) = fields.get(name).filter(|value| !value.is_null()) else { continue };
+            let same = match (value.as_f64(), only.as_f64()) {
+                (Some(value), Some(only)) => value == only,
+                _ => *value == only,
+            };
+            if !same {
+                return Err(refuse(format!("`{name}` is {value}: this version runs TAESD with {only} only")));
+            }
+        }
+        Ok(())
+    }
+
     /// Pixels a latent value side.
     pub fn scale(&self) -> usize {
         1 << (self.blocks.len() - 1)
@@ -188,6 +219,22 @@ mod tests {
             assert_eq!(config.layers(half).iter().filter_map(plain).collect::<Vec<_>>(), convs);
             assert_eq!(config.scale(), 8);
         }
+    }
+
+    #[test]
+    fn configs_that_are_not_taesd_are_refused_by_the_fields_name() {
+        let check = |json: &str| TaesdConfig::check_json(json, Path::new("config.json")).map_err(|error| error.to_string());
+        let published = r#"{"_class_name": "AutoencoderTiny", "act_fn": "relu", "upsample_fn": "nearest", "scaling_factor": 1.0,
+            "upsampling_scaling_factor": 2, "shift_factor": 0.0, "latent_magnitude": 3}"#;
+        assert_eq!(check(published), Ok(()));
+        assert_eq!(check("{}"), Ok(()));
+        for (field, value) in
+            [("act_fn", r#""gelu""#), ("scaling_factor", "0.5"), ("shift_factor", "0.3"), ("upsampling_scaling_factor", "4")]
+        {
+            let error = check(&format!("{{\"{field}\": {value}}}")).unwrap_err();
+            assert!(error.contains(&format!("`{field}`")), "{error}");
+        }
+        assert!(check("[]").is_err());
     }
 
     #[test]

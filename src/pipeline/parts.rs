@@ -28,8 +28,8 @@ pub struct Parts {
     pub vae: Option<VaeConfig>,
     /// The tokenizer, its prompts as long as the text encoder's positions.
     pub tokenizer: ClipTokenizer,
-    /// Side of the model's native picture in pixels.
-    pub native_side: usize,
+    /// Width and height of the model's native picture in pixels.
+    pub native_size: (usize, usize),
     /// `sd1`, `sd2` or `unknown`.
     pub family: &'static str,
     /// What was taken for granted, for the user.
@@ -127,7 +127,7 @@ impl Parts {
             text,
             vae,
             tokenizer,
-            native_side,
+            native_size: (native_side, native_side),
             family,
             notes,
             scheduler: SchedulerSource::Inferred { sampler, prediction },
@@ -181,6 +181,11 @@ impl Parts {
         let tokenizer = if tokenizer_folder.is_dir() { ClipTokenizer::open(&tokenizer_folder)? } else { embedded(path, &text)? };
         let positions = tokenizer.max_length().min(text.max_position_embeddings);
         let mut notes = Vec::new();
+        for (name, weights) in [("unet", &unet_weights), ("text_encoder", &text_weights)] {
+            if weights.config_json().is_none() {
+                notes.push(format!("{name}/config.json is missing: what shapes do not tell (heads, groups, activations) is taken to be that of SD 1.x or 2.x"));
+            }
+        }
         let scheduler_path = path.join("scheduler").join("scheduler_config.json");
         let scheduler = match std::fs::read_to_string(&scheduler_path) {
             Ok(json) => SchedulerSource::Json { json, path: scheduler_path },
@@ -195,8 +200,14 @@ impl Parts {
         };
         let sample_size = unet_weights.config_json().and_then(|json| serde_json::from_str::<Value>(json).ok()).and_then(|config| {
             let size = &config["sample_size"];
-            size.as_u64().or_else(|| size.as_array()?.iter().filter_map(Value::as_u64).max())
+            let sides = |height: &Value, width: &Value| Some((height.as_u64()?, width.as_u64()?));
+            match size.as_array().map(Vec::as_slice) {
+                Some([height, width]) => sides(height, width),
+                _ => sides(size, size),
+            }
         });
+        let in_range = |(height, width): &(u64, u64)| [height, width].iter().all(|side| (1..=2048).contains(*side));
+        let (height, width) = sample_size.filter(in_range).unwrap_or((64, 64));
         let scale = vae.as_ref().map_or(8, VaeConfig::scale);
         let family = match text.hidden_size {
             768 => "sd1",
@@ -205,7 +216,7 @@ impl Parts {
         };
         Ok(Parts {
             path: path.to_owned(),
-            native_side: sample_size.filter(|side| (1..=2048).contains(side)).unwrap_or(64) as usize * scale,
+            native_size: (width as usize * scale, height as usize * scale),
             unet,
             text,
             vae,

@@ -104,7 +104,7 @@ pub struct SchedulerConfig {
     pub interpolation_type: String,
     /// Euler: `discrete` or `continuous`.
     pub timestep_type: String,
-    /// Bounds of Karras' sigmas, where they are not those of the table.
+    /// Bounds of Karras' and exponential sigmas, where they are not those of the table.
     pub sigma_min: Option<f64>,
     /// See `sigma_min`.
     pub sigma_max: Option<f64>,

@@ -25,14 +25,16 @@ fn spaced(scheduler: &Scheduler, steps: usize) -> Result<(Vec<f64>, Vec<f64>), S
     let whole = |t: f64| if config.beta_schedule == BetaSchedule::SquaredcosCapV2 { t.trunc() } else { t.round_ties_even() };
     // The whole table, whatever the spacing.
     let (min, max) = (table[0], table[table.len() - 1]);
+    // Lu's spacing has no other bounds in diffusers.
+    let (lowest, highest) = (config.sigma_min.unwrap_or(min), config.sigma_max.unwrap_or(max));
     let (list, mut spaced): (Vec<f64>, Vec<f64>) = if config.use_karras_sigmas {
-        let sigmas = karras(min, max, steps);
+        let sigmas = karras(lowest, highest, steps);
         (sigmas.iter().map(|&s| whole(sigma_to_t(s, &logs))).collect(), sigmas)
     } else if config.use_lu_lambdas {
         let sigmas: Vec<f64> = ramp(steps).map(|r| (max.ln() + r * (min.ln() - max.ln())).exp()).collect();
         (sigmas.iter().map(|&s| whole(sigma_to_t(s, &logs))).collect(), sigmas)
     } else if config.use_exponential_sigmas {
-        let sigmas = exponential(min, max, steps);
+        let sigmas = exponential(lowest, highest, steps);
         (sigmas.iter().map(|&s| sigma_to_t(s, &logs).trunc()).collect(), sigmas)
     } else {
         // Timesteps whose lambda lies below the bound are not used.

@@ -20,8 +20,7 @@ fn spaced(scheduler: &Scheduler, steps: usize) -> Result<(Vec<f64>, Vec<f64>), S
     let respaced = if scheduler.sampler == Sampler::EulerAncestral {
         None
     } else {
-        let bounds = |own: f64, given: Option<f64>| if plain_euler { given.unwrap_or(own) } else { own };
-        let (min, max) = (bounds(spaced[spaced.len() - 1], config.sigma_min), bounds(spaced[0], config.sigma_max));
+        let (min, max) = (config.sigma_min.unwrap_or(spaced[spaced.len() - 1]), config.sigma_max.unwrap_or(spaced[0]));
         if config.use_karras_sigmas {
             Some(karras(min, max, steps))
         } else if config.use_exponential_sigmas {

@@ -84,7 +84,9 @@ pub(super) fn timesteps(config: &SchedulerConfig, steps: usize, fractional: bool
 /// `round(arange(last, 0, -ratio)) - 1`
 fn trailing(last: f64, ratio: f64) -> Vec<f64> {
     let count = (last / ratio).ceil() as usize;
-    (0..count).map(|i| (last - i as f64 * ratio).round_ties_even() - 1.0).collect()
+    // numpy's step is the difference of the first two values, as rounded.
+    let step = (last - ratio) - last;
+    (0..count).map(|i| (last + i as f64 * step).round_ties_even() - 1.0).collect()
 }
 
 /// The timesteps of the DPM solvers: one more point than steps, the last dropped.

@@ -83,7 +83,9 @@ pub(super) fn lcm(scheduler: &Scheduler, steps: usize, skip: usize) -> Result<Sc
         return Err(format!("{steps}; an LCM takes at most {original}, and 4 to 8 are usual"));
     }
     let k = config.num_train_timesteps / original;
-    let list: Vec<f64> = (0..steps).map(|i| ((original - i * original / steps) * k - 1) as f64).collect();
+    // `floor(linspace(0, original, steps, endpoint=False))` in floating point, as numpy has it.
+    let skipped = |i: usize| (i as f64 * (original as f64 / steps as f64)).floor() as usize;
+    let list: Vec<f64> = (0..steps).map(|i| ((original - skipped(i)) * k - 1) as f64).collect();
     calls(scheduler, &list, skip, |i, t, x0, _| {
         const SIGMA_DATA: f64 = 0.5;
         let scaled = t * config.timestep_scaling;

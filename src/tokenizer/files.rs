@@ -80,7 +80,7 @@ pub(super) fn open(folder: &Path) -> Result<ClipTokenizer> {
     let id = |token: &str| ids.get(token).copied().ok_or_else(|| malformed(from, format!("`{token}` is not in the vocabulary")));
     let (bos_id, eos_id, pad_id, unknown) = (id(&bos.0)?, id(&eos.0)?, id(&pad.0)?, id(&unk.0)?);
     let max_length = config["model_max_length"].as_f64().filter(|n| (2.0..=super::MAX_LENGTH as f64).contains(n));
-    let added = whole.as_ref().and_then(|whole| whole["added_tokens"].as_array().cloned()).unwrap_or_default();
+    let added = added_tokens(folder, whole.as_ref(), &config)?;
     let bpe = Bpe::new(ids, &merges, unknown).map_err(|detail| malformed(from, detail))?;
     let mut tokenizer = ClipTokenizer {
         bpe,
@@ -91,10 +91,8 @@ pub(super) fn open(folder: &Path) -> Result<ClipTokenizer> {
         // A folder may say "no limit" by a huge number; the text encoder's positions then decide.
         max_length: max_length.map_or(77, |n| n as usize),
     };
-    for value in &added {
-        if let (Some((content, normalized)), Some(id)) = (special(value), value["id"].as_u64().filter(|&id| id < 1 << 31)) {
-            tokenizer.add(content, id as u32, normalized);
-        }
+    for (content, id, normalized) in &added {
+        tokenizer.add(content, *id, *normalized);
     }
     for ((content, normalized), id) in [(bos, bos_id), (eos, eos_id), (unk, unknown), (pad, pad_id)] {
         if !tokenizer.added.iter().any(|a| a.content == content) || normalized {
@@ -102,6 +100,33 @@ pub(super) fn open(folder: &Path) -> Result<ClipTokenizer> {
         }
     }
     Ok(tokenizer)
+}
+
+/// Tokens that a folder adds to the vocabulary, with their ids and whether they are looked for in the normalized text: `tokenizer.json` (beside
+/// `vocab.json` too), else `tokenizer_config.json`, else `added_tokens.json`.
+fn added_tokens(folder: &Path, whole: Option<&Value>, config: &Value) -> Result<Vec<(String, u32, bool)>> {
+    let id = |value: Option<u64>| value.filter(|&id| id < 1 << 31).map(|id| id as u32);
+    let beside = if whole.is_none() { json(&folder.join("tokenizer.json"))? } else { None };
+    let mut all: Vec<(String, u32, bool)> = Vec::new();
+    for value in whole.or(beside.as_ref()).and_then(|whole| whole["added_tokens"].as_array()).into_iter().flatten() {
+        if let (Some((content, normalized)), Some(id)) = (special(value), id(value["id"].as_u64())) {
+            all.push((content.to_owned(), id, normalized));
+        }
+    }
+    for (key, value) in config["added_tokens_decoder"].as_object().into_iter().flatten() {
+        if let (Some((content, normalized)), Some(id)) = (special(value), id(key.parse().ok())) {
+            all.push((content.to_owned(), id, normalized));
+        }
+    }
+    for (content, value) in json(&folder.join("added_tokens.json"))?.as_ref().and_then(Value::as_object).into_iter().flatten() {
+        if let Some(id) = id(value.as_u64()) {
+            all.push((content.clone(), id, true));
+        }
+    }
+    // Where several files name a token the first of them counts.
+    let mut seen = std::collections::HashSet::new();
+    all.retain(|(content, ..)| seen.insert(content.clone()));
+    Ok(all)
 }
 
 fn vocabulary(value: &Value) -> Option<HashMap<String, u32>> {

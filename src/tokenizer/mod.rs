@@ -105,7 +105,8 @@ impl ClipTokenizer {
 
     /// Largest id, for a check against the rows of a token embedding.
     pub fn max_id(&self) -> u32 {
-        self.bpe.max_id().max(self.bos).max(self.eos).max(self.pad)
+        let added = self.added.iter().map(|added| added.id).max().unwrap_or(0);
+        self.bpe.max_id().max(self.bos).max(self.eos).max(self.pad).max(added)
     }
 
     /// Ids of the text alone, without begin, end or padding.

@@ -65,7 +65,7 @@ impl Prompt {
     pub fn fit(&mut self, parts: &Parts) {
         self.open = true;
         self.scale = parts.scale();
-        (self.width, self.height) = (parts.native_side, parts.native_side);
+        (self.width, self.height) = parts.native_size;
         if parts.scheduler(None).is_ok_and(|own| own.sampler() == Sampler::Lcm) {
             (self.steps, self.cfg) = LCM;
         }

@@ -30,6 +30,10 @@ pub(super) fn open(path: &Path) -> Result<Weights> {
     if !meta.is_dir() {
         return open_file(path, path);
     }
+    // A pipeline may have checkpoints of other programs beside its parts.
+    if path.join("model_index.json").is_file() && path.join("vae").is_dir() {
+        return open(&path.join("vae"));
+    }
     match component_file(path)? {
         Found::File(file) => open_file(path, &file),
         Found::None if path.join("vae").is_dir() => open(&path.join("vae")),

@@ -18,6 +18,8 @@ pub struct Lora {
     strength: f64,
     /// By the name of what they change, all separators `_`, as the file has it.
     modules: BTreeMap<String, Module>,
+    /// Changes that are not understood: tensors of other kinds, halves without their other half.
+    strange: usize,
 }
 
 /// The tensors of one change, by their names in the file.
@@ -27,8 +29,15 @@ struct Module {
     up: Option<String>,
     mid: Option<String>,
     alpha: Option<String>,
-    /// What PEFT's metadata says `alpha / rank` is.
-    stated_scale: Option<f64>,
+    /// What PEFT's metadata says about it.
+    stated: Option<Stated>,
+}
+
+/// From PEFT's metadata: alpha, and whether it counts by the root of the rank (rsLoRA, arXiv:2312.03732).
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Stated {
+    alpha: f64,
+    root: bool,
 }
 
 /// Which network a LoRA's names speak of.
@@ -91,12 +100,16 @@ impl Lora {
         let weights = Weights::open(path)?;
         let unknown = |detail: String| Error::UnknownModel { path: weights.path().to_owned(), detail };
         let mut modules: BTreeMap<String, Module> = BTreeMap::new();
+        let mut strange = 0;
         for name in weights.names() {
             if let Some((_, kind)) = OTHER_KINDS.iter().find(|(part, _)| name.contains(part)) {
                 return Err(unknown(format!("this is a {kind}; LoRA and LoCon files are read by this version")));
             }
             let found = ENDINGS.iter().chain([&OLD_UP]).find_map(|(ending, role)| Some((name.strip_suffix(ending)?, role)));
-            let Some((module, role)) = found else { continue };
+            let Some((module, role)) = found else {
+                strange += 1;
+                continue;
+            };
             let module = modules.entry(module.replace(".processor.", ".").replace('.', "_")).or_default();
             let slot = match role {
                 Role::Down => &mut module.down,
@@ -106,18 +119,23 @@ impl Lora {
             };
             *slot = Some(name.to_owned());
         }
+        let all = modules.len();
         modules.retain(|_, module| module.down.is_some() && module.up.is_some());
+        strange += all - modules.len();
         if modules.is_empty() {
             let what = super::recognise::recognise(&weights).map_or("not recognised".into(), |found| found.to_string());
             return Err(unknown(format!(
                 "a LoRA was looked for (tensors like `....lora_down.weight` or `....lora_A.weight`); this is {what}"
             )));
         }
-        for (prefix, scale) in stated_scales(&weights) {
-            let own = |(name, _): &(&String, &mut Module)| name.starts_with(&prefix);
-            modules.iter_mut().filter(own).for_each(|(_, module)| module.stated_scale = Some(scale));
+        for adapter in adapters(&weights) {
+            for (name, module) in modules.iter_mut() {
+                if let Some(own) = name.strip_prefix(&adapter.prefix) {
+                    module.stated = Some(adapter.stated(own));
+                }
+            }
         }
-        Ok(Lora { weights: Arc::new(weights), strength, modules })
+        Ok(Lora { weights: Arc::new(weights), strength, modules, strange })
     }
 
     /// The file.
@@ -125,9 +143,9 @@ impl Lora {
         self.weights.path().to_owned()
     }
 
-    /// Number of tensors that it changes.
+    /// Number of changes that it has, those included that are not understood and so not made.
     pub fn len(&self) -> usize {
-        self.modules.len()
+        self.modules.len() + self.strange
     }
 
     /// Whether it changes nothing; never so after [`Lora::open`].
@@ -176,15 +194,38 @@ impl Lora {
     }
 }
 
-/// `alpha / rank` by prefix of module names, from what diffusers writes into the metadata.
-fn stated_scales(weights: &Weights) -> Vec<(String, f64)> {
+/// What diffusers writes into the metadata about the modules of one network.
+struct Adapter {
+    /// Of their names.
+    prefix: String,
+    alpha: f64,
+    root: bool,
+    /// Other alphas, by the end of a module's name.
+    alphas: Vec<(String, f64)>,
+}
+
+impl Adapter {
+    /// For a module of that name, without the prefix.
+    fn stated(&self, name: &str) -> Stated {
+        let own =
+            self.alphas.iter().find(|(end, _)| name.strip_suffix(end.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('_')));
+        Stated { alpha: own.map_or(self.alpha, |(_, alpha)| *alpha), root: self.root }
+    }
+}
+
+/// Ranks are those of the tensors, whatever the metadata says.
+fn adapters(weights: &Weights) -> Vec<Adapter> {
     let Some(json) = weights.metadata().get("lora_adapter_metadata") else { return Vec::new() };
     let Ok(fields) = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(json) else { return Vec::new() };
-    let number = |key: String| fields.get(&key).and_then(serde_json::Value::as_f64);
     let of = |part: &str| {
-        let rank = number(format!("{part}.r"))?;
-        let alpha = number(format!("{part}.lora_alpha"))?;
-        (rank > 0.0).then(|| (format!("{part}_"), alpha / rank))
+        let field = |name: &str| fields.get(&format!("{part}.{name}"));
+        let alphas = field("alpha_pattern").and_then(|pattern| pattern.as_object()).into_iter().flatten();
+        Some(Adapter {
+            prefix: format!("{part}_"),
+            alpha: field("lora_alpha")?.as_f64()?,
+            root: field("use_rslora").and_then(|root| root.as_bool()).unwrap_or(false),
+            alphas: alphas.filter_map(|(end, alpha)| Some((end.replace('.', "_"), alpha.as_f64()?))).collect(),
+        })
     };
     ["unet", "text_encoder"].into_iter().filter_map(of).collect()
 }
@@ -246,7 +287,7 @@ impl Change {
         let rank = down_shape[0];
         let alpha = match &self.module.alpha {
             Some(name) => self.weights.get_any(name)?.1.first().map(|&alpha| alpha as f64 / rank as f64),
-            None => self.module.stated_scale,
+            None => self.module.stated.map(|Stated { alpha, root }| alpha / if root { (rank as f64).sqrt() } else { rank as f64 }),
         };
         let scale = (self.strength * alpha.unwrap_or(1.0)) as f32;
         let mut inner = rank;
@@ -365,6 +406,44 @@ mod tests {
         )
         .unwrap();
         assert_eq!(changed(&peft, Part::Unet, "a.weight", &[1, 1]).unwrap(), [9.0]);
+    }
+
+    #[test]
+    fn what_peft_says_about_some_modules_counts() {
+        let ones = [1.0; 4];
+        let tensors: [(&str, &[usize], &[f32]); 4] = [
+            ("unet.a.to_q.lora_A.weight", &[4, 1], &ones),
+            ("unet.a.to_q.lora_B.weight", &[1, 4], &ones),
+            ("unet.a.to_k.lora_A.weight", &[4, 1], &ones),
+            ("unet.a.to_k.lora_B.weight", &[1, 4], &ones),
+        ];
+        // A rank pattern says what the tensors' shapes say anyway.
+        for (json, q, k) in [
+            (r#"{"unet.r": 2, "unet.lora_alpha": 8, "unet.rank_pattern": {"to_q": 4}}"#, 9.0, 9.0),
+            (r#"{"unet.r": 4, "unet.lora_alpha": 8, "unet.alpha_pattern": {"a.to_q": 2}}"#, 3.0, 9.0),
+            (r#"{"unet.r": 4, "unet.lora_alpha": 8, "unet.alpha_pattern": {"o_q": 2}}"#, 9.0, 9.0),
+            (r#"{"unet.r": 4, "unet.lora_alpha": 8, "unet.use_rslora": true}"#, 17.0, 17.0),
+        ] {
+            let peft = lora(&tensors, &[("lora_adapter_metadata", json)], 1.0).unwrap();
+            let of = |name: &str| changed(&peft, Part::Unet, name, &[1, 1]).unwrap()[0];
+            assert_eq!((of("a.to_q.weight"), of("a.to_k.weight")), (q, k), "{json}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_counts_as_not_made() {
+        let one = [1.0];
+        let file = lora(
+            &[
+                ("lora_unet_a.lora_down.weight", &[1, 1], &one),
+                ("lora_unet_a.lora_up.weight", &[1, 1], &one),
+                ("lora_unet_b.lora_down.weight", &[1, 1], &one),
+                ("lora_unet_c.diff", &[1, 1], &one),
+            ],
+            &[],
+            1.0,
+        );
+        assert_eq!(file.unwrap().len(), 3);
     }
 
     #[test]

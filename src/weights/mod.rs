@@ -233,9 +233,9 @@ impl Weights {
         Ok((entry.shape.clone(), now(self.read(name, entry), &self.path)?))
     }
 
-    /// The tensors under their own names.
+    /// The tensors under their own names, the mid block's attention also under the names that it has in older files.
     pub fn view(&self) -> View<'_> {
-        View::plain(self, "")
+        View::new(self, "", view::Naming::Vae)
     }
 
     fn entry(&self, name: &str) -> Result<&Entry> {

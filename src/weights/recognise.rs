@@ -183,6 +183,9 @@ pub fn recognise(weights: &Weights) -> Result<Recognised> {
     let half = |half| taesd_keys::view(weights, half).map(|view| TaesdConfig::infer(&view, half)).transpose();
     let (encoder, decoder) = (half(Half::Encoder)?, half(Half::Decoder)?);
     if encoder.is_some() || decoder.is_some() {
+        if let Some(json) = weights.config_json() {
+            TaesdConfig::check_json(json, weights.config_path())?;
+        }
         return Ok(Recognised::Taesd { encoder, decoder, latent_space: taesd_space(weights) });
     }
     if let Some(vae) = vae(weights)? {
@@ -214,7 +217,7 @@ pub fn vae(weights: &Weights) -> Result<Option<Vae>> {
     }
     let config = match weights.config_json() {
         Some(json) => VaeConfig::from_json(json, weights.config_path())?,
-        None => VaeConfig::infer(&view, vae_space(weights))?,
+        None => VaeConfig::infer(&view, vae_space(weights, &view))?,
     };
     Ok(Some(Vae { config, encoder, decoder }))
 }
@@ -247,7 +250,7 @@ pub fn text_encoder(weights: &Weights) -> Result<Option<(View<'_>, ClipTextConfi
     Ok(Some((view, config)))
 }
 
-fn vae_space(weights: &Weights) -> Option<LatentSpace> {
+fn vae_space(weights: &Weights, view: &View) -> Option<LatentSpace> {
     match checkpoint_family(weights) {
         Some("sdxl") => return Some(LatentSpace::Sdxl),
         Some("sd3") => return Some(LatentSpace::Sd3),
@@ -257,11 +260,17 @@ fn vae_space(weights: &Weights) -> Option<LatentSpace> {
     }
     let stated = weights.metadata().get("modelspec.architecture").map(|a| a.to_ascii_lowercase()).unwrap_or_default();
     let name = file_name(weights.path());
+    // A name is a hint: one that the shapes contradict says nothing.
+    let fits = |space: &LatentSpace| match view.info("decoder.conv_in.weight").map(|info| info.shape) {
+        Some([_, channels, ..]) => space.channels() == *channels,
+        _ => true,
+    };
     [stated, name].iter().find_map(|text| {
         let of = |words: &[&str], space| words.iter().any(|word| text.contains(word)).then_some(space);
         of(&["sdxl", "xl-v1", "xl_v1", "xl_base", "xl_vae"], LatentSpace::Sdxl)
             .or_else(|| of(&["sd3", "stable-diffusion-3"], LatentSpace::Sd3))
             .or_else(|| of(&["flux"], LatentSpace::Flux))
+            .filter(fits)
     })
 }
 

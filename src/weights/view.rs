@@ -88,6 +88,11 @@ impl<'a> View<'a> {
         }
     }
 
+    /// The file's names of all its tensors, whatever model they are of.
+    pub fn names(&self) -> impl Iterator<Item = &'a str> {
+        self.weights.names()
+    }
+
     /// Whether the file has the tensor that the model calls `name`.
     pub fn contains(&self, name: &str) -> bool {
         self.weights.contains(&self.file_name(name))

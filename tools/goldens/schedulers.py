@@ -80,6 +80,15 @@ def cases():
     yield "DPMSolverMultistepScheduler", {**SD, "use_exponential_sigmas": True}, 6, 0, 0.0
     yield "DPMSolverMultistepScheduler", {**SD, "beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -5.1}, 6, 0, 0.0
     yield "LCMScheduler", {**SD, "original_inference_steps": 25, "timestep_scaling": 7.0}, 4, 0, 0.0
+    # Where numpy's floating point decides which timestep it is.
+    yield "DDIMScheduler", {**SD, "timestep_spacing": "trailing"}, 48, 30, 0.0
+    yield "DPMSolverMultistepScheduler", {**SD, "timestep_spacing": "trailing"}, 48, 30, 0.0
+    yield "LCMScheduler", {**SD, "original_inference_steps": 30}, 22, 8, 0.0
+    bounds = {"sigma_min": 0.1, "sigma_max": 10.0}
+    for name in ("HeunDiscreteScheduler", "DPMSolverMultistepScheduler"):
+        yield name, {**SD, **bounds, "use_karras_sigmas": True}, 5, 0, 0.0
+        yield name, {**SD, **bounds, "use_exponential_sigmas": True}, 5, 0, 0.0
+    yield "DPMSolverMultistepScheduler", {**SD, **bounds, "use_lu_lambdas": True}, 5, 0, 0.0
 
 
 def model(x, t):

@@ -473,7 +473,7 @@ fn parse_region(text: &str) -> Result<Rect, String> {
 fn parse_scale(text: &str) -> Result<f64, String> {
     match text.trim_end_matches(['x', 'X']).parse::<f64>() {
         Ok(scale) if scale > 0.0 && scale <= 1000.0 => Ok(scale),
-        _ => Err("a scale is a number above 0, such as 2 or 1.5".into()),
+        _ => Err("a scale is a number above 0 and not above 1000, such as 2 or 1.5".into()),
     }
 }
 

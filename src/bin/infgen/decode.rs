@@ -66,9 +66,13 @@ pub fn decode(run: &Run, args: &DecodeArgs) -> Result<()> {
     // Only --explain goes without one: it plans a picture in 8 bits then.
     let output = args.output.as_deref().unwrap_or(Path::new("picture.png"));
     if !args.explain {
-        check_output(output, region.w, region.h)?;
+        OutputFormat::from_path(output)?.check_size(region.w, region.h)?;
     }
     let batch = run.stage("read", |_| Latent::open(&args.latent))?;
+    let path = |index| if batch.batch() > 1 { batch_path(output, index) } else { output.to_owned() };
+    if !args.explain {
+        (0..batch.batch()).try_for_each(|index| check_output(&path(index), region.w, region.h))?;
+    }
     let engine = run.engine()?;
     let decoder = run.stage("load", |_| engine.load_decoder(weights(args.weights.as_deref())))?;
     let facts = decoder.facts();
@@ -106,7 +110,7 @@ pub fn decode(run: &Run, args: &DecodeArgs) -> Result<()> {
                 return Ok(());
             }
         }
-        let path = if batch.batch() > 1 { batch_path(output, index) } else { output.to_owned() };
+        let path = path(index);
         run.stage("decode", |observer| writer.run(&latent, &path, observer))?;
         outputs.push(path);
     }

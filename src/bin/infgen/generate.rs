@@ -127,6 +127,9 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     };
     for output in &outputs {
         check_output(output, size.width, size.height)?;
+        if [&args.save_latent, &args.preview].into_iter().flatten().any(|other| other == output) {
+            return Err(invalid("output", format!("{} is asked for twice: choose other names", output.display())));
+        }
     }
 
     let sampler = args.sampler.map(Sampler::from);
@@ -284,7 +287,7 @@ fn stage_one_size(args: &GenerateArgs, parts: &Parts, image: Option<&Image>, noi
     args.latent_size
         .or_else(|| noise.map(|noise| Size { width: noise.width() * scale, height: noise.height() * scale }))
         .or_else(|| image.map(|image| Size { width: whole(image.width()), height: whole(image.height()) }))
-        .unwrap_or(Size { width: parts.native_side, height: parts.native_side })
+        .unwrap_or(Size { width: parts.native_size.0, height: parts.native_size.1 })
 }
 
 /// The path of the model: as given, or what its hub id stands for.

@@ -102,16 +102,17 @@ fn inspect_model(run: &Run, parts: &Parts) {
         let recognised = json!({
             "kind": "text_to_image", "family": parts.family, "unet": parts.unet.to_string(), "text_encoder": parts.text.to_string(),
             "unet_parameters": unet, "text_encoder_parameters": text, "vae": parts.vae.is_some(), "inpainting": parts.is_inpainting(),
-            "sampler": sampler, "predicts": prediction, "native_side": parts.native_side, "notes": parts.notes,
+            "sampler": sampler, "predicts": prediction, "native_size": parts.native_size, "notes": parts.notes,
         });
         println!("{}", json!({ "command": "inspect", "recognised": recognised }));
         return;
     }
     println!(
-        "text-to-image model{}, {2}x{2}, family {1}",
+        "text-to-image model{}, {}x{}, family {}",
         if parts.is_inpainting() { " for inpainting" } else { "" },
-        parts.family,
-        parts.native_side
+        parts.native_size.0,
+        parts.native_size.1,
+        parts.family
     );
     println!("denoiser: {}, {unet} values, predicts {prediction}", parts.unet);
     println!("text encoder: {}, {text} values", parts.text);

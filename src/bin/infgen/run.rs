@@ -46,6 +46,19 @@ impl Run {
         let cancel = observer.clone();
         // Without a handler an interrupt still ends the program, only less politely.
         let _ = ctrlc::set_handler(move || cancel.cancel());
+        // What stops services and containers: unfinished files go away too. Not SIGHUP, which `nohup` has ignored.
+        #[cfg(unix)]
+        if let Ok(mut signals) = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM]) {
+            let cancel = observer.clone();
+            std::thread::spawn(move || {
+                for (times, _) in signals.forever().enumerate() {
+                    match times {
+                        0 => cancel.cancel(),
+                        _ => std::process::exit(1),
+                    }
+                }
+            });
+        }
         Run { common, bar, started: Instant::now(), stages: RefCell::default(), observer, status }
     }
 
