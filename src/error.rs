@@ -240,3 +240,20 @@ pub fn human_bytes(bytes: u64) -> String {
     }
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
+/// serde's message for a `T` whose fields all have defaults, with the field in front where it does not name one (wrong types, unknown values).
+pub(crate) fn explain_json<T: serde::de::DeserializeOwned>(json: &str, error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    if message.contains("field `") {
+        return message;
+    }
+    let fields: serde_json::Map<String, serde_json::Value> = match serde_json::from_str(json) {
+        Ok(fields) => fields,
+        Err(_) => return format!("not a JSON object of fields: {message}"),
+    };
+    // Every field has a default, so the culprit also fails alone.
+    let culprit = fields.into_iter().find_map(|(field, value)| {
+        let alone = serde_json::Value::Object([(field.clone(), value)].into_iter().collect());
+        serde_json::from_value::<T>(alone).err().map(|e| format!("`{field}`: {e}"))
+    });
+    culprit.unwrap_or(message)
+}

@@ -205,13 +205,22 @@ fn memory_is_refused_with_what_suffices_and_that_suffices() {
     let base =
         ["decode", "--latent", &fixture.text("latent.safetensors"), "--weights", &fixture.weights(), "--size", "256x256", "-o", &output];
     let with = |memory: &str| [&base[..], &["--memory", memory, "--quiet"]].concat().into_iter().map(str::to_owned).collect::<Vec<_>>();
+    // Below the weights, what all of them need, at once.
+    let weights = infgen(&[&base[..], &["--memory", "1000", "--quiet"]].concat());
+    let least = |stderr: &[u8]| -> u64 {
+        let text = String::from_utf8_lossy(stderr).into_owned();
+        text.split("at least ").nth(1).and_then(|rest| rest.split(',').next()).unwrap_or_else(|| panic!("{text}")).parse().unwrap()
+    };
+    let needed = least(&weights.stderr);
+    let after = infgen(&[&base[..], &["--memory", &needed.to_string(), "--quiet"]].concat());
+    done(&[&base[..], &["--memory", &least(&after.stderr).to_string()]].concat());
+    std::fs::remove_file(fixture.at("m.png")).unwrap();
     let tight = with("2MiB");
     let tight: Vec<&str> = tight.iter().map(String::as_str).collect();
     let result = infgen(&tight);
-    let stderr = String::from_utf8_lossy(&result.stderr).into_owned();
-    assert_eq!(result.status.code(), Some(1), "{stderr}");
+    assert_eq!(result.status.code(), Some(1));
     assert!(!fixture.at("m.png").exists());
-    let needed: u64 = stderr.split("at least ").nth(1).and_then(|rest| rest.split(',').next()).unwrap().parse().unwrap();
+    let needed = least(&result.stderr);
     let exact = done(&[&base[..], &["--memory", &needed.to_string()]].concat());
     assert_eq!(exact["peak_gpu_bytes"].as_u64(), Some(needed), "the peak is the plan's");
     let below = needed - 1;

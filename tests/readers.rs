@@ -413,6 +413,50 @@ fn an_infgen_without_config_or_with_a_rounded_b_is_refused() {
     assert!(text.contains("inpe.B") && text.contains("F16"), "{text}");
 }
 
+/// A network of which the config leaves out a part is another one; tensors of something else do not matter.
+#[test]
+fn an_infgen_with_tensors_that_its_config_has_no_place_for_is_refused() {
+    let config = small_infgen();
+    let with = |name: &str| {
+        let tensors = [config.tensors(), vec![tensor(name, &[2])]].concat();
+        let weights = Weights::from_bytes(zeros(&tensors, &[("infgen_config", &config.to_json())]), "decoder").unwrap();
+        config.check(&weights.view())
+    };
+    let surplus = format!("blocks.{}.norm1.weight", config.num_blocks);
+    assert!(refused(with(&surplus), "decoder").contains(&surplus));
+    with("ema_step").unwrap();
+}
+
+/// Old names of the mid block's attention, as AutoencoderKL files may have them.
+#[test]
+fn an_infgen_may_have_old_attention_names() {
+    let config = InfgenConfig { mid_block_add_attention: true, ..small_infgen() };
+    let old = |name: &str| {
+        [("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")]
+            .iter()
+            .fold(name.to_owned(), |name, (new, old)| if name.contains(".attentions.") { name.replace(new, old) } else { name })
+    };
+    let tensors: Vec<_> = config.tensors().into_iter().map(|(name, shape)| (old(&name), shape)).collect();
+    assert!(tensors.iter().any(|(name, _)| name.contains(".query.")));
+    let weights = Weights::from_bytes(zeros(&tensors, &[("infgen_config", &config.to_json())]), "decoder").unwrap();
+    config.check(&weights.view()).unwrap();
+}
+
+#[test]
+fn a_pipelines_vae_is_found_beside_checkpoints_and_a_name_that_shapes_contradict_says_nothing() {
+    let folder = Folder::new();
+    let vae = small_vae().tensors(true, true);
+    let says = |path: std::path::PathBuf| inspect(path).unwrap().recognised.to_string();
+    for name in ["my_flux_vae.safetensors", "vaesd384.safetensors"] {
+        let found = says(folder.put(name, zeros(&vae, &[])));
+        assert!(found.contains("scaling factor 0.18215, latent space sd)"), "{name}: {found}");
+    }
+    std::fs::create_dir(folder.path("vae")).unwrap();
+    folder.put("vae/diffusion_pytorch_model.safetensors", zeros(&vae, &[]));
+    folder.put("model_index.json", "{}");
+    assert!(says(folder.path("")).contains("AutoencoderKL"));
+}
+
 /// The tensors that torch and diffusers gave each model of the golden vectors are those that its config implies, and
 /// every other naming of them that the goldens list opens as the same model.
 #[test]

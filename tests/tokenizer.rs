@@ -97,6 +97,21 @@ fn folders_are_read_in_both_forms_with_their_special_tokens() {
         assert_eq!(tokenizer.encode("ABC a! x").ids, [9, 8, 4, 11, 10, 10, 11, 11], "{}", folder.display());
         assert_eq!(tokenizer.max_id(), 11);
     }
+    // Tokens added later, in each of the files that may say so.
+    for (name, content) in [
+        ("added_tokens.json", json!({ "<cat>": 12 })),
+        ("tokenizer_config.json", json!({ "model_max_length": 8, "added_tokens_decoder": { "12": { "content": "<cat>" } } })),
+        ("tokenizer.json", json!({ "added_tokens": [{ "id": 12, "content": "<cat>", "normalized": false }] })),
+    ] {
+        let folder = scratch.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        for file in ["vocab.json", "merges.txt", "special_tokens_map.json"] {
+            std::fs::copy(old.join(file), folder.join(file)).unwrap();
+        }
+        write(&folder, name, content);
+        let tokenizer = ClipTokenizer::open(&folder).unwrap();
+        assert_eq!((tokenizer.ids("a <cat> b"), tokenizer.max_id()), (vec![4, 12, 5], 12), "{name}");
+    }
     assert_eq!(ClipTokenizer::open(&old).unwrap().ids("a<|ENDOFTEXT|>"), [4, 10]);
     assert_ne!(ClipTokenizer::open(&new).unwrap().ids("a<|ENDOFTEXT|>"), [4, 10]);
 }

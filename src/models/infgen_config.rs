@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, explain_json};
 use crate::latent::LatentSpace;
 use crate::weights::{View, Weights};
 
@@ -216,7 +216,7 @@ impl InfgenConfig {
         if !json.trim_start().starts_with('{') {
             return Err(refuse("not a JSON object of fields".into())); // serde would take a list for the fields in order
         }
-        let mut config: Self = serde_json::from_str(json).map_err(|e| refuse(explain(json, &e)))?;
+        let mut config: Self = serde_json::from_str(json).map_err(|e| refuse(explain_json::<Self>(json, &e)))?;
         if config.preset == "sd4" {
             config = config.over(Self::sd4(), json).map_err(|e| refuse(e.to_string()))?;
         }
@@ -399,24 +399,6 @@ impl InfgenConfig {
     pub fn inpe_prefixes(&self) -> &'static [&'static str] {
         if self.inpe_shared { &["inpe"] } else { &["inpe.latent", "inpe.mask"] }
     }
-}
-
-/// serde's message, with the field in front where it does not name one (wrong types, unknown values).
-fn explain(json: &str, error: &serde_json::Error) -> String {
-    let message = error.to_string();
-    if message.contains("field `") {
-        return message;
-    }
-    let fields: serde_json::Map<String, serde_json::Value> = match serde_json::from_str(json) {
-        Ok(fields) => fields,
-        Err(_) => return format!("not a JSON object of fields: {message}"),
-    };
-    // Every field has a default, so the culprit also fails alone.
-    let culprit = fields.into_iter().find_map(|(field, value)| {
-        let alone = serde_json::Value::Object([(field.clone(), value)].into_iter().collect());
-        serde_json::from_value::<InfgenConfig>(alone).err().map(|e| format!("`{field}`: {e}"))
-    });
-    culprit.unwrap_or(message)
 }
 
 /// Names and shapes of tensors, as diffusers' modules of those kinds name them.

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Sampler;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, explain_json};
 
 /// `beta_schedule`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -215,7 +215,8 @@ impl SchedulerConfig {
         let mut merged = defaults(sampler);
         // `null` is the class's default for every field that knows it.
         merged.extend(given.into_iter().filter(|(_, value)| !value.is_null()));
-        let parsed: SchedulerConfig = serde_json::from_value(Value::Object(merged)).map_err(|e| config(e.to_string()))?;
+        let all = Value::Object(merged).to_string();
+        let parsed: SchedulerConfig = serde_json::from_str(&all).map_err(|e| config(explain_json::<SchedulerConfig>(&all, &e)))?;
         parsed.check().map_err(config)?;
         Ok(parsed)
     }
