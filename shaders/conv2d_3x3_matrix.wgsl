@@ -5,7 +5,7 @@
 // Window   as conv2d_3x3_lanes
 // Grid     x: 16 WIDE output quads, y: 8 rows, z: 16 columns, anchored at y(0, 0); subgroups of SG invocations, each 4 x 2 WIDE products of
 //          SIDE x SIDE: four at a side of 16, where a product is a row of 16 pixels by 16 channels
-// Memory   in f16: patch of 10 x 18 pixels by 4 quads, 8.4 KiB, and a row of taps of these quads, 6.8 KiB (12.8 if wide), each with 16 B between rows
+// Memory   in f16: patch of 10 x 18 pixels by 4 quads, 8.4 KiB (16.9 if split), and a row of taps of these quads, 6.8 KiB (12.8 if wide), each with 16 B between rows
 //          so that they meet other banks; 4 KiB through which sums leave the matrix units
 // Numerics n() in f32, rounded to f16 as a stored tensor would be; products of f16 are exact in f32; f32 sums in the order that the
 //          unit has, the same whatever the grid

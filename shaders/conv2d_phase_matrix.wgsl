@@ -5,7 +5,7 @@
 // Window   as conv2d_phase_lanes
 // Grid     x: phase * groups + 16 WIDE output quads, y: 8 small rows, z: 16 small columns, anchored at x(top, left); subgroups as
 //          conv2d_3x3_matrix
-// Memory   as conv2d_3x3_matrix: patch of 9 x 17 pixels in rows of 18, 7.6 KiB, a row of taps, 4.5 KiB (8.5 if wide), and 4 KiB for sums
+// Memory   as conv2d_3x3_matrix: patch of 9 x 17 pixels in rows of 18, 7.6 KiB (15.2 if split), a row of taps, 4.5 KiB (8.5 if wide), and 4 KiB for sums
 // Numerics as conv2d_3x3_matrix
 override SIDE: u32 = 16u;
 override SG: u32 = 32u;
