@@ -152,10 +152,10 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             let t = i * parts + lane % parts;
             let seen = vec4(key + 4u * t) + vec4(0u, 1u, 2u, 3u) < vec4(end);
             let e = select(vec4<f32>(), exp(scores[row * wp + t] * p.scale - peak), seen);
-            let high = vec4<f16>(staged(e));
-            weights[row * wp + t] = high;
-            if SPLIT == 1u { weights[low_e + row * wp + t] = vec4<f16>(e - staged(e)); }
-            let f = select(vec4<f32>(high), e, SPLIT == 1u);
+            let high = staged(e);
+            weights[row * wp + t] = vec4<f16>(high);
+            if SPLIT == 1u { weights[low_e + row * wp + t] = vec4<f16>(e - high); }
+            let f = select(vec4<f32>(vec4<f16>(e)), e, SPLIT == 1u);
             total += (f.x + f.y) + (f.z + f.w);
         }
         workgroupBarrier();

@@ -48,7 +48,7 @@ fn put(c: MatC, sub: u32, lane: u32, g: vec3<u32>, pixel: u32, quad: u32) {
             let i = g.y * 8u + px / 16u;
             let j = g.z * 16u + px % 16u;
             if i < p.oh && j < p.ow && o < p.cout4 {
-                var v = stage[region + at] * f32(1u + 15u * SPLIT) + bias[o - p.b0.z];
+                var v = restored(stage[region + at]) + bias[o - p.b0.z];
                 if RESIDUAL == 1u { v += y_get(residual[((i + p.rtop) * p.rw + j + p.rleft) * p.cout4 + o - p.b1.x]); }
                 y[(i * p.ow + j) * p.cout4 + o - p.b1.y] = y_put(activate(v, p.act));
             }
@@ -94,7 +94,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
                     if NORM > 0u { v = v * scale + shift; }
                     if NORM == 2u { v = silu(v); }
                 }
-                if SPLIT == 0u { v = clamp(v, vec4(-65504.0), vec4(65504.0)); } else { v /= 16.0; }
+                if SPLIT == 0u { v = clamp(v, vec4(-65504.0), vec4(65504.0)); }
+                v = shrunk(v);
                 let high = staged(v);
                 xs[slot * XP + part] = vec4<f16>(high);
                 if SPLIT == 1u { xs[LOW + slot * XP + part] = vec4<f16>(v - high); }

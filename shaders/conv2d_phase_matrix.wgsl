@@ -44,7 +44,7 @@ fn put(c: MatC, sub: u32, lane: u32, g: vec3<u32>, pixel: u32, quad: u32) {
             let j = g.z * 16u + px % 16u;
             if i < p.sh && j < p.sw && o < p.cout4 {
                 let to = ((2u * i + phase / 2u) * 2u * p.sw + 2u * j + phase % 2u) * p.cout4 + o;
-                y[to - p.b0.w] = y_put(activate(cs[region + at] * f32(1u + 15u * SPLIT) + bias[o - p.b0.z], p.act));
+                y[to - p.b0.w] = y_put(activate(restored(cs[region + at]) + bias[o - p.b0.z], p.act));
             }
         }
     }
@@ -81,7 +81,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
                 let ix = g.z * 16u + p.left + slot % 18u + phase % 2u - 1u;
                 var v = vec4<f32>();
                 if iy < p.h && ix < p.w && k + part < p.cin4 {
-                    v = x_get(x[(iy * p.w + ix) * p.cin4 + k + part - p.b0.x]) / f32(1u + 15u * SPLIT);
+                    v = shrunk(x_get(x[(iy * p.w + ix) * p.cin4 + k + part - p.b0.x]));
                 }
                 let high = staged(v);
                 xs[slot * XP + part] = vec4<f16>(high);

@@ -36,7 +36,7 @@ fn put(c: MatC, sub: u32, lane: u32, row: u32, quad: u32) {
         let o = quad + i % (SIDE / 4u);
         if i < SIDE * SIDE / 4u && r < p.rows && o < p.n4 {
             let at = r * p.n4 + o;
-            var v = cs[region + i] * f32(1u + 15u * SPLIT) + bias[o - p.b0.z];
+            var v = restored(cs[region + i]) + bias[o - p.b0.z];
             if RESIDUAL == 1u { v += y_get(residual[at - p.b0.w]); }
             y[at - p.b1.x] = y_put(activate(v, p.act));
         }
@@ -63,7 +63,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             let r = g.y * 128u + i / 8u;
             let q = k + i % 8u;
             var v = vec4<f32>();
-            if r < p.rows && q < p.k4 { v = x_get(x[r * p.k4 + q - p.b0.x]) / f32(1u + 15u * SPLIT); }
+            if r < p.rows && q < p.k4 { v = shrunk(x_get(x[r * p.k4 + q - p.b0.x])); }
             let high = staged(v);
             xs[i / 8u * XP + i % 8u] = vec4<f16>(high);
             if SPLIT == 1u { xs[LOW + i / 8u * XP + i % 8u] = vec4<f16>(v - high); }

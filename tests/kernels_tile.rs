@@ -92,13 +92,20 @@ impl Conv {
         let conv = |x: &[f64], w: &[f64], b: &[f64]| reference::conv2d(x, self.shape, w, b, self.cout, same);
         let mut y = conv(&x, &wide(&self.weight), &wide(&self.bias));
         // Values reach about 4, so `slack` bounds the absolute error of each; it passes through the weights' sizes.
-        let off: Vec<f64> = x.iter().map(|&v| slack + staged(v)).collect();
-        if off.iter().any(|&off| off > 0.0) {
-            let size: Vec<f64> = self.weight.iter().map(|v| v.abs() as f64).collect();
-            let spread = conv(&off, &size, &vec![0.0; self.cout]);
-            y.iter_mut().zip(spread).for_each(|(y, s)| y.bound += s.value);
-        }
+        widen(&mut y, &x, |v| slack + staged(v), |off| conv(off, &sizes(&self.weight), &vec![0.0; self.cout]));
         y
+    }
+}
+
+fn sizes(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|v| v.abs() as f64).collect()
+}
+
+/// Adds to the bounds of `sums` over `x` what inputs that are `off` by so much can change; `spread` is the same sum over sizes.
+fn widen(sums: &mut [Bounded], x: &[f64], off: impl Fn(f64) -> f64, spread: impl Fn(&[f64]) -> Vec<Bounded>) {
+    let off: Vec<f64> = x.iter().map(|&v| off(v)).collect();
+    if off.iter().any(|&off| off > 0.0) {
+        sums.iter_mut().zip(spread(&off)).for_each(|(sum, s)| sum.bound += s.value);
     }
 }
 
@@ -295,12 +302,8 @@ fn upsampling_tile_agrees_with_upsampling_then_convolving() {
                 let same = reference::Geometry::same(3);
                 let plane = (2 * h, 2 * w, cin);
                 let mut sums = reference::conv2d(&large, plane, &wide(&conv.weight), &wide(&conv.bias), cout, same);
-                if config.name == MIXED {
-                    let off: Vec<f64> = large.iter().map(|&v| staged(config, v)).collect();
-                    let size: Vec<f64> = conv.weight.iter().map(|v| v.abs() as f64).collect();
-                    let spread = reference::conv2d(&off, plane, &size, &vec![0.0; cout], cout, same);
-                    sums.iter_mut().zip(spread).for_each(|(y, s)| y.bound += s.value);
-                }
+                let spread = |off: &[f64]| reference::conv2d(off, plane, &sizes(&conv.weight), &vec![0.0; cout], cout, same);
+                widen(&mut sums, &large, |v| staged(config, v), spread);
                 sums.into_iter().map(|v| activation.apply(v)).collect()
             });
         }
@@ -348,13 +351,10 @@ fn linear_tile_agrees_with_its_definition() {
                     linear::linear(rec, &x, &weights, added.as_ref(), act, elem)
                 };
                 suite.case(config, &label, record, || {
-                    let mut sums = reference::linear(&wide(&x), inputs, &wide(&weight), &wide(&bias), outputs);
-                    if config.name == MIXED {
-                        let off: Vec<f64> = x.iter().map(|&v| staged(config, v as f64)).collect();
-                        let size: Vec<f64> = weight.iter().map(|v| v.abs() as f64).collect();
-                        let spread = reference::linear(&off, inputs, &size, &vec![0.0; outputs], outputs);
-                        sums.iter_mut().zip(spread).for_each(|(y, s)| y.bound += s.value);
-                    }
+                    let x = wide(&x);
+                    let mut sums = reference::linear(&x, inputs, &wide(&weight), &wide(&bias), outputs);
+                    let spread = |off: &[f64]| reference::linear(off, inputs, &sizes(&weight), &vec![0.0; outputs], outputs);
+                    widen(&mut sums, &x, |v| staged(config, v), spread);
                     sums.into_iter().zip(&added).map(|(v, &r)| activation.apply(if residual { v.plus(r as f64) } else { v })).collect()
                 });
             }

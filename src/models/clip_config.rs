@@ -90,7 +90,7 @@ impl ClipTextConfig {
         if let Some(text) = fields.get("text_config") {
             fields = Fields::parse(&text.to_string())?;
         }
-        if fields.get("use_attention_mask").and_then(|mask| mask.as_bool()) == Some(true) {
+        if fields.flag("use_attention_mask")? == Some(true) {
             return Err("`use_attention_mask` is true: prompts without their padding are not known to this version".into());
         }
         fields.only("hidden_act", &["quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh"])?;

@@ -218,20 +218,17 @@ impl InfgenConfig {
         }
         let mut config: Self = serde_json::from_str(json).map_err(|e| refuse(explain_json::<Self>(json, &e)))?;
         if config.preset == "sd4" {
-            config = config.over(Self::sd4(), json).map_err(|e| refuse(e.to_string()))?;
+            config = Self::sd4().with_fields(json).map_err(|e| refuse(e.to_string()))?;
         }
         config.validate().map_err(refuse)?;
         Ok(config)
     }
 
-    /// `preset` with the fields that `json` has, from which this was read.
-    fn over(&self, preset: Self, json: &str) -> serde_json::Result<Self> {
-        let given: serde_json::Map<String, serde_json::Value> = serde_json::from_str(json)?;
-        let mut all = serde_json::to_value(preset)?;
-        if let (Some(all), serde_json::Value::Object(own)) = (all.as_object_mut(), serde_json::to_value(self)?) {
-            all.extend(own.into_iter().filter(|(field, _)| given.contains_key(field)));
-        }
-        serde_json::from_value(all)
+    /// This one with the fields that `json` has, which are known to be of this type.
+    fn with_fields(&self, json: &str) -> serde_json::Result<Self> {
+        let mut all: serde_json::Map<String, serde_json::Value> = serde_json::from_value(serde_json::to_value(self)?)?;
+        all.extend(serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(json)?);
+        serde_json::from_value(all.into())
     }
 
     /// The config that belongs to `weights` (its `config.json`, else its metadata), validated.

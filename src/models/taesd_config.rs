@@ -6,9 +6,9 @@
 use std::path::Path;
 
 use serde::Serialize;
-use serde_json::Value;
 
 use super::infgen_config::TensorList;
+use super::vae_config::Fields;
 use crate::error::{Error, Result};
 use crate::weights::View;
 use crate::weights::taesd_keys::Half;
@@ -111,24 +111,16 @@ impl TaesdConfig {
     /// # Errors
     /// [`Error::Config`] that names the field.
     pub fn check_json(json: &str, path: &Path) -> Result<()> {
-        let refuse = |detail| Error::Config { path: path.to_owned(), detail };
-        let fields: serde_json::Map<String, Value> =
-            serde_json::from_str(json).map_err(|e| refuse(format!("not a JSON object of fields: {e}")))?;
-        let run = [
-            ("act_fn", Value::from("relu")),
-            ("upsample_fn", Value::from("nearest")),
-            ("upsampling_scaling_factor", Value::from(2.0)),
-            ("scaling_factor", Value::from(1.0)),
-            ("shift_factor", Value::from(0.0)),
-        ];
-        for (name, only) in run {
-            let Some(value) = fields.get(name).filter(|value| !value.is_null()) else { continue };
-            let same = match (value.as_f64(), only.as_f64()) {
-                (Some(value), Some(only)) => value == only,
-                _ => *value == only,
-            };
-            if !same {
-                return Err(refuse(format!("`{name}` is {value}: this version runs TAESD with {only} only")));
+        Self::checked(json).map_err(|detail| Error::Config { path: path.to_owned(), detail })
+    }
+
+    fn checked(json: &str) -> Result<(), String> {
+        let fields = Fields::parse(json)?;
+        fields.only("act_fn", &["relu"])?;
+        fields.only("upsample_fn", &["nearest"])?;
+        for (field, only) in [("upsampling_scaling_factor", 2.0), ("scaling_factor", 1.0), ("shift_factor", 0.0)] {
+            if let Some(value) = fields.real(field)?.filter(|value| *value != only) {
+                return Err(format!("`{field}` is {value}: this version runs TAESD with {only} only"));
             }
         }
         Ok(())

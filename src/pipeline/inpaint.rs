@@ -9,13 +9,9 @@ pub(super) fn sized(picture: &Image, width: usize, height: usize) -> Result<Imag
         return Ok(picture.clone());
     }
     // Pillow resizes 8-bit pixels along one direction after the other.
-    let rows = in_8_bits(&picture.resize(width, picture.height(), ResizeFilter::Lanczos3)?)?;
-    in_8_bits(&rows.resize(width, height, ResizeFilter::Lanczos3)?)
-}
-
-fn in_8_bits(picture: &Image) -> Result<Image> {
-    let rounded = |v: &f32| ((v * 0.5 + 0.5) * 255.0).clamp(0.0, 255.0).round() / 127.5 - 1.0;
-    Image::new(picture.width(), picture.height(), picture.data().iter().map(rounded).collect())
+    let in_8_bits = |picture: Image| Image::from_rgb8(picture.width(), picture.height(), &picture.to_rgb8());
+    let rows = in_8_bits(picture.resize(width, picture.height(), ResizeFilter::Lanczos3)?)?;
+    in_8_bits(rows.resize(width, height, ResizeFilter::Lanczos3)?)
 }
 
 /// Per pixel whether it may change: the mask's grey value (ITU-R 601 luma, as Pillow's) is half or more.

@@ -72,6 +72,15 @@ pub fn skipped(test: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: no GPU adapter on this machine (REQUIRE_GPU=1 makes this a failure)");
 }
 
+/// Says that `test` leaves the kernels for matrix units out on this machine.
+pub fn skipped_matrix(test: &str) {
+    assert!(std::env::var_os("REQUIRE_MATRIX").is_none_or(|v| v != "1"), "REQUIRE_MATRIX=1, but the device has no matrix units");
+    let _ = writeln!(
+        std::io::stderr(),
+        "SKIPPED {test}, kernels for matrix units: this device has none (REQUIRE_MATRIX=1 makes this a failure)"
+    );
+}
+
 /// Runs a recording to its end.
 pub fn run(gpu: &Gpu, recording: Recording) -> infgen::error::Result<Outputs> {
     pollster::block_on(gpu.run(recording, &Observer::default()))

@@ -1,11 +1,9 @@
 //! Operands of kernel cases.
 
-use std::io::Write;
-
 use infgen::gpu::{Elem, KernelFamily, Recorder, Tensor};
 use infgen::kernels::Packed;
 
-use super::devices::{Config, configs, skipped};
+use super::devices::{Config, configs, skipped, skipped_matrix};
 use super::stored;
 use super::suite::Suite;
 use super::synthetic::fill;
@@ -45,11 +43,7 @@ pub fn start_gpu(test: &'static str) -> Option<(Suite, Vec<Config>)> {
         .flat_map(|c| [Config { name: MATRIX, ..c }, Config { name: MIXED, elem: Elem::F32, ..c }])
         .collect();
     if matrix.is_empty() {
-        assert!(std::env::var_os("REQUIRE_MATRIX").is_none_or(|v| v != "1"), "REQUIRE_MATRIX=1, but the device has no matrix units");
-        let _ = writeln!(
-            std::io::stderr(),
-            "SKIPPED {test}, kernels for matrix units: this device has none (REQUIRE_MATRIX=1 makes this a failure)"
-        );
+        skipped_matrix(test);
     }
     Some((suite, all.into_iter().map(|c| c.with_kernels(KernelFamily::Tile)).chain(matrix).collect()))
 }
