@@ -280,3 +280,35 @@ fn recomputed_planes_are_the_same() {
         assert!(schedule.flops > schedule.flops_once && schedule.host_peak_bytes == 0, "{schedule}");
     }
 }
+
+/// A device with less memory than a decode in one piece takes gets it in bands without being asked for a ceiling.
+#[test]
+fn a_decode_that_runs_out_of_memory_goes_on_with_less() {
+    let mut dice = Dice::new();
+    for (name, engine) in engines("a_decode_that_runs_out_of_memory_goes_on_with_less", None).into_iter().take(2) {
+        let folder = Case::open("infgen-small-skip").write_weights();
+        let decoder = engine.load_decoder(folder.path()).expect("a decoder");
+        let latent = Latent::new([1, 4, 7, 9], dice.values(4 * 7 * 9)).expect("a latent");
+        let (width, height) = (101, 94);
+        let run = || Ok(decoder.decode(&latent, width, height)?.data().to_vec());
+        let whole: Vec<f32> = run().expect("runs");
+        let peak = decoder.plan(&latent, width, height, Form::Float).expect("a plan").peak_bytes;
+        let held = engine.gpu().held_bytes();
+        for percent in [95, 60] {
+            engine.gpu().trim();
+            engine.gpu().reset_peak();
+            let device = held + (peak - held) * percent / 100;
+            engine.gpu().force_memory(device);
+            let result = run().unwrap_or_else(|e| panic!("{name}, {percent} %: {e}"));
+            assert_eq!(same(&result, &whole, width, 3), Ok(()), "{name}, {percent} %");
+            let decoding = decoder.prepare(&latent, width, height).unwrap_or_else(|e| panic!("{name}, {percent} %: {e}"));
+            assert!(engine.memory().peak <= device, "{name}, {percent} %: {} bytes on a device of {device}", engine.memory().peak);
+            let rect = Rect { x: 3, y: 5, w: 20, h: 9 };
+            let region = decoding.region(rect).expect("a region");
+            assert_eq!(same(region.data(), &crop(&whole, width, rect), rect.w, 3), Ok(()), "{name}, {percent} %");
+        }
+        engine.gpu().trim();
+        engine.gpu().force_memory(held + 1000);
+        assert!(matches!(run(), Err(Error::OutOfMemory { .. })), "{name}: nothing would fit");
+    }
+}

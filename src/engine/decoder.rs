@@ -125,9 +125,12 @@ impl Decoder {
     /// # Errors
     /// As [`Decoder::decode_async`].
     pub async fn decode_rgb8_async(&self, latent: &Latent, width: usize, height: usize, observer: &Observer) -> Result<Vec<u8>> {
-        let mut all = Vec::with_capacity(3 * width * height);
+        let mut all = Vec::new();
         let mut sink = |_: Range<usize>, rows: Rows| {
             if let Rows::Rgba8(words) = rows {
+                if all.is_empty() {
+                    all.reserve_exact(3 * width * height);
+                }
                 all.extend(rgb8(&words));
             }
             Ok(())
@@ -379,7 +382,8 @@ impl Decoding {
     /// # Errors
     /// As [`Decoding::region`].
     pub async fn region_async(&self, rect: Rect, observer: &Observer) -> Result<Image> {
-        let mut all = vec![0.0; 3 * rect.w.saturating_mul(rect.h).min(MAX_SIDE * MAX_SIDE)];
+        check_region(rect, self.input.width, self.input.height)?;
+        let mut all = vec![0.0; 3 * rect.w * rect.h];
         let mut place = |area: &Area, rows: Rows| {
             if let Rows::Float(values) = rows {
                 paste(&mut all, &values, rect, area, 3);
@@ -395,7 +399,8 @@ impl Decoding {
     /// # Errors
     /// As [`Decoding::region`].
     pub async fn region_rgb8_async(&self, rect: Rect, observer: &Observer) -> Result<Vec<u8>> {
-        let mut all = vec![0; 3 * rect.w.saturating_mul(rect.h).min(MAX_SIDE * MAX_SIDE)];
+        check_region(rect, self.input.width, self.input.height)?;
+        let mut all = vec![0; 3 * rect.w * rect.h];
         let mut place = |area: &Area, rows: Rows| {
             if let Rows::Rgba8(words) = rows {
                 paste(&mut all, &rgb8(&words).collect::<Vec<_>>(), rect, area, 3);

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::bounded::{Budget, DeviceSource, Form, HostRows, Job, Prepared, Rows, Schedule, Sink, Source, upload_rows};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, human_bytes};
 use crate::gpu::{Elem, Gpu, Observer, Recorder, Recording, Tensor, align};
 use crate::kernels::output::{image_to_picture, image_to_rgba8};
 use crate::models::infgen::{InfgenContext, InfgenDecoder};
@@ -121,8 +121,8 @@ impl Work<'_> {
         MaskTokens { work: self, context: Mutex::new(context) }
     }
 
-    fn budget(&self) -> Budget {
-        Budget { device: self.gpu.memory_ceiling(), held: self.gpu.held_bytes(), source: 0, host: self.host_memory }
+    fn budget(&self, device: Option<u64>) -> Budget {
+        Budget { device, held: self.gpu.held_bytes(), source: 0, host: self.host_memory }
     }
 
     /// Whether one recording does, and what it needs.
@@ -131,8 +131,8 @@ impl Work<'_> {
         self.gpu.memory_ceiling().is_none_or(|ceiling| peak <= ceiling) && self.gpu.check_bindings(recording).is_ok()
     }
 
-    /// A schedule, for a whole result or with plane `keep` kept for regions.
-    pub fn schedule(&self, keep: Option<usize>) -> Result<Schedule> {
+    /// A schedule within `device` bytes, for a whole result or with plane `keep` kept for regions.
+    fn schedule(&self, keep: Option<usize>, device: Option<u64>) -> Result<Schedule> {
         // The context is recorded to see what it takes; its tensors stand for those that will be resident.
         let mut rec = self.gpu.recorder();
         let context = self.context(&mut rec);
@@ -144,7 +144,7 @@ impl Work<'_> {
             })
         });
         let source = outside.iter().flat_map(InfgenContext::tensors).map(|tensor| align(tensor.bytes())).sum();
-        let budget = Budget { source, ..self.budget() };
+        let budget = Budget { source, ..self.budget(device) };
         let before = budget.held;
         let first = before + source + if outside.is_some() { self.gpu.plan_bytes(&rec.finish()) } else { 0 };
         let refused = |needed| Error::MemoryCeiling { needed, ceiling: budget.device.unwrap_or(needed) };
@@ -168,7 +168,7 @@ impl Work<'_> {
             let (peak_bytes, flops) = (self.gpu.peak_bytes(&recording), recording.flops());
             return Ok(WorkPlan { peak_bytes, flops, layers: layers.collect(), schedule: None });
         }
-        let schedule = self.schedule(None)?;
+        let schedule = self.schedule(None, self.gpu.memory_ceiling())?;
         Ok(WorkPlan { peak_bytes: schedule.peak_bytes, flops: schedule.flops, layers: vec![], schedule: Some(schedule) })
     }
 
@@ -191,7 +191,14 @@ impl Work<'_> {
     pub async fn run(&self, observer: &Observer, sink: &mut Sink<'_>) -> Result<()> {
         let planned = self.whole(true, false).finish();
         if self.fits_whole(&planned) {
-            let mut outputs = self.gpu.run(self.whole(false, false).finish(), observer).await?;
+            let result = self.gpu.run(self.whole(false, false).finish(), observer).await;
+            let mut outputs = match result {
+                Err(error @ Error::OutOfMemory { .. }) => {
+                    let short = Some((self.gpu.peak_bytes(&planned), error));
+                    return self.scheduled(None, short, observer, sink).await.map(|_| ());
+                }
+                result => result?,
+            };
             let rows = match self.form {
                 Form::Rgba8 => Rows::Rgba8(outputs.words(IMAGE)),
                 Form::Picture => Rows::Picture(outputs.picture.expect("a recording in this form makes a picture")),
@@ -202,18 +209,50 @@ impl Work<'_> {
             };
             return sink(0..self.height, rows);
         }
-        let schedule = self.schedule(None)?;
-        // A share of the work for the context, which no plan counts.
-        let context = self.keep_context(&observer.part(0.0, 0.01)).await?;
-        let observer = observer.part(0.01, 0.99);
-        self.job(&self.tokens(context)).run(&schedule, &observer, sink).await.map(|_| ())
+        self.scheduled(None, None, observer, sink).await.map(|_| ())
     }
 
     /// Computes everything that regions share: all statistics and plane `keep`.
     pub async fn prepare(&self, keep: usize, observer: &Observer) -> Result<Prepared> {
-        let schedule = self.schedule(Some(keep))?;
-        let context = self.keep_context(&observer.part(0.0, 0.01)).await?;
-        self.job(&self.tokens(context)).run(&schedule, &observer.part(0.01, 0.99), &mut |_, _| Ok(())).await
+        self.scheduled(Some(keep), None, observer, &mut |_, _| Ok(())).await
+    }
+
+    /// Runs a schedule within the ceiling, and where the device turns out to have less memory than that, one that needs less, as long as there
+    /// is one and no row was handed out. `short`: a peak that the device could not provide, with its error.
+    async fn scheduled(
+        &self,
+        keep: Option<usize>,
+        mut short: Option<(u64, Error)>,
+        observer: &Observer,
+        sink: &mut Sink<'_>,
+    ) -> Result<Prepared> {
+        loop {
+            let mut device = self.gpu.memory_ceiling();
+            if let Some((peak, error)) = &short {
+                self.gpu.trim();
+                let held = self.gpu.held_bytes();
+                device = Some(held + peak.saturating_sub(held) / 10 * 7);
+                log::info!("{error}; trying with {}", human_bytes(device.unwrap_or(0)));
+            }
+            let schedule = match (self.schedule(keep, device), short.take()) {
+                (Err(Error::MemoryCeiling { .. }), Some((_, error))) => return Err(error),
+                (schedule, _) => schedule?,
+            };
+            let mut begun = false;
+            let attempt = async {
+                // A share of the work for the context, which no plan counts.
+                let context = self.keep_context(&observer.part(0.0, 0.01)).await?;
+                let mut sink = |range, rows| {
+                    begun = true;
+                    sink(range, rows)
+                };
+                self.job(&self.tokens(context)).run(&schedule, &observer.part(0.01, 0.99), &mut sink).await
+            };
+            match attempt.await {
+                Err(error @ Error::OutOfMemory { .. }) if !begun => short = Some((schedule.peak_bytes, error)),
+                result => return result,
+            }
+        }
     }
 
     /// `area` of the result, in pieces.
@@ -224,7 +263,7 @@ impl Work<'_> {
         observer: &Observer,
         sink: &mut (dyn FnMut(&Area, Rows) -> Result<()> + Send),
     ) -> Result<()> {
-        let budget = self.budget();
+        let budget = self.budget(self.gpu.memory_ceiling());
         self.job(&self.tokens(None)).region(prepared, area, &budget, observer, sink).await
     }
 }

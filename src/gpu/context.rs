@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::adapter::{self, AdapterFacts};
 #[cfg(not(target_arch = "wasm32"))]
 use super::cache::PipelineStore;
-use super::execute::{Done, Pace};
+use super::execute::{Done, Loss, Pace, UPLOAD_PORTION};
 use super::gate::Gate;
 use super::kernel::{Bind, Kernel, Storage, Variant};
 use super::pipelines::Pipelines;
@@ -54,7 +54,8 @@ pub struct GpuOptions {
     pub as_discrete: bool,
 }
 
-/// Largest binding of common drivers of discrete GPUs.
+/// Largest binding that drivers of discrete GPUs offer. (wgpu 30 lets bindings have 2 GiB less a byte on Vulkan and DX12, and buffers on Linux
+/// other than NVIDIA's: 4 GiB are for Metal.)
 const LARGE: u64 = u32::MAX as u64 - 3;
 
 /// Bytes held now and at most so far.
@@ -121,14 +122,16 @@ pub struct Gpu {
     idle: Mutex<Vec<Arc<Buffer>>>,
     pub(crate) pace: Mutex<Pace>,
     submission_nanos: AtomicU64,
-    /// First error that no scope caught, and the reason of a device loss.
+    /// First error that no scope caught.
     failure: Arc<Mutex<Option<String>>>,
     /// Who submits next.
     pub(super) gate: Gate,
-    lost: Arc<OnceLock<String>>,
+    pub(super) lost: Arc<Loss>,
     pub(crate) max_workgroups: u32,
     /// Limits on bytes a binding and workgroups a dispatch that tests set, see [`Gpu::force_cuts`].
     pub(crate) cuts: Mutex<Option<(u64, u32)>>,
+    /// What the device is said to have, see [`Gpu::force_memory`].
+    memory_limit: AtomicU64,
     poller: Poller,
 }
 
@@ -142,20 +145,19 @@ struct Poller {
 
 impl Poller {
     #[cfg(not(target_arch = "wasm32"))]
-    fn start(device: &wgpu::Device) -> Poller {
+    fn start(device: &wgpu::Device, lost: &Arc<Loss>) -> Poller {
         let (wake, woken) = std::sync::mpsc::channel();
-        let device = device.clone();
+        let (device, lost) = (device.clone(), lost.clone());
         let thread = std::thread::spawn(move || {
-            while woken.recv().is_ok() {
-                // A lost device makes this fail; the lost callback has told everyone by then.
-                let _ = device.poll(wgpu::PollType::wait_indefinitely());
+            while woken.recv().is_ok() && lost.reason().is_none() {
+                let _ = poll(&device, &lost, wgpu::PollType::wait_indefinitely());
             }
         });
         Poller { wake: Some(wake), thread: Some(thread) }
     }
 
     #[cfg(target_arch = "wasm32")]
-    fn start(_: &wgpu::Device) -> Poller {
+    fn start(_: &wgpu::Device, _: &Arc<Loss>) -> Poller {
         Poller {}
     }
 
@@ -163,6 +165,20 @@ impl Poller {
         #[cfg(not(target_arch = "wasm32"))]
         if let Some(wake) = &self.wake {
             let _ = wake.send(());
+        }
+    }
+}
+
+/// `device.poll`. wgpu 30 panics there when a driver reports that the device is gone.
+#[cfg(not(target_arch = "wasm32"))]
+pub(super) fn poll(device: &wgpu::Device, lost: &Loss, kind: wgpu::PollType) -> std::result::Result<(), wgpu::PollError> {
+    // Nothing of ours is half changed by a panic inside: the device is not used again.
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| device.poll(kind))) {
+        Ok(result) => result.map(|_| ()),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+            lost.set(text.unwrap_or("waiting for it failed").to_owned());
+            Ok(())
         }
     }
 }
@@ -245,14 +261,14 @@ impl Gpu {
             .map_err(|e| Error::NoAdapter { detail: format!("{} refused to open: {e}", facts.name) })?;
 
         let failure = Arc::new(Mutex::new(None));
-        let lost = Arc::new(OnceLock::new());
+        let lost = Arc::new(Loss::default());
         let (first, reason) = (failure.clone(), lost.clone());
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
             log::error!("{error}");
             lock(&first).get_or_insert_with(|| error.to_string());
         }));
         device.set_device_lost_callback(move |kind, message| {
-            let _ = reason.set(if message.is_empty() { format!("{kind:?}") } else { message });
+            reason.set(if message.is_empty() { format!("{kind:?}") } else { message });
         });
 
         let software = facts.kind == "software";
@@ -296,7 +312,7 @@ impl Gpu {
                 #[cfg(not(target_arch = "wasm32"))]
                 store,
             )),
-            poller: Poller::start(&device),
+            poller: Poller::start(&device, &lost),
             handles: Handles { instance, adapter, device: device.clone(), queue: queue.clone() },
             device,
             queue,
@@ -314,6 +330,7 @@ impl Gpu {
             lost,
             max_workgroups: limits.max_compute_workgroups_per_dimension,
             cuts: Mutex::default(),
+            memory_limit: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -399,7 +416,7 @@ impl Gpu {
     pub fn lose(&self) {
         // wgpu reports a real loss when it meets it, but one asked for only once the queue is empty: errors that follow
         // from it may come first.
-        let _ = self.lost.set("it was destroyed on request".into());
+        self.lost.set("it was destroyed on request".into());
         self.device.destroy();
     }
 
@@ -410,6 +427,12 @@ impl Gpu {
         *lock(&self.cuts) = Some((max_binding, max_groups));
     }
 
+    /// Fails allocations as if the device had no more than `bytes`. For tests.
+    #[doc(hidden)]
+    pub fn force_memory(&self, bytes: u64) {
+        self.memory_limit.store(bytes, Ordering::Relaxed);
+    }
+
     /// A tensor that outlives recordings, filled with `bytes` (units of `elem`, see [`Tensor`]).
     ///
     /// # Errors
@@ -418,7 +441,12 @@ impl Gpu {
         let buffer = self
             .buffer(label, bytes.len() as u64, wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST)
             .await?;
-        self.queue.write_buffer(&buffer.raw, 0, bytes);
+        for (i, portion) in bytes.chunks(UPLOAD_PORTION).enumerate() {
+            if i > 0 {
+                self.flush().await?;
+            }
+            self.queue.write_buffer(&buffer.raw, (i * UPLOAD_PORTION) as u64, portion);
+        }
         let tensor = Tensor { source: Source::Resident(Arc::new(buffer)), first: 0, height, width, channels, elem };
         debug_assert_eq!(tensor.bytes(), bytes.len() as u64, "{label}");
         Ok(tensor)
@@ -462,7 +490,7 @@ impl Gpu {
         let raw = self.device.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size: bytes, usage, mapped_at_creation: false });
         let error = scope.pop().await;
         self.check("allocating memory")?;
-        if error.is_some() {
+        if error.is_some() || self.memory().current + bytes > self.memory_limit.load(Ordering::Relaxed) {
             return Err(Error::OutOfMemory { during: format!("allocating {label}"), bytes });
         }
         self.ledger.add(bytes);
@@ -521,13 +549,13 @@ impl Gpu {
 
     /// The loss of the device, if it was lost; `during` says what was going on.
     pub fn loss(&self, during: &str) -> Option<Error> {
-        self.lost.get().map(|reason| Error::DeviceLost { during: during.to_owned(), reason: reason.clone() })
+        self.lost.reason().map(|reason| Error::DeviceLost { during: during.to_owned(), reason: reason.clone() })
     }
 
     /// Hands commands to the queue. What comes back resolves when the GPU has finished them.
     pub(crate) fn submit(&self, commands: impl IntoIterator<Item = wgpu::CommandBuffer>) -> Done {
         let turn = self.gate.work();
-        let done = Done::started();
+        let done = self.lost.done();
         let signal = done.clone();
         self.queue.submit(commands);
         // Inside the turn: wgpu submits once more here, if another thread has written to a buffer in the meantime.

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 
 use web_time::Instant;
@@ -25,8 +25,9 @@ const GUARD: u8 = 0xff;
 /// A piece that is predicted to take so many times what a submission should is cut again.
 const OVERLONG: f64 = 1.5;
 
-/// Uploads go to the driver in portions of this size, so that its staging memory stays small.
-const UPLOAD_PORTION: usize = 32 << 20;
+/// Uploads go to the driver in portions of this size, so that its staging memory stays small: wgpu counts the device as lost where there is
+/// none left.
+pub(super) const UPLOAD_PORTION: usize = 32 << 20;
 
 /// Told how far the work is, and asked whether to go on. Share one between threads to cancel from elsewhere.
 #[derive(Clone, Default)]
@@ -171,11 +172,28 @@ pub struct Timing {
     pub bytes: u64,
 }
 
+/// A piece of a dispatch that takes longer is cut however few workgroups it has: watchdogs end what takes seconds.
+const TOO_LONG: f64 = 0.3;
+
 /// Predicted speed per pipeline, corrected by measurement. It only decides where work is cut, never the result.
 #[derive(Debug)]
 pub(crate) struct Pace {
     start: f64,
     seconds_a_work: HashMap<usize, (f64, u32)>,
+    /// Workgroups that fill the device: fewer take as long, so that cutting for time ends here.
+    width: f64,
+    narrowed: HashMap<usize, Narrowed>,
+}
+
+/// A pipeline of which even pieces of [`Pace::width`] workgroups took too long.
+#[derive(Debug)]
+struct Narrowed {
+    /// What pieces are cut to.
+    groups: f64,
+    /// Time of a piece of twice as many.
+    seconds: f64,
+    /// Fewer did not help.
+    settled: bool,
 }
 
 impl Pace {
@@ -186,7 +204,40 @@ impl Pace {
             "software" => 1e9,
             _ => 1e11,
         };
-        Pace { start: 1.0 / work_a_second, seconds_a_work: HashMap::new() }
+        let width = match kind {
+            "discrete" => 256.0,
+            "software" => 1.0,
+            _ => 64.0,
+        };
+        Pace { start: 1.0 / work_a_second, seconds_a_work: HashMap::new(), width, narrowed: HashMap::new() }
+    }
+
+    /// Largest share of a piece's workgroups to run at once so that it takes `target` seconds; never fewer than fill the device.
+    fn share(&self, pipeline: usize, work: f64, groups: f64, target: f64) -> f64 {
+        let least = self.narrowed.get(&pipeline).map_or(self.width, |narrowed| narrowed.groups);
+        // Halves of what has fewer than twice as many would be less than that.
+        (target / self.predict(pipeline, work).max(1e-9)).max((2.0 * least - 1.0) / groups)
+    }
+
+    /// A piece of so many workgroups had the device for itself for so long.
+    fn took(&mut self, pipeline: usize, groups: f64, seconds: f64) {
+        // The first time drivers compile.
+        if seconds <= TOO_LONG || groups <= 1.0 || self.seconds_a_work.get(&pipeline).is_none_or(|&(_, seen)| seen < 2) {
+            return;
+        }
+        let half = (groups / 2.0).max(1.0);
+        match self.narrowed.get_mut(&pipeline) {
+            None if groups < 2.0 * self.width => {
+                self.narrowed.insert(pipeline, Narrowed { groups: half, seconds, settled: false });
+            }
+            Some(narrowed) if !narrowed.settled && groups < 2.0 * narrowed.groups => {
+                *narrowed = match seconds > 0.75 * narrowed.seconds {
+                    true => Narrowed { groups: 2.0 * narrowed.groups, settled: true, ..*narrowed },
+                    false => Narrowed { groups: half, seconds, settled: false },
+                }
+            }
+            _ => {}
+        }
     }
 
     fn predict(&self, pipeline: usize, work: f64) -> f64 {
@@ -279,25 +330,62 @@ fn cut_piece(dispatch: &Dispatch, part: Piece, limits: &Limits) -> Result<Vec<Pi
     Ok(pieces)
 }
 
-/// Resolves when the GPU has finished a submission, with the time at which it did.
+/// When a submission was found to be finished, and who waits for that.
+type Ended = Mutex<(Option<Instant>, Option<Waker>)>;
+
+fn end(ended: &Ended) {
+    let mut state = lock(ended);
+    state.0.get_or_insert_with(Instant::now);
+    if let Some(waker) = state.1.take() {
+        waker.wake();
+    }
+}
+
+/// Resolves when the GPU has finished a submission, with the time at which it did, or when the device is lost.
 #[derive(Clone)]
 pub(crate) struct Done {
     /// When it was handed over: before the call, in which software devices do the work.
     started: Instant,
-    ended: Arc<Mutex<(Option<Instant>, Option<Waker>)>>,
+    ended: Arc<Ended>,
 }
 
 impl Done {
-    pub(crate) fn started() -> Done {
-        Done { started: Instant::now(), ended: Arc::default() }
+    pub(crate) fn set(&self) {
+        end(&self.ended);
+    }
+}
+
+/// The reason of a device's loss, and everyone who waits for the device. wgpu drops the callbacks of what was submitted when waiting for
+/// it fails, so whoever waits for one has to be told here.
+#[derive(Default)]
+pub(crate) struct Loss {
+    reason: OnceLock<String>,
+    waiting: Mutex<Vec<Weak<Ended>>>,
+}
+
+impl Loss {
+    pub fn reason(&self) -> Option<&String> {
+        self.reason.get()
     }
 
-    pub(crate) fn set(&self) {
-        let mut state = lock(&self.ended);
-        state.0 = Some(Instant::now());
-        if let Some(waker) = state.1.take() {
-            waker.wake();
+    /// Notes the first reason and ends all waiting.
+    pub fn set(&self, reason: String) {
+        let _ = self.reason.set(reason);
+        lock(&self.waiting).drain(..).filter_map(|waiting| waiting.upgrade()).for_each(|ended| end(&ended));
+    }
+
+    /// Something that is handed over now.
+    pub fn done(&self) -> Done {
+        let done = Done { started: Instant::now(), ended: Arc::default() };
+        let mut waiting = lock(&self.waiting);
+        waiting.retain(|other| other.strong_count() > 0);
+        waiting.push(Arc::downgrade(&done.ended));
+        drop(waiting);
+        // A loss between the two lines above ended it, an earlier one does here.
+        if self.reason.get().is_some() {
+            done.set();
         }
+        done
     }
 }
 
@@ -320,6 +408,8 @@ struct Flight {
     done: Done,
     predicted: f64,
     parts: Vec<(usize, f64)>,
+    /// Pipeline and workgroups of its only piece.
+    alone: Option<(usize, f64)>,
     work: f64,
     layer: String,
 }
@@ -416,7 +506,7 @@ impl Gpu {
 
     /// The first `size` bytes of a mappable buffer.
     pub(crate) async fn map(&self, buffer: &wgpu::Buffer, size: u64) -> Result<Vec<u8>> {
-        let done = Done::started();
+        let done = self.lost.done();
         let failed = Arc::new(AtomicBool::new(false));
         let (signal, failure) = (done.clone(), failed.clone());
         buffer.slice(..size).map_async(wgpu::MapMode::Read, move |result| {
@@ -547,7 +637,7 @@ impl Run<'_> {
             let layer = if node.scope.is_empty() { dispatch.kernel.name } else { &node.scope };
             let pipeline = self.pipeline(dispatch);
             let work = dispatch.work();
-            let share = target / lock(&self.gpu.pace).predict(pipeline.id, work).max(1e-9);
+            let share = lock(&self.gpu.pace).share(pipeline.id, work, dispatch.groups(), target);
             let mut pieces = VecDeque::from(cut(dispatch, &self.gpu.limits(share))?);
             let groups: f64 = pieces.iter().map(Piece::groups).sum();
             while let Some(piece) = pieces.pop_front() {
@@ -555,7 +645,8 @@ impl Run<'_> {
                 let predicted = lock(&self.gpu.pace).predict(pipeline.id, part);
                 if predicted > OVERLONG * target && piece.groups() > 1.0 {
                     // What was learnt since the dispatch was cut, for instance from its first pieces.
-                    let again = cut_piece(dispatch, piece.clone(), &self.gpu.limits(target / predicted))?;
+                    let share = lock(&self.gpu.pace).share(pipeline.id, part, piece.groups(), target);
+                    let again = cut_piece(dispatch, piece.clone(), &self.gpu.limits(share))?;
                     if again.len() > 1 {
                         again.into_iter().rev().for_each(|piece| pieces.push_front(piece));
                         continue;
@@ -603,7 +694,7 @@ impl Run<'_> {
 
     /// Waits for a submission, learns from how long it took, and returns its work.
     async fn land(&self, flight: Flight, last_done: &mut Instant) -> Result<f64> {
-        let Flight { done, predicted, parts, work, layer } = flight;
+        let Flight { done, predicted, parts, alone, work, layer } = flight;
         let submitted = done.started;
         let at = done.await;
         self.gpu.check(&layer)?;
@@ -617,7 +708,11 @@ impl Run<'_> {
                 parts.len()
             );
         }
-        lock(&self.gpu.pace).learn(&parts, predicted, at.saturating_duration_since(began).as_secs_f64());
+        let mut pace = lock(&self.gpu.pace);
+        pace.learn(&parts, predicted, took.as_secs_f64());
+        if let Some((pipeline, groups)) = alone {
+            pace.took(pipeline, groups, took.as_secs_f64());
+        }
         *last_done = at;
         Ok(work)
     }
@@ -643,7 +738,8 @@ impl Run<'_> {
             let dispatch = &node.dispatch;
             let pipeline = self.pipeline(dispatch);
             let mut seconds = 0.0;
-            let share = self.gpu.submission_time().as_secs_f64() / lock(&self.gpu.pace).predict(pipeline.id, dispatch.work()).max(1e-9);
+            let target = self.gpu.submission_time().as_secs_f64();
+            let share = lock(&self.gpu.pace).share(pipeline.id, dispatch.work(), dispatch.groups(), target);
             for piece in cut(dispatch, &self.gpu.limits(share))? {
                 let mut batch = Batch::new(self);
                 batch.add(dispatch, &pipeline, &piece, 0.0, 0.0);
@@ -818,6 +914,90 @@ impl<'a> Batch<'a> {
             encoder.copy_buffer_to_buffer(resolved, 0, staging, 0, 16);
         }
         let done = gpu.submit([encoder.finish()]);
-        Flight { done, predicted: self.predicted, parts: self.parts, work: self.work, layer }
+        let alone = match (&self.calls[..], self.parts.last()) {
+            ([(_, _, size)], Some(&(id, _))) => Some((id, size.iter().map(|&groups| f64::from(groups)).product())),
+            _ => None,
+        };
+        Flight { done, predicted: self.predicted, parts: self.parts, alone, work: self.work, layer }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seconds that a dispatch takes on a device of `width` workgroups of `a_wave` seconds, cut by what was learnt, and its pieces.
+    fn dispatch(pace: &mut Pace, groups: f64, (width, a_wave): (f64, f64)) -> (f64, usize) {
+        let (work, target) = (groups * 1e9, 0.016);
+        let share = pace.share(0, work, groups, target);
+        let mut open = vec![groups];
+        let (mut seconds, mut pieces) = (0.0, 0);
+        while let Some(piece) = open.pop() {
+            if piece / groups > share && piece > 1.0 {
+                open.extend([piece - (piece / 2.0).floor(), (piece / 2.0).floor()]);
+                continue;
+            }
+            let took = (piece / width).ceil() * a_wave;
+            let predicted = pace.predict(0, work * piece / groups);
+            pace.learn(&[(0, work * piece / groups)], predicted, took);
+            pace.took(0, piece, took);
+            (seconds, pieces) = (seconds + took, pieces + 1);
+        }
+        (seconds, pieces)
+    }
+
+    #[test]
+    fn cutting_for_time_leaves_the_device_filled() {
+        let mut pace = Pace::new("discrete");
+        for _ in 0..50 {
+            let (seconds, _) = dispatch(&mut pace, 4096.0, (128.0, 0.029));
+            assert!(seconds < 1.05 * 32.0 * 0.029, "{seconds}");
+        }
+        // What fits a submission is still cut to about one.
+        let mut pace = Pace::new("discrete");
+        (0..50).for_each(|_| {
+            dispatch(&mut pace, 65536.0, (128.0, 0.001));
+        });
+        let (seconds, pieces) = dispatch(&mut pace, 65536.0, (128.0, 0.001));
+        assert!((seconds / pieces as f64) < 0.033 && pieces < 128, "{seconds} in {pieces}");
+        // Software computes one workgroup after another: any cut helps.
+        let mut pace = Pace::new("software");
+        (0..50).for_each(|_| {
+            dispatch(&mut pace, 64.0, (1.0, 0.015));
+        });
+        assert_eq!(dispatch(&mut pace, 64.0, (1.0, 0.015)).1, 64);
+    }
+
+    #[test]
+    fn what_a_watchdog_would_end_is_cut_further_while_that_helps() {
+        let mut narrow = Pace::new("other");
+        (0..9).for_each(|_| {
+            dispatch(&mut narrow, 640.0, (8.0, 0.2));
+        });
+        let (seconds, pieces) = dispatch(&mut narrow, 640.0, (8.0, 0.2));
+        assert!(seconds / pieces as f64 <= TOO_LONG && seconds < 2.0 * 80.0 * 0.2, "{seconds} in {pieces}");
+        let mut wide = Pace::new("discrete");
+        (0..9).for_each(|_| {
+            dispatch(&mut wide, 640.0, (512.0, 0.5));
+        });
+        assert!(dispatch(&mut wide, 640.0, (512.0, 0.5)).1 <= 8, "fewer workgroups take as long");
+    }
+
+    #[test]
+    fn a_loss_ends_all_waiting() {
+        let loss = Arc::new(Loss::default());
+        let waits = |done: Done| {
+            let (told, tell) = std::sync::mpsc::channel();
+            std::thread::spawn(move || told.send(pollster::block_on(done)));
+            tell
+        };
+        // wgpu has dropped its callback: nobody calls `set`.
+        let before = waits(loss.done());
+        assert!(before.recv_timeout(std::time::Duration::from_millis(50)).is_err());
+        loss.set("gone".into());
+        let soon = std::time::Duration::from_secs(10);
+        assert!(before.recv_timeout(soon).is_ok() && waits(loss.done()).recv_timeout(soon).is_ok());
+        loss.set("again".into());
+        assert_eq!(loss.reason().map(String::as_str), Some("gone"));
     }
 }

@@ -243,6 +243,11 @@ impl Dispatch {
     pub fn work(&self) -> f64 {
         self.flops as f64 + 4.0 * self.bytes() as f64
     }
+
+    /// Workgroups.
+    pub fn groups(&self) -> f64 {
+        self.grid.iter().map(|&groups| f64::from(groups)).product()
+    }
 }
 
 #[derive(Debug)]

@@ -7,6 +7,8 @@ use std::sync::Arc;
 #[cfg(not(target_arch = "wasm32"))]
 use std::time::Duration;
 
+#[cfg(not(target_arch = "wasm32"))]
+use super::context::poll;
 use super::context::{Gpu, Ledger};
 #[cfg(not(target_arch = "wasm32"))]
 use super::gate::Turn;
@@ -106,7 +108,7 @@ impl Gpu {
         let _turn = self.gate.frame();
         let mut reason = String::new();
         for _ in 0..TRIES {
-            let idle = self.device.poll(wgpu::PollType::Wait { submission_index: None, timeout: Some(IDLE) });
+            let idle = poll(&self.device, &self.lost, wgpu::PollType::Wait { submission_index: None, timeout: Some(IDLE) });
             self.loss(during).map_or(Ok(()), Err)?;
             if let Err(error) = idle {
                 return Err(Error::Display { detail: error.to_string() });
