@@ -5,7 +5,7 @@ frozen encoder's latent of that. From a view any number of training samples foll
 latent's own and the window's, cut some patch-aligned crops out of the target; the matching crops of the query grid
 go through the decoder. Targets are never enlarged pictures.
 
-  python data.py --data DIR --weights DIR --cache DIR [--space sd] [--rounds 3]    decodes pictures and encodes views
+  python data.py --data DIR --weights DIR --cache DIR [--space sd] [--rounds 8]    decodes pictures and encodes views
 """
 import argparse
 import os
@@ -47,6 +47,25 @@ def resample(a, box, size):
     return np.asarray(im.resize(size, Image.LANCZOS, box=(l - x0, t - y0, r - x0, b - y0)))
 
 
+def random_colours(rng):
+    """[3,4] affine map of RGB in [0,1]: channels swapped, balance, saturation and contrast changed. A few hundred pictures
+    hold too few strong colours: without it, flat parts of colourful pictures not seen in training came out wrong."""
+    m = np.eye(3)
+    if rng.random() < 0.5:
+        m = m[rng.sample(range(3), 3)]
+    m = np.diag([np.exp(rng.uniform(-0.15, 0.15)) for _ in range(3)]) @ m
+    luma = np.tile([0.299, 0.587, 0.114], (3, 1))
+    m = (luma + rng.uniform(0.5, 1.8) * (np.eye(3) - luma)) @ m
+    contrast, pivot = np.exp(rng.uniform(-0.35, 0.35)), rng.uniform(0.3, 0.7)
+    offset = (1 - contrast) * pivot + rng.uniform(-0.12, 0.12)
+    return np.concatenate([contrast * m, np.full((3, 1), offset)], 1).astype(np.float32)
+
+
+def recolour(a, colours):
+    """uint8 [H,W,3] through a map of random_colours, clipped to 8 bits."""
+    return (a @ colours[:, :3].T + (255 * colours[:, 3] + 0.5)).clip(0, 255).astype(np.uint8)
+
+
 def random_view(shape, rng):
     """(left, top, w, h) of a window and the size (w, h) it is encoded at."""
     H, W = shape[:2]
@@ -60,8 +79,9 @@ def random_view(shape, rng):
     return (rng.randint(0, W - side), rng.randint(0, H - side), side, side), (512, 512)
 
 
-def make_views(pictures, encoder, cache: Path, rounds, seed, amp=True):
-    """`rounds` views of every picture (3x as many of the large ones), one .npz each; skips what exists."""
+def make_views(pictures, encoder, cache: Path, rounds, seed, amp=True, plain=3):
+    """`rounds` views of every picture (3x as many of the large ones), one .npz each; skips what exists. The first
+    `plain` rounds keep the pictures' colours, in the others three quarters of the views are recoloured."""
     out = cache
     out.mkdir(parents=True, exist_ok=True)
     for r in range(rounds):
@@ -74,12 +94,16 @@ def make_views(pictures, encoder, cache: Path, rounds, seed, amp=True):
                 (l, t, w, h), size = random_view(a.shape, rng)
                 im = resample(a, (l, t, l + w, t + h), size)
                 flip = rng.random() < 0.5
+                colours = np.eye(3, 4, dtype=np.float32)
+                if r >= plain and rng.random() < 0.75:
+                    colours = random_colours(rng)
+                    im = recolour(im, colours)
                 x = torch.from_numpy((im[:, ::-1] if flip else im).copy()).permute(2, 0, 1)[None] / 255
                 with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=amp):
                     z = encoder(x.contiguous(memory_format=torch.channels_last))
                 tmp = f.with_suffix(".tmp")
                 with open(tmp, "wb") as fh:
-                    np.savez(fh, z=z[0].float().numpy().astype(np.float16), window=np.array([l, t, w, h]), flip=flip)
+                    np.savez(fh, z=z[0].float().numpy().astype(np.float16), window=np.array([l, t, w, h]), flip=flip, colours=colours)
                 tmp.rename(f)
         print(f"views: round {r + 1}/{rounds} done", flush=True)
 
@@ -105,7 +129,7 @@ def target_size(view, rng, patch, max_side, native):
 
 class Sampler:
     """Draws (z, decoded size, rects, crops, reduce): K crops of `crop` x `crop` patches of one target, as uint8
-    [K,3,crop*patch,crop*patch]. A share `supersample` of them is to be decoded at reduce = 2 times the size of the
+    [K,3,crop*patch,crop*patch]; instead of as many pixels, a target of the latent's own size is taken whole. A share `supersample` of them is to be decoded at reduce = 2 times the size of the
     target that the picture has pixels for, and box-reduced before it is compared; its crops repeat each pixel."""
 
     def __init__(self, pictures, views_dir: Path, scaling, patch=8, seed=0, held=(), supersample=0.0):
@@ -118,7 +142,7 @@ class Sampler:
         for f in self.dir.glob("*.npz"):
             name = f.name.rsplit(".", 2)[0]
             if f.name not in self.views and name not in self.held:
-                v = dict(np.load(f))
+                v = {"colours": np.eye(3, 4, dtype=np.float32), **np.load(f)}
                 v["picture"] = name
                 self.views[f.name] = v
         self.names = sorted(self.views)
@@ -138,6 +162,8 @@ class Sampler:
         W, H = W * reduce, H * reduce
         Wl, Hl = W // p, H // p
         rows, cols = min(crop, Hl), min(crop, Wl)
+        if native and K * crop * crop >= Hl * Wl:
+            K, rows, cols = 1, Hl, Wl
         l, t, w, h = (float(q) for q in v["window"])
         rects, crops = [], []
         for _ in range(K):
@@ -145,7 +171,10 @@ class Sampler:
             i, j = (min(max(rng.randint(-2, n - k + 2), 0), n - k) for n, k in ((Hl, rows), (Wl, cols)))
             jj = Wl - cols - j if v["flip"] else j  # where the crop lies in the unflipped window
             box = (l + jj / Wl * w, t + i / Hl * h, l + (jj + cols) / Wl * w, t + (i + rows) / Hl * h)
-            c = resample(a, box, (cols * p // reduce, rows * p // reduce)).repeat(reduce, 0).repeat(reduce, 1)
+            c = resample(a, box, (cols * p // reduce, rows * p // reduce))
+            if (v["colours"] != np.eye(3, 4)).any():
+                c = recolour(c, v["colours"])
+            c = c.repeat(reduce, 0).repeat(reduce, 1)
             crops.append(c[:, ::-1] if v["flip"] else c)
             rects.append((i, j, rows, cols))
         z = torch.from_numpy(v["z"].astype(np.float32)) / self.scaling
@@ -158,7 +187,7 @@ def main():
     ap.add_argument("--weights", type=Path, help="folder of the TAESD files (default: DATA/weights)")
     ap.add_argument("--cache", type=Path, required=True)
     ap.add_argument("--space", choices=("sd", "sdxl"), default="sd")
-    ap.add_argument("--rounds", type=int, default=3)
+    ap.add_argument("--rounds", type=int, default=8)
     ap.add_argument("--seed", type=int, default=0)
     a = ap.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))

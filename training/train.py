@@ -21,6 +21,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import data as D
+import export
 import taesd
 from infgen_model import InfGenDecoder, grid_points, preset
 from losses import Features, Patch, gradient_l1, hinge_d, ssim, texture
@@ -189,7 +190,7 @@ def phase(progress, a):
     max_side = 1024 if progress < a.stage2_from else 2048  # the paper's two stages
     if progress < a.large_crops_from:
         return a.batch, a.crops, 16, max_side
-    return max(1, a.batch // 2), max(1, a.crops // 2), 32, max_side
+    return max(1, a.batch // 2), 4, 32, max_side  # a picture of 512 x 512 in 4 such crops is taken whole
 
 
 def main():
@@ -199,14 +200,14 @@ def main():
     ap.add_argument("--weights", type=Path, help="folder of the TAESD files (default: DATA/weights)")
     ap.add_argument("--cache", type=Path, help="written by data.py")
     ap.add_argument("--out", type=Path, required=True, help="folder of the checkpoint and the log; resumes from it")
-    ap.add_argument("--init", type=Path, help="checkpoint whose EMA weights to start from (a new stem where shapes or spaces differ)")
+    ap.add_argument("--init", type=Path, help="checkpoint (its EMA weights) or exported .safetensors to start from (a new stem where shapes or spaces differ)")
     ap.add_argument("--hours", type=float, default=2.0)
     ap.add_argument("--stop-after", type=float, help="hours of this call; training goes on with the next")
     ap.add_argument("--lr", type=float, default=2e-3)
     ap.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     ap.add_argument("--batch", type=int, default=2, help="latents a step")
     ap.add_argument("--crops", type=int, default=4, help="crops of 128 px from one target of each latent")
-    ap.add_argument("--large-crops-from", type=float, default=0.85, help="share of the hours after which crops have 256 px")
+    ap.add_argument("--large-crops-from", type=float, default=0.85, help="share of the hours after which half as many pictures have four crops of 256 px each, or are taken whole")
     ap.add_argument("--stage2-from", type=float, default=0.6, help="share of the hours after which targets reach 2048 instead of 1024 px")
     ap.add_argument("--lookup", action="store_true", help="position look-up initialisation")
     ap.add_argument("--no-attention", action="store_true", help="ablation: blocks without cross-attention")
@@ -214,7 +215,8 @@ def main():
     ap.add_argument("--supersample", type=float, default=0.0,
                     help="share of pictures decoded at twice the size of their target and box-reduced before the loss")
     ap.add_argument("--mse", type=float, default=1.0)
-    ap.add_argument("--low", type=float, default=1.0, help="weight of L1 at 1/8 resolution: colour and brightness")
+    ap.add_argument("--low", type=float, default=1.0, help="weight of L1 at lower resolution: colour and brightness")
+    ap.add_argument("--low-cells", type=int, nargs="+", default=[8], help="how much lower: means of cells of so many pixels")
     ap.add_argument("--grad", type=float, default=0.5)
     ap.add_argument("--ssim", type=float, default=0.1)
     ap.add_argument("--texture", type=float, default=0.0, help="weight of the loss on the amount of detail")
@@ -259,7 +261,11 @@ def main():
     model = InfGenDecoder(cfg)
     initialise(model, a.lookup)
     if a.init:
-        old = torch.load(a.init, map_location="cpu", weights_only=True)
+        if a.init.suffix == ".safetensors":
+            start = export.read_decoder(a.init)
+            old = dict(ema=start.state_dict(), config=start.config)
+        else:
+            old = torch.load(a.init, map_location="cpu", weights_only=True)
         sd = {k: v for k, v in old["ema"].items() if v.shape == model.state_dict()[k].shape}
         if old["config"]["latent_space"] != cfg["latent_space"]:
             sd = {k: v for k, v in sd.items() if not k.startswith("post_quant_conv")}
@@ -306,48 +312,53 @@ def main():
         for o in opts:
             for g in o.param_groups:
                 g["lr"] = a.lr * max(lr, 0.005)
-        K, batch = next(fetch)
-        share_statistics(model, K)
-        target = torch.cat([b[3] for b in batch]).float() / 127.5 - 1
         attention_learns(model, step % a.attention_every == 0)
-        with autocast():
-            h = torch.cat([crop_tokens(model, *b[:3]) for b in batch])
-            out = model.decoder(h.contiguous(memory_format=torch.channels_last))
-        out = torch.where(inside(batch, cfg["patch"]).to(device), reduced(out.float(), batch), target)
-        losses = {"l1": (F.l1_loss(out, target), 1.0), "mse": (F.mse_loss(out, target), a.mse),
-                  "low": (F.avg_pool2d(out - target, 8).abs().mean(), a.low),
-                  "grad": (gradient_l1(out, target), a.grad), "ssim": (1 - ssim(out, target), a.ssim)}
-        if a.texture and progress >= a.texture_from:
-            losses["tex"] = texture(out, target), a.texture
-        if a.features and progress >= a.features_from:
-            with autocast():
-                losses["feat"] = feats(out, target), a.features
-        gan = disc is not None and progress >= a.gan_from
-        if gan:
-            with autocast():
-                losses["g"] = -disc(out).float().mean(), a.gan
-        loss = sum(v * w for v, w in losses.values())
         for o in opts:
             o.zero_grad(set_to_none=True)
-        loss.backward()
+        pairs, mean = [], {}
+        gan = disc is not None and progress >= a.gan_from
+        for share, batch in next(fetch):
+            target = torch.cat([b[3] for b in batch]).float() / 127.5 - 1
+            share_statistics(model, len(batch[0][2]))
+            with autocast():
+                h = torch.cat([crop_tokens(model, *b[:3]) for b in batch])
+                out = model.decoder(h.contiguous(memory_format=torch.channels_last))
+            out = torch.where(inside(batch, cfg["patch"]).to(device), reduced(out.float(), batch), target)
+            losses = {"l1": (F.l1_loss(out, target), 1.0), "mse": (F.mse_loss(out, target), a.mse),
+                      "low": (sum(F.avg_pool2d(out - target, k).abs().mean() for k in a.low_cells) / len(a.low_cells), a.low),
+                      "grad": (gradient_l1(out, target), a.grad), "ssim": (1 - ssim(out, target), a.ssim)}
+            if a.texture and progress >= a.texture_from:
+                losses["tex"] = texture(out, target), a.texture
+            with autocast():
+                if a.features and progress >= a.features_from:
+                    losses["feat"] = feats(out, target), a.features
+                if gan:
+                    losses["g"] = -disc(out).float().mean(), a.gan
+            (share * sum(v * w for v, w in losses.values())).backward()
+            for n, (v, _) in losses.items():
+                mean[n] = mean.get(n, 0.0) + share * v.item()
+            pixels += target.numel() // 3
+            pairs.append((share, out.detach(), target))
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if not torch.isfinite(norm):
             raise FloatingPointError(f"step {step}: gradient norm {norm}")
         for o in opts:
             o.step()
         if gan:
-            with autocast():
-                ld = hinge_d(disc(target).float(), disc(out.detach()).float())
-            opt_d.zero_grad(set_to_none=True); ld.backward(); opt_d.step()
-            losses["d"] = ld, 0
+            opt_d.zero_grad(set_to_none=True)
+            for share, out, target in pairs:
+                with autocast():
+                    ld = hinge_d(disc(target).float(), disc(out).float())
+                (share * ld).backward()
+                mean["d"] = mean.get("d", 0.0) + share * ld.item()
+            opt_d.step()
         with torch.no_grad():
             k = min(0.999, (1 + step) / (10 + step))
             torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - k)
         step += 1
-        pixels += target.numel() // 3
-        for n, (v, _) in losses.items():
-            sums[n] = sums.get(n, 0.0) + v.item()
-        sums["psnr"] = sums.get("psnr", 0.0) - 10 * math.log10(losses["mse"][0].item() / 4 + 1e-10)
+        mean["psnr"] = -10 * math.log10(mean["mse"] / 4 + 1e-10)
+        for n, v in mean.items():
+            sums[n] = sums.get(n, 0.0) + v
         spent = first + time.time() - begin
 
         if step % 50 == 0 or a.smoke:
@@ -367,11 +378,17 @@ def main():
 
 
 def prefetch(sampler, plan, device):
-    """Batches drawn in a thread one step ahead: (K, [(z, size, rects, crops, reduce)])."""
+    """What a step learns from, drawn in a thread one step ahead: [(share of the pixels, [(z, size, rects, crops, reduce)])],
+    pictures whose crops have one shape together."""
     from concurrent.futures import ThreadPoolExecutor
     def draw():
         B, K, crop, max_side = plan()
-        return K, [tuple(t.to(device) if torch.is_tensor(t) else t for t in sampler.draw(K, crop, max_side)) for _ in range(B)]
+        alike = {}
+        for _ in range(B):
+            picture = tuple(t.to(device) if torch.is_tensor(t) else t for t in sampler.draw(K, crop, max_side))
+            alike.setdefault(picture[3].shape, []).append(picture)
+        pixels = {shape: len(batch) * shape.numel() for shape, batch in alike.items()}
+        return [(pixels[shape] / sum(pixels.values()), batch) for shape, batch in alike.items()]
     with ThreadPoolExecutor(1) as pool:
         nxt = pool.submit(draw)
         while True:
