@@ -168,9 +168,12 @@ impl Latent {
     /// # Errors
     /// As [`Latent::open`].
     pub fn from_weights(weights: &Weights) -> Result<Self> {
-        if let Some(info) = weights.info(TENSOR) {
-            Self::dims(weights.path(), info.shape)?; // before the data is read
-        }
+        let Some(info) = weights.info(TENSOR) else {
+            let names: Vec<&str> = weights.names().take(8).collect();
+            let detail = format!("there is no such tensor among its {}: {}", weights.names().count(), names.join(", "));
+            return Err(Error::Malformed { path: weights.path().to_owned(), format: FORMAT, detail });
+        };
+        Self::dims(weights.path(), info.shape)?; // before the data is read
         let (shape, data) = weights.get_any(TENSOR)?;
         let latent = Self::from_parts(weights.path(), &shape, data)?;
         Ok(Self { space: weights.metadata().get(SPACE_KEY).cloned(), ..latent })

@@ -410,7 +410,6 @@ fn what_cannot_be_generated_is_refused_in_one_line_that_says_what_to_do() {
     refused(&["--model", &folder, "-p", "x", "--latent-size", "100x64"], &never, &["multiples of 8", "96x64"]);
     refused(&["--model", &folder, "-p", "x", "--size", "100x64", "--decoder", "vae"], &never, &["100x64", "builtin"]);
     refused(&["--model", &folder, "-p", "x", "--lora", &file], &never, &["LoRA was looked for"]);
-    refused(&["--model", &folder, "-p", "x", "--steps", "0"], &never, &["steps"]);
     refused(&["--model", &folder, "-p", "(x", "--emphasis"], &never, &["never closed"]);
     for missing in ["text_encoder", "unet"] {
         let other = f.models.scratch.path().join(format!("without-{missing}"));

@@ -108,6 +108,8 @@ fn wrong_usage_ends_with_status_2() {
         &["decode", "--latent", "x", "--size", "5x5", "-o", "y.png", "--memory", "lots"],
         &["decode", "--latent", "x", "--size", "5x5", "-o", "y.png", "--dtype", "f8"],
         &["upscale", "--image", "x", "-o", "y.png"],
+        &["generate", "--model", "m", "-p", "x", "-o", "y.png", "--steps", "0"],
+        &["generate", "--model", "m", "-p", "x", "-o", "y.png", "--eta", "1.5"],
         &["upscale", "--image", "x", "--scale", "2", "--size", "5x5", "-o", "y.png"],
         &["frobnicate"],
         &[],
@@ -288,6 +290,9 @@ fn bad_input_gives_one_line_and_no_file() {
     let mut large = decode(&latent, &weights, &out);
     large[7] = "20000x16".into();
     check(large, &["16384"]);
+    let nameless = Latent::new([1, 4, 2, 2], vec![0.0; 16]).unwrap().to_safetensors();
+    let nameless = String::from_utf8_lossy(&nameless).replacen("\"latent\"", "\"lament\"", 1).into_bytes();
+    check(decode(&write("nameless.safetensors", &nameless), &weights, &out), &["lament"]);
     let mut device = decode(&latent, &weights, &out);
     device.extend(["--device", "Voodoo 2"].map(str::to_owned));
     check(device, &["Voodoo 2"]);
@@ -377,4 +382,45 @@ fn a_damaged_pipeline_cache_is_ignored_and_written_anew() {
     std::fs::create_dir(&blocked).unwrap();
     std::fs::write(blocked.join("infgen"), "").unwrap();
     assert_eq!(decode(&blocked, "uncached.png"), first);
+}
+
+/// What is read is never written over, be it named in another way.
+#[test]
+fn an_output_that_is_an_input_is_refused() {
+    let fixture = Fixture::new();
+    let latent = fixture.text("batch.npy");
+    let before = std::fs::read(&latent).unwrap();
+    let other = fixture.folder.path().join(".").join("batch.npy").display().to_string();
+    for arguments in [
+        &["decode", "--latent", &latent, "--weights", &fixture.weights(), "--size", "9x7", "-o", &other][..],
+        &["encode", "--image", &latent, "-o", &other],
+        &["upscale", "--image", &latent, "--scale", "2", "-o", &other],
+    ] {
+        let result = infgen(arguments);
+        let stderr = String::from_utf8_lossy(&result.stderr);
+        assert_eq!(result.status.code(), Some(1), "{arguments:?}: {stderr}");
+        assert_eq!(std::fs::read(&latent).unwrap(), before, "{arguments:?}");
+    }
+    let stderr = infgen(&["decode", "--latent", &latent, "--size", "9x7", "-o", &other]).stderr;
+    assert!(String::from_utf8_lossy(&stderr).contains("what is read"), "{}", String::from_utf8_lossy(&stderr));
+}
+
+/// Readers that stop early, and disks that are full.
+#[cfg(target_os = "linux")]
+#[test]
+fn standard_output_that_ends_is_no_panic() {
+    let fixture = Fixture::new();
+    let file = fixture.text("batch.npy");
+    let inspect = |stdout: std::process::Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_infgen"));
+        let output = command.args(["inspect", &file]).stdout(stdout).stderr(std::process::Stdio::piped()).spawn().unwrap();
+        let output = output.wait_with_output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(inspect(writer.into()), (Some(0), String::new()));
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let (code, stderr) = inspect(full.into());
+    assert!(code == Some(1) && stderr.starts_with("infgen: standard output") && stderr.lines().count() == 1, "{stderr}");
 }

@@ -181,8 +181,8 @@ fn what_has_room_stays_for_the_next_prompt() {
     assert_eq!(run(&pipeline, &asked("a dog", 2, 72)).0, ["denoiser"], "a size that does not halve needs another form");
     let kept = gpu.memory().current - bare;
     let planned = pipeline.plan(&cat, infgen::Weights::from(models.folder.join("vae")), (64, 64)).unwrap();
-    pipeline.release();
-    assert_eq!((kept > 0, gpu.memory().current), (true, bare));
+    assert_eq!((pipeline.release() > 0, kept > 0, gpu.memory().current), (true, true, bare));
+    assert_eq!(pipeline.release(), 0);
     assert_eq!(
         pipeline.plan(&cat, infgen::Weights::from(models.folder.join("vae")), (64, 64)).unwrap(),
         planned,

@@ -63,12 +63,14 @@ fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
 }
 
 impl Pipeline {
-    /// Frees all weights on the device; the next call of [`Pipeline::generate`] loads them again.
-    pub fn release(&self) {
+    /// Frees all weights on the device; the next call of [`Pipeline::generate`] loads them again. How many bytes of them were kept.
+    pub fn release(&self) -> u64 {
         let mut kept = lock(&self.kept);
+        let bytes = kept.bytes();
         (kept.text, kept.unet) = (None, None);
         drop(kept);
         self.gpu().trim();
+        bytes
     }
 
     /// Bytes of the weights that are kept on the device.
@@ -209,10 +211,7 @@ impl Pipeline {
     /// `load`, and once more without what is kept if there is too little memory beside it.
     async fn with_room<T>(&self, load: impl AsyncFn() -> Result<T>) -> Result<T> {
         match load().await {
-            Err(Error::MemoryCeiling { .. } | Error::OutOfMemory { .. }) if self.kept_bytes() > 0 => {
-                self.release();
-                load().await
-            }
+            Err(Error::MemoryCeiling { .. } | Error::OutOfMemory { .. }) if self.release() > 0 => load().await,
             done => done,
         }
     }

@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use winit::application::ApplicationHandler;
 use winit::dpi::{LogicalSize, PhysicalSize};
+use winit::error::EventLoopError;
 use winit::event::WindowEvent;
 use winit::event_loop::{ActiveEventLoop, ControlFlow, EventLoop, EventLoopProxy};
 use winit::window::{Fullscreen, Window, WindowId};
 
 use super::device::{budget, context, open_engine, surface_config};
 use super::files;
-use super::jobs::{Message, Worker};
+use super::jobs::{Decoded, Message, Worker};
 use super::measure::Measure;
 use super::paint::Painter;
 use super::scene::{Ended, Scene};
@@ -76,7 +77,13 @@ pub struct ViewerOptions {
 pub fn run(options: ViewerOptions, interrupt: &Observer) -> Result<Value> {
     let measure = Measure::start(options.events.as_deref())?;
     let display = |detail: String| Error::Display { detail };
-    let events = EventLoop::<Message>::with_user_event().build().map_err(|error| display(error.to_string()))?;
+    let no_display = |error: EventLoopError| {
+        let text = error.to_string();
+        // It begins with the place in its source.
+        let reason = text.split_once(".rs:").and_then(|(_, rest)| rest.split_once(": ")).map_or(text.as_str(), |(_, reason)| reason);
+        display(format!("{}; `infgen decode` needs no display", reason.trim_end_matches('.')))
+    };
+    let events = EventLoop::<Message>::with_user_event().build().map_err(no_display)?;
     let mut app = App { proxy: events.create_proxy(), options, measure: Some(measure), shell: None, failure: None, report: Value::Null };
     let (proxy, interrupt) = (events.create_proxy(), interrupt.clone());
     let watch = move || {
@@ -345,7 +352,7 @@ impl Shell {
                     task.progress = done;
                 }
             }
-            Message::Decoded(id, result, seconds) => match self.scene.ended(id, result, seconds) {
+            Message::Decoded(id, result, seconds) => match self.scene.ended(id, self.make_room(result), seconds) {
                 Ended::Quiet => {}
                 Ended::Cancelled(after) => {
                     self.measure.cancels.add(after);
@@ -367,6 +374,15 @@ impl Shell {
             Message::Quit => {}
         }
         self.window.request_redraw();
+    }
+
+    /// A model that is kept for the next prompt gives way to a picture that does not fit beside it: what failed is then wanted
+    /// again, as if it had been cancelled.
+    fn make_room(&self, result: Result<Decoded>) -> Result<Decoded> {
+        match (&result, &self.model) {
+            (Err(Error::MemoryCeiling { .. } | Error::OutOfMemory { .. }), Some(model)) if model.release() > 0 => Err(Error::Cancelled),
+            _ => result,
+        }
     }
 
     fn failed(&mut self, error: &Error) {

@@ -1,4 +1,4 @@
-//! The command line. Wrong usage ends with exit status 2 before anything is opened.
+//! The command line. What cannot be meant ends with exit status 2 before anything is opened.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -11,7 +11,7 @@ use infgen::{Dtype, Rect};
 #[command(name = "infgen", version, about = "Latents to pictures of any size, on any GPU", max_term_width = 100)]
 #[command(after_help = "Examples:
   infgen decode --latent sample.safetensors --size 1920x1080 -o sample.png
-  infgen generate --model sd15/ -p \"a lighthouse in a storm\" --size 1920x1080 -o lighthouse.png
+  infgen generate --model sd15/ -p \"a lighthouse in a storm\" --latent-size 912x512 --size 1920x1080 -o lighthouse.png
   infgen upscale --image photo.jpg --scale 2 -o large.png
   infgen encode --image photo.jpg -o latent.safetensors
   infgen devices
@@ -27,28 +27,28 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 pub struct Common {
     /// Adapter to use: its number in `infgen devices`, or a part of its name [default: the best]
-    #[arg(long, global = true, value_name = "N|NAME")]
+    #[arg(long, global = true, help_heading = "Every command", value_name = "N|NAME")]
     pub device: Option<String>,
     /// Storage of weights and of activations (text to image: of weights); sums are f32 in both
-    #[arg(long, global = true, value_enum, default_value_t = DtypeArg::F16)]
+    #[arg(long, global = true, help_heading = "Every command", value_enum, default_value_t = DtypeArg::F16)]
     pub dtype: DtypeArg,
     /// Ceiling on GPU memory, such as 2GiB or 800MB: the same picture in bands; what cannot be done is refused before it starts
-    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_bytes)]
+    #[arg(long, global = true, help_heading = "Every command", value_name = "SIZE", value_parser = parse_bytes)]
     pub memory: Option<u64>,
     /// Ceiling on host memory for what has no room on the GPU [default: half of the machine's]
-    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_bytes)]
+    #[arg(long, global = true, help_heading = "Every command", value_name = "SIZE", value_parser = parse_bytes)]
     pub host_memory: Option<u64>,
     /// Use the fixed choice of kernels instead of measuring which are fastest at the first use of a GPU
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Every command")]
     pub no_tune: bool,
     /// No progress and no summary
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = "Every command")]
     pub quiet: bool,
     /// Log what happens
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = "Every command")]
     pub verbose: bool,
     /// One JSON object on stdout that says what was done
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Every command")]
     pub json: bool,
 }
 
@@ -74,7 +74,7 @@ pub enum Command {
     /// Decode a latent to a picture of exactly the size asked for
     #[command(after_help = "Examples:
   infgen decode --latent sample.safetensors --size 1920x1080 -o sample.png
-  infgen decode --latent z.npy --weights vae/ --size 512x512 -o z.npy --dtype f32
+  infgen decode --latent z.npy --weights vae/ --size 512x512 -o picture.npy --dtype f32
   infgen decode --latent z.npy --size 8192x8192 --region 4000,4000,512x512 -o detail.png")]
     Decode(DecodeArgs),
     /// Encode a picture to a latent
@@ -225,7 +225,7 @@ pub struct GenerateArgs {
     #[arg(long, help_heading = "Picture")]
     pub emphasis: bool,
     /// Steps [default: 50; lcm: 4]
-    #[arg(long, value_name = "N", help_heading = "Picture")]
+    #[arg(long, value_name = "N", value_parser = parse_steps, help_heading = "Picture")]
     pub steps: Option<usize>,
     /// Sampler [default: the model's own]
     #[arg(long, value_enum, value_name = "S", help_heading = "Picture")]
@@ -233,7 +233,7 @@ pub struct GenerateArgs {
     /// Guidance scale; 1 is without, and twice as fast [default: 7.5; lcm: 1.5]
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Picture")]
     pub cfg: Option<f64>,
-    /// Seed of all noise, 0 to 2^32 - 1; several, such as 7,11 or 1-4, make a picture (or batch) each [default: another one every time]
+    /// Seed of all noise (of which, as in PyTorch, 32 bits count); several, such as 7,11 or 1-4, make a picture (or batch) each [default: another one every time]
     #[arg(short, long, value_name = "N[,N..]", value_parser = parse_seeds, help_heading = "Picture")]
     pub seed: Option<Seeds>,
     /// Number of pictures, from one stream of noise: name-000.png, name-001.png, ...
@@ -243,16 +243,16 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Picture")]
     pub clip_skip: usize,
     /// Noise of the sampler ddim, 0 to 1
-    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = "Picture")]
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = parse_share, help_heading = "Picture")]
     pub eta: f64,
     /// Share by which guided predictions take the spread of unguided ones, 0 to 1
-    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = "Picture")]
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = parse_share, help_heading = "Picture")]
     pub guidance_rescale: f64,
 
     /// Size at which the model works, in pixels; multiples of 8 [default: the picture's or the model's own]
     #[arg(long, value_name = "WxH", help_heading = "Size")]
     pub latent_size: Option<Size>,
-    /// Size of the result in pixels, any [default: the latent size]
+    /// Size of the result in pixels, any; of another shape than the latent size it stretches the picture [default: the latent size]
     #[arg(long, value_name = "WxH", help_heading = "Size")]
     pub size: Option<Size>,
     /// `vae` (the model's own, native size only), `builtin` (InfGen, any size), or a decoder's file or folder [default: vae at its
@@ -264,7 +264,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "FILE", help_heading = "Start")]
     pub image: Option<PathBuf>,
     /// How much of that picture may change, 0 to 1 [default: 0.8; with --mask 1]
-    #[arg(long, value_name = "X", requires = "image", help_heading = "Start")]
+    #[arg(long, value_name = "X", requires = "image", value_parser = parse_share, help_heading = "Start")]
     pub strength: Option<f64>,
     /// Where it may change: white; black stays as it is
     #[arg(long, value_name = "FILE", requires = "image", help_heading = "Start")]
@@ -371,6 +371,14 @@ fn parse_seeds(text: &str) -> Result<Seeds, String> {
         seeds.extend(first..=last);
     }
     Ok(Seeds(seeds))
+}
+
+fn parse_steps(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "a number of steps, 1 or more".into())
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|x| (0.0..=1.0).contains(x)).ok_or_else(|| "a number from 0 to 1".into())
 }
 
 fn parse_count(text: &str) -> Result<usize, String> {

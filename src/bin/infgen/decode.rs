@@ -3,10 +3,10 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use infgen::engine::{Form, Rows, check_region, rgb8};
+use infgen::engine::{Form, MAX_SIDE, Rows, check_region, rgb8};
 use infgen::error::human_bytes;
 use infgen::image::{OutputFormat, RowWriter, batch_path, check_writable};
-use infgen::{Decoder, Latent, Observer, Rect, Result};
+use infgen::{Decoder, Error, Latent, Observer, Rect, Result};
 use serde_json::json;
 
 use crate::args::DecodeArgs;
@@ -59,14 +59,36 @@ pub fn check_output(output: &Path, width: usize, height: usize) -> Result<()> {
     check_writable(output)
 }
 
+/// Refuses an output that would replace one of the `inputs`.
+pub fn check_apart(output: &Path, inputs: &[Option<&PathBuf>]) -> Result<()> {
+    let Ok(place) = output.canonicalize() else { return Ok(()) };
+    match inputs.iter().flatten().any(|input| input.canonicalize().is_ok_and(|input| input == place)) {
+        true => {
+            let detail = format!("{} is what is read: choose another name", output.display());
+            Err(Error::Invalid { what: "output", detail })
+        }
+        false => Ok(()),
+    }
+}
+
+/// Refuses a picture that no decoder makes.
+pub fn check_size(width: usize, height: usize) -> Result<()> {
+    if width.max(height) > MAX_SIDE {
+        return Err(Error::Invalid { what: "size", detail: format!("{width}x{height}: each side must be at most {MAX_SIDE}") });
+    }
+    Ok(())
+}
+
 pub fn decode(run: &Run, args: &DecodeArgs) -> Result<()> {
     let (width, height) = (args.size.width, args.size.height);
     let region = args.region.unwrap_or(Rect { x: 0, y: 0, w: width, h: height });
+    check_size(width, height)?;
     check_region(region, width, height)?;
     // Only --explain goes without one: it plans a picture in 8 bits then.
     let output = args.output.as_deref().unwrap_or(Path::new("picture.png"));
     if !args.explain {
         OutputFormat::from_path(output)?.check_size(region.w, region.h)?;
+        check_apart(output, &[Some(&args.latent)])?;
     }
     let batch = run.stage("read", |_| Latent::open(&args.latent))?;
     let path = |index| if batch.batch() > 1 { batch_path(output, index) } else { output.to_owned() };
@@ -83,6 +105,9 @@ pub fn decode(run: &Run, args: &DecodeArgs) -> Result<()> {
         "region": args.region.map(|r| format!("{},{},{}x{}", r.x, r.y, r.w, r.h)),
         "dtype": format!("{:?}", run.common.dtype).to_lowercase(),
     });
+    if let (None, Some(space)) = (&batch.space, facts.latent_space) {
+        run.say(&format!("note: the file does not say which space the latent is of; taken for one of `{}`", space.name()));
+    }
     let writer = Writer {
         decoder: &decoder,
         size: (width, height),
@@ -103,11 +128,10 @@ pub fn decode(run: &Run, args: &DecodeArgs) -> Result<()> {
                 human_bytes(plan.peak_bytes)
             ));
             if args.explain {
-                match run.common.json {
-                    true => println!("{}", json!({ "plan": plan })),
-                    false => print!("{plan}"),
-                }
-                return Ok(());
+                return match run.common.json {
+                    true => run.print(json!({ "command": "decode", "plan": plan })),
+                    false => run.print(plan.to_string().trim_end()),
+                };
             }
         }
         let path = path(index);
@@ -119,6 +143,5 @@ pub fn decode(run: &Run, args: &DecodeArgs) -> Result<()> {
         "command": "decode", "width": region.w, "height": region.h, "full_size": [width, height],
         "latent": batch.shape(), "model": facts.model,
     });
-    run.finish(&engine, &outputs, summary);
-    Ok(())
+    run.finish(&engine, &outputs, summary)
 }

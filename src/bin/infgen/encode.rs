@@ -7,11 +7,13 @@ use infgen::{Image, Latent, Result};
 use serde_json::json;
 
 use crate::args::EncodeArgs;
+use crate::decode::check_apart;
 use crate::run::{Run, weights};
 
 pub fn encode(run: &Run, args: &EncodeArgs) -> Result<()> {
     Latent::check_ending(&args.output)?;
     check_writable(&args.output)?;
+    check_apart(&args.output, &[Some(&args.image)])?;
     let picture = run.stage("read", |_| open(&args.image))?;
     let engine = run.engine()?;
     let encoder = run.stage("load", |_| engine.load_encoder(weights(args.weights.as_deref())))?;
@@ -31,8 +33,7 @@ pub fn encode(run: &Run, args: &EncodeArgs) -> Result<()> {
     run.stage("write", |_| latent.save(&args.output))?;
     let summary =
         json!({ "command": "encode", "width": width, "height": height, "latent": latent.shape(), "model": encoder.facts().model });
-    run.finish(&engine, &[&args.output], summary);
-    Ok(())
+    run.finish(&engine, &[&args.output], summary)
 }
 
 /// The multiple of `step` at or below `length`, at least one step.

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Instant;
 
-use infgen::engine::MAX_SIDE;
 use infgen::error::human_bytes;
 use infgen::hub::{self, HubId, HubOptions};
 use infgen::image::{OutputFormat, ResizeFilter, batch_path, check_writable};
@@ -15,7 +14,7 @@ use infgen::{Dtype, Error, Image, Latent, Result, Weights};
 use serde_json::json;
 
 use crate::args::{GenerateArgs, PredictionArg, Size};
-use crate::decode::{Writer, check_output};
+use crate::decode::{Writer, check_apart, check_output, check_size};
 use crate::run::Run;
 
 /// Steps where none are given.
@@ -114,11 +113,10 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     let mask = args.mask.as_ref().map(|path| run.stage("read", |_| Image::open(path))).transpose()?;
     let init_noise = args.init_noise.as_ref().map(|path| run.stage("read", |_| Latent::open(path))).transpose()?;
 
+    let scale = parts.scale();
     let native = stage_one_size(args, &parts, image.as_ref(), init_noise.as_ref());
     let size = args.size.unwrap_or(native);
-    if size.width > MAX_SIDE || size.height > MAX_SIDE {
-        return Err(invalid("size", format!("{}x{}: each side must be at most {MAX_SIDE}", size.width, size.height)));
-    }
+    check_size(size.width, size.height)?;
     let decoder_choice = DecoderChoice::new(args.decoder.as_deref(), size != native);
     let seeds = args.seed.as_ref().map_or_else(|| vec![random_seed()], |seeds| seeds.0.clone());
     let outputs: Vec<PathBuf> = match args.batch.saturating_mul(seeds.len()) {
@@ -130,6 +128,9 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
         if [&args.save_latent, &args.preview].into_iter().flatten().any(|other| other == output) {
             return Err(invalid("output", format!("{} is asked for twice: choose other names", output.display())));
         }
+    }
+    for output in outputs.iter().chain(&args.save_latent).chain(&args.preview) {
+        check_apart(output, &[args.image.as_ref(), args.mask.as_ref(), args.init_noise.as_ref()])?;
     }
 
     let sampler = args.sampler.map(Sampler::from);
@@ -219,12 +220,13 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
         all.push(generated);
     }
     status(String::new());
-    let notes = std::mem::take(&mut all[0].notes);
+    let mut notes = std::mem::take(&mut all[0].notes);
+    notes.extend(stretch(native, size, scale));
+    if let Some(error) = trouble.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        notes.push(format!("no preview was written: {error}"));
+    }
     for note in &notes {
         run.warn(note);
-    }
-    if let Some(error) = trouble.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
-        run.warn(&format!("no preview was written: {error}"));
     }
     let (sampler, calls) = (all[0].sampler, all[0].calls);
     let denoise_seconds: f64 = all.iter().map(|generated| generated.denoise_seconds).sum();
@@ -276,8 +278,27 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
         "latent_output": args.save_latent.as_ref().map(|p| p.display().to_string()), "notes": notes,
     });
     let paths: Vec<&Path> = outputs.iter().map(PathBuf::as_path).collect();
-    run.finish(&engine, &paths, summary);
-    Ok(())
+    run.finish(&engine, &paths, summary)
+}
+
+/// A note where the picture has another shape than the latent: the decoder stretches it, to which nothing in a prompt's latent is matched.
+fn stretch(native: Size, size: Size, scale: usize) -> Option<String> {
+    let shape = |size: Size| size.width as f64 / size.height as f64;
+    let change = shape(size) / shape(native);
+    if (0.95..1.05).contains(&change) {
+        return None;
+    }
+    let short = native.width.min(native.height) as f64;
+    let side = |length: usize| (length as f64 * short / size.width.min(size.height) as f64 / scale as f64).round() as usize * scale;
+    Some(format!(
+        "a latent of {}x{} was stretched to {}x{}; --latent-size {}x{} makes one of that shape",
+        native.width,
+        native.height,
+        size.width,
+        size.height,
+        side(size.width),
+        side(size.height)
+    ))
 }
 
 /// Stage one's size: asked for, the noise's, the picture's in whole steps, or the model's own.
@@ -359,6 +380,16 @@ fn parameters(request: &Request, sampler: &Sampler, model: &str, args: &Generate
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_picture_of_another_shape_than_its_latent_is_noted_with_the_size_that_has_its_shape() {
+        let size = |width, height| Size { width, height };
+        assert_eq!(stretch(size(512, 512), size(2048, 2048), 8), None);
+        assert_eq!(stretch(size(768, 512), size(1919, 1280), 8), None);
+        let note = stretch(size(512, 512), size(1920, 1080), 8).unwrap();
+        assert!(note.ends_with("--latent-size 912x512 makes one of that shape"), "{note}");
+        assert!(stretch(size(912, 512), size(100, 200), 8).unwrap().contains("512x1024"));
+    }
 
     #[test]
     fn a_decoder_of_any_size_is_taken_where_the_size_asks_for_it() {

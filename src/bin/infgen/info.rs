@@ -15,20 +15,20 @@ use crate::run::Run;
 pub fn devices(run: &Run) -> Result<()> {
     let all = pollster::block_on(adapters());
     if run.common.json {
-        println!("{}", json!({ "command": "devices", "devices": all }));
-        return Ok(());
+        return run.print(json!({ "command": "devices", "devices": all }));
     }
     if all.is_empty() {
-        println!("no adapter found; on Debian or Ubuntu `apt-get install mesa-vulkan-drivers` brings drivers and a software fallback");
+        return run
+            .print("no adapter found; on Debian or Ubuntu `apt-get install mesa-vulkan-drivers` brings drivers and a software fallback");
     }
     for device in all {
-        println!("{}  {}  ({}, {}, {})", device.index, device.name, device.kind, device.backend, device.driver);
-        println!(
+        run.print(format_args!("{}  {}  ({}, {}, {})", device.index, device.name, device.kind, device.backend, device.driver))?;
+        run.print(format_args!(
             "   buffer {}, binding {}, workgroup memory {}",
             human_bytes(device.max_buffer),
             human_bytes(device.max_binding),
             human_bytes(device.workgroup_memory.into())
-        );
+        ))?;
         let yes = |there: bool| if there { "yes" } else { "no" };
         let subgroups = match device.subgroups {
             (0, _) => "no".into(),
@@ -39,11 +39,11 @@ pub fn devices(run: &Run) -> Result<()> {
             [] => "no".into(),
             shapes => shapes.join(", "),
         };
-        println!(
+        run.print(format_args!(
             "   f16 {}, timestamps {}, subgroups {subgroups}, cooperative matrices {matrices}",
             yes(device.f16),
             yes(device.timestamps)
-        );
+        ))?;
     }
     Ok(())
 }
@@ -52,38 +52,35 @@ pub fn inspect(run: &Run, args: &InspectArgs) -> Result<()> {
     if args.file.is_file()
         && let Some(picture) = PngFacts::open(&args.file)?
     {
-        inspect_picture(run, &picture);
-        return Ok(());
+        return inspect_picture(run, &picture);
     }
     if args.file.join("unet").is_dir() {
-        inspect_model(run, &Parts::open(&args.file)?);
-        return Ok(());
+        return inspect_model(run, &Parts::open(&args.file)?);
     }
     let inspection = recognise::inspect(&args.file)?;
     if run.common.json {
-        println!("{}", serde_json::to_string(&inspection).expect("an inspection is plain data"));
-    } else {
-        let types: Vec<String> = inspection.dtypes.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
-        println!("{}", inspection.recognised);
-        println!(
+        let mut facts = serde_json::to_value(&inspection).expect("an inspection is plain data");
+        facts["command"] = json!("inspect");
+        return run.print(facts);
+    }
+    let types: Vec<String> = inspection.dtypes.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
+    let mut lines = vec![
+        inspection.recognised.to_string(),
+        format!(
             "{} tensors ({}), {} values, {}",
             inspection.tensors,
             types.join(", "),
             inspection.parameters,
             human_bytes(inspection.bytes)
-        );
-        for (key, value) in &inspection.metadata {
-            println!("{key}: {value}");
-        }
-        if let Some(problem) = &inspection.problem {
-            println!("problem: {problem}");
-        }
-    }
-    Ok(())
+        ),
+    ];
+    lines.extend(inspection.metadata.iter().map(|(key, value)| format!("{key}: {value}")));
+    lines.extend(inspection.problem.map(|problem| format!("problem: {problem}")));
+    run.print(lines.join("\n"))
 }
 
 /// The parts of a text-to-image folder, all there and fitting each other.
-fn inspect_model(run: &Run, parts: &Parts) {
+fn inspect_model(run: &Run, parts: &Parts) -> Result<()> {
     let values = |tensors: &[(String, Vec<usize>)]| tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>();
     let (unet, text) = (values(&parts.unet.tensors()), values(&parts.text.tensors()));
     // A folder can name a sampler that is not known here and still be of use with another.
@@ -104,27 +101,22 @@ fn inspect_model(run: &Run, parts: &Parts) {
             "unet_parameters": unet, "text_encoder_parameters": text, "vae": parts.vae.is_some(), "inpainting": parts.is_inpainting(),
             "sampler": sampler, "predicts": prediction, "native_size": parts.native_size, "notes": parts.notes,
         });
-        println!("{}", json!({ "command": "inspect", "recognised": recognised }));
-        return;
+        return run.print(json!({ "command": "inspect", "recognised": recognised }));
     }
-    println!(
-        "text-to-image model{}, {}x{}, family {}",
-        if parts.is_inpainting() { " for inpainting" } else { "" },
-        parts.native_size.0,
-        parts.native_size.1,
-        parts.family
-    );
-    println!("denoiser: {}, {unet} values, predicts {prediction}", parts.unet);
-    println!("text encoder: {}, {text} values", parts.text);
-    println!("decoder: {}", if parts.vae.is_some() { "its own VAE" } else { "none of its own; --decoder builtin or a file" });
-    println!("sampler: {sampler}");
-    for note in &parts.notes {
-        println!("note: {note}");
-    }
+    let inpainting = if parts.is_inpainting() { " for inpainting" } else { "" };
+    let mut lines = vec![
+        format!("text-to-image model{inpainting}, {}x{}, family {}", parts.native_size.0, parts.native_size.1, parts.family),
+        format!("denoiser: {}, {unet} values, predicts {prediction}", parts.unet),
+        format!("text encoder: {}, {text} values", parts.text),
+        format!("decoder: {}", if parts.vae.is_some() { "its own VAE" } else { "none of its own; --decoder builtin or a file" }),
+        format!("sampler: {sampler}"),
+    ];
+    lines.extend(parts.notes.iter().map(|note| format!("note: {note}")));
+    run.print(lines.join("\n"))
 }
 
 /// Size and settings of a picture, whichever tool wrote them.
-fn inspect_picture(run: &Run, picture: &PngFacts) {
+fn inspect_picture(run: &Run, picture: &PngFacts) -> Result<()> {
     let PngFacts { width, height, texts } = picture;
     if run.common.json {
         let texts: serde_json::Map<String, serde_json::Value> = texts
@@ -132,20 +124,16 @@ fn inspect_picture(run: &Run, picture: &PngFacts) {
             // What is JSON itself is given as such: this program's settings, ComfyUI's graphs.
             .map(|(key, text)| (key.clone(), serde_json::from_str(text).unwrap_or_else(|_| json!(text))))
             .collect();
-        println!(
-            "{}",
-            json!({ "command": "inspect", "recognised": { "kind": "picture" }, "width": width, "height": height, "texts": texts })
-        );
-        return;
+        let recognised = json!({ "kind": "picture" });
+        return run.print(json!({ "command": "inspect", "recognised": recognised, "width": width, "height": height, "texts": texts }));
     }
-    println!("PNG picture, {width}x{height}");
+    let mut lines = vec![format!("PNG picture, {width}x{height}")];
     if texts.is_empty() {
-        println!("no settings in it");
+        lines.push("no settings in it".into());
     }
-    for (key, text) in texts {
-        match text.contains('\n') {
-            true => println!("{key}:\n  {}", text.replace('\n', "\n  ")),
-            false => println!("{key}: {text}"),
-        }
-    }
+    lines.extend(texts.iter().map(|(key, text)| match text.contains('\n') {
+        true => format!("{key}:\n  {}", text.replace('\n', "\n  ")),
+        false => format!("{key}: {text}"),
+    }));
+    run.print(lines.join("\n"))
 }

@@ -1,17 +1,21 @@
 //! What every command shares: the engine, progress, timing, the report.
 
 use std::cell::RefCell;
-use std::io::IsTerminal;
-use std::path::Path;
+use std::fmt::Display;
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use infgen::error::human_bytes;
-use infgen::{Engine, EngineOptions, Observer, Result, Tuning, Weights};
+use infgen::{Engine, EngineOptions, Error, Observer, Result, Tuning, Weights};
 use serde_json::{Map, Value, json};
 
 use crate::args::Common;
+
+/// How long a cancelled program may take to put things in order.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// One invocation of the program.
 pub struct Run {
@@ -20,7 +24,8 @@ pub struct Run {
     started: Instant,
     /// Seconds per stage, in order.
     stages: RefCell<Vec<(&'static str, f64)>>,
-    observer: Observer,
+    /// What an interrupt cancels.
+    pub observer: Observer,
     /// In front of the layer that the bar names.
     status: Arc<Mutex<String>>,
 }
@@ -44,21 +49,29 @@ impl Run {
             progress.set_message(format!("{status}{}", p.layer));
         });
         let cancel = observer.clone();
-        // Without a handler an interrupt still ends the program, only less politely.
-        let _ = ctrlc::set_handler(move || cancel.cancel());
-        // What stops services and containers: unfinished files go away too. Not SIGHUP, which `nohup` has ignored.
+        let interrupted = move || {
+            let end = || {
+                eprintln!("infgen: cancelled");
+                std::process::exit(1)
+            };
+            // Who asks twice does not want to wait; who asks once is not kept waiting by what cannot be cancelled, such as loading.
+            if cancel.is_cancelled() {
+                end();
+            }
+            cancel.cancel();
+            std::thread::spawn(move || {
+                std::thread::sleep(GRACE);
+                end()
+            });
+        };
+        // What stops services and containers. Not SIGHUP, which `nohup` has ignored.
         #[cfg(unix)]
         if let Ok(mut signals) = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM]) {
-            let cancel = observer.clone();
-            std::thread::spawn(move || {
-                for (times, _) in signals.forever().enumerate() {
-                    match times {
-                        0 => cancel.cancel(),
-                        _ => std::process::exit(1),
-                    }
-                }
-            });
+            let interrupted = interrupted.clone();
+            std::thread::spawn(move || signals.forever().for_each(|_| interrupted()));
         }
+        // Without a handler an interrupt still ends the program, only less politely.
+        let _ = ctrlc::set_handler(interrupted);
         Run { common, bar, started: Instant::now(), stages: RefCell::default(), observer, status }
     }
 
@@ -124,6 +137,14 @@ impl Run {
         }
     }
 
+    /// A line for stdout. Who reads no further (`infgen inspect FILE | head -n 1`) is no error.
+    pub fn print(&self, line: impl Display) -> Result<()> {
+        match self.bar.suspend(|| writeln!(std::io::stdout().lock(), "{line}")) {
+            Err(source) if source.kind() != ErrorKind::BrokenPipe => Err(Error::Io { path: PathBuf::from("standard output"), source }),
+            _ => Ok(()),
+        }
+    }
+
     /// Takes the progress bar away.
     pub fn clear(&self) {
         self.bar.finish_and_clear();
@@ -146,7 +167,7 @@ impl Run {
     }
 
     /// Ends the command: the JSON object or a summary.
-    pub fn finish(&self, engine: &Engine, outputs: &[&Path], facts: Value) {
+    pub fn finish(&self, engine: &Engine, outputs: &[&Path], facts: Value) -> Result<()> {
         self.clear();
         let peak = engine.memory().peak;
         let outputs: Vec<String> = outputs.iter().map(|path| path.display().to_string()).collect();
@@ -156,13 +177,14 @@ impl Run {
                 object.insert("output".into(), json!(output));
             }
             object.insert("outputs".into(), json!(outputs));
-            println!("{}", Value::Object(object));
+            self.print(Value::Object(object))
         } else {
             let stages: Vec<String> = self.stages.borrow().iter().map(|(n, s)| format!("{n} {s:.2} s")).collect();
             for output in &outputs {
                 self.say(&format!("wrote {output}"));
             }
             self.say(&format!("{}; peak GPU memory {}", stages.join(", "), human_bytes(peak)));
+            Ok(())
         }
     }
 }

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use infgen::engine::{Form, MAX_SIDE, Rows};
+use infgen::engine::{Form, Rows};
 use infgen::image::RowFile;
 use infgen::{Error, Result};
 use serde_json::json;
 
 use crate::args::UpscaleArgs;
-use crate::decode::{Writer, check_output};
+use crate::decode::{Writer, check_apart, check_output, check_size};
 use crate::encode::{open, sized};
 use crate::run::{Run, weights};
 
@@ -26,10 +26,9 @@ pub fn upscale(run: &Run, args: &UpscaleArgs) -> Result<()> {
             (side(own.0), side(own.1))
         }
     };
-    if target.0 > MAX_SIDE || target.1 > MAX_SIDE {
-        return Err(Error::Invalid { what: "size", detail: format!("{}x{}: each side must be at most {MAX_SIDE}", target.0, target.1) });
-    }
+    check_size(target.0, target.1)?;
     check_output(&args.output, target.0, target.1)?;
+    check_apart(&args.output, &[Some(&args.image)])?;
     let engine = run.engine()?;
     let decoder = run.stage("load", |_| engine.load_decoder(weights(args.weights.as_deref())))?;
     let encoder = run.stage("load", |_| engine.load_encoder(weights(args.encoder.as_deref())))?;
@@ -40,7 +39,8 @@ pub fn upscale(run: &Run, args: &UpscaleArgs) -> Result<()> {
     if let (Some(from), Some(to)) = (encoder.facts().latent_space, decoder.facts().latent_space)
         && from != to
     {
-        let detail = format!("encodes to the space `{}`, the decoder reads `{}`", from.name(), to.name());
+        let detail =
+            format!("encodes to the space `{}`, the decoder reads `{}`; name one of that space with --encoder", from.name(), to.name());
         return Err(Error::Invalid { what: "encoder", detail });
     }
     let step = encoder.facts().scale;
@@ -73,8 +73,7 @@ pub fn upscale(run: &Run, args: &UpscaleArgs) -> Result<()> {
         }
     }
     let summary = json!({ "command": "upscale", "width": target.0, "height": target.1, "rounds": sizes });
-    run.finish(&engine, &[&args.output], summary);
-    Ok(())
+    run.finish(&engine, &[&args.output], summary)
 }
 
 /// Sizes of the rounds from `own` to `target`, planned backwards: halved, and rounded up to what the encoder takes, until no side

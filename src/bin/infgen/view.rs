@@ -1,12 +1,15 @@
 //! `infgen view`
 
 use infgen::viewer::{self, ViewerOptions};
-use infgen::{Result, Tuning};
+use infgen::{Error, Result, Tuning};
 
 use crate::args::ViewArgs;
 use crate::run::Run;
 
 pub fn view(run: &Run, args: &ViewArgs) -> Result<()> {
+    if let Some(path) = &args.file {
+        std::fs::metadata(path).map_err(|source| Error::Io { path: path.clone(), source })?;
+    }
     let options = ViewerOptions {
         device: run.common.device.clone(),
         dtype: run.common.dtype.into(),
@@ -22,8 +25,5 @@ pub fn view(run: &Run, args: &ViewArgs) -> Result<()> {
         events: args.events.clone(),
     };
     let report = run.stage("view", |interrupt| viewer::run(options, interrupt))?;
-    if run.common.json {
-        println!("{report}");
-    }
-    Ok(())
+    if run.common.json { run.print(report) } else { Ok(()) }
 }

@@ -74,6 +74,8 @@ pub struct Bench<'a> {
     pub gpu: &'a Gpu,
     pub software: bool,
     pub repeat: u32,
+    /// Ends it, be it between measurements.
+    pub observer: Observer,
 }
 
 impl Bench<'_> {
@@ -109,12 +111,11 @@ impl Bench<'_> {
     }
 
     fn round(&self, recording: infgen::gpu::Recording) -> Result<Round> {
-        let observer = Observer::default();
         let (cpu, wall) = (ProcessTime::now(), Instant::now());
         let outputs = if self.software {
-            pollster::block_on(self.gpu.run(recording, &observer))?
+            pollster::block_on(self.gpu.run(recording, &self.observer))?
         } else {
-            pollster::block_on(self.gpu.run_timed(recording, &observer))?
+            pollster::block_on(self.gpu.run_timed(recording, &self.observer))?
         };
         let gpu = outputs.timings.iter().map(|t| t.seconds).sum();
         Ok(Round { wall: wall.elapsed().as_secs_f64(), cpu: cpu.elapsed().as_secs_f64(), gpu })
@@ -164,7 +165,7 @@ impl Bench<'_> {
         let down = || {
             let mut rec = self.gpu.recorder();
             rec.output_units("x", &x);
-            pollster::block_on(self.gpu.run(rec.finish(), &Observer::default())).map(|_| ())
+            pollster::block_on(self.gpu.run(rec.finish(), &self.observer)).map(|_| ())
         };
         let (_, up) = self.host(self.repeat, &up)?;
         let (_, down) = self.host(self.repeat, &down)?;

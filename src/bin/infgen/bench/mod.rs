@@ -4,6 +4,8 @@ mod cases;
 mod check;
 mod measure;
 
+use std::collections::BTreeSet;
+
 use infgen::error::human_bytes;
 use infgen::gpu::{DeviceProfile, Elem, KernelFamily, KernelPlan, Recorder};
 use infgen::nn::Precision;
@@ -26,7 +28,7 @@ struct Report<'a> {
 }
 
 impl Report<'_> {
-    fn line(&mut self, name: &str, m: &Measured, facts: Value) {
+    fn line(&mut self, name: &str, m: &Measured, facts: Value) -> Result<()> {
         let (roof, share, bound) = self.peaks.roof(m);
         let mut row = json!({
             "name": name, "seconds": m.seconds, "spread": m.spread, "wall_seconds": m.wall, "cpu_seconds": m.cpu, "flops": m.flops,
@@ -37,28 +39,28 @@ impl Report<'_> {
         }
         self.rows.push(row);
         if self.run.common.json {
-            return;
+            return Ok(());
         }
         let (ms, spread, share) = (m.seconds * 1e3, m.spread * 100.0, share * 100.0);
         let rate = |on: bool, value: f64| if on { format!("{value:.1}") } else { "-".into() };
         let (gflops, gbytes) = (rate(m.flops > 0, m.gflops()), rate(m.bytes > 0, m.gbytes()));
         let intensity = rate(m.flops > 0 && m.bytes > 0, m.flops as f64 / m.bytes as f64);
         let roof = rate(m.flops > 0, roof);
-        println!("{name:<62} {ms:>9.2} {spread:>4.0} {gflops:>9} {gbytes:>7} {intensity:>7} {roof:>9} {share:>5.0}% {bound}");
+        let rates = format!("{gflops:>9} {gbytes:>7} {intensity:>7} {roof:>9}");
+        self.run.print(format_args!("{name:<62} {ms:>9.2} {spread:>4.0} {rates} {share:>5.0}% {bound}"))
     }
 
-    fn note(&self, line: &str) {
-        if !self.run.common.json {
-            println!("{line}");
-        }
+    fn note(&self, line: &str) -> Result<()> {
+        if self.run.common.json { Ok(()) } else { self.run.print(line) }
     }
 }
 
 pub fn bench(run: &Run, args: &BenchArgs) -> Result<()> {
+    check_names(&args.names)?;
     let engine = run.engine()?;
     let gpu = engine.gpu();
     let software = engine.device().kind == "software";
-    let bench = Bench { gpu, software, repeat: args.repeat };
+    let bench = Bench { gpu, software, repeat: args.repeat, observer: run.observer.quiet() };
     let wanted = |name: &str| args.names.is_empty() || args.names.iter().any(|part| name.contains(part.as_str()));
     let dtype = Dtype::from(run.common.dtype);
 
@@ -66,15 +68,15 @@ pub fn bench(run: &Run, args: &BenchArgs) -> Result<()> {
     let peaks = Peaks { flops: fma.flops as f64 / fma.seconds, bytes: copy.bytes as f64 / copy.seconds };
     let mut report = Report { run, peaks, rows: Vec::new() };
     let clock = if software { "CPU time over cores" } else { "GPU timestamps" };
-    report.note(&format!("{}; times are {clock}, medians of {}", device_line(&engine), args.repeat));
-    report.note(&format!("own peaks: {:.1} GFLOP/s multiply-add in f32, {:.1} GB/s copy", peaks.flops * 1e-9, peaks.bytes * 1e-9));
+    report.note(&format!("{}; times are {clock}, medians of {}", device_line(&engine), args.repeat))?;
+    report.note(&format!("own peaks: {:.1} GFLOP/s multiply-add in f32, {:.1} GB/s copy", peaks.flops * 1e-9, peaks.bytes * 1e-9))?;
     if dtype == Dtype::F16 {
-        report.note("weights f16; activations f16, those of the UNet's own shapes f32, as text to image has them");
+        report.note("weights f16; activations f16, those of the UNet's own shapes f32, as text to image has them")?;
     }
     report.note(&format!(
         "{:<62} {:>9} {:>4} {:>9} {:>7} {:>7} {:>9} {:>6} bound by",
         "kernel", "ms", "+-%", "GFLOP/s", "GB/s", "flop/B", "roof", "share"
-    ));
+    ))?;
 
     let mut wrong = Vec::new();
     for case in CASES {
@@ -106,7 +108,7 @@ pub fn bench(run: &Run, args: &BenchArgs) -> Result<()> {
                 match run.stage("check", |_| check::check(gpu, Recorder::new(profile), &*record, &operands)) {
                     Ok(worst) => facts["worst_error_over_bound"] = json!(worst),
                     Err(error @ Error::Gpu { .. }) => {
-                        report.note(&format!("{name:<62} WRONG: {error}"));
+                        report.note(&format!("{name:<62} WRONG: {error}"))?;
                         wrong.push(error.to_string());
                         continue;
                     }
@@ -115,13 +117,13 @@ pub fn bench(run: &Run, args: &BenchArgs) -> Result<()> {
             }
             let append = |rec: &mut Recorder| drop(record(rec));
             let measured = run.stage("kernels", |_| bench.measure(&|| Recorder::new(profile), &append))?;
-            report.line(&name, &measured, facts);
+            report.line(&name, &measured, facts)?;
         }
     }
     if wanted("upload") || wanted("readback") {
         let (up, down) = run.stage("transfers", |_| bench.transfers())?;
-        report.line("upload 64 MiB", &up, json!({ "op": "upload" }));
-        report.line("readback 64 MiB", &down, json!({ "op": "readback" }));
+        report.line("upload 64 MiB", &up, json!({ "op": "upload" }))?;
+        report.line("readback 64 MiB", &down, json!({ "op": "readback" }))?;
     }
     decodes(run, args, &engine, &bench, &mut report, &wanted)?;
     let facts = json!({
@@ -138,11 +140,21 @@ pub fn bench(run: &Run, args: &BenchArgs) -> Result<()> {
         return Err(Error::Gpu { during: "checking kernels".into(), detail });
     }
     if run.common.json {
-        run.finish(&engine, &[], facts);
-    } else {
-        run.clear();
+        return run.finish(&engine, &[], facts);
     }
+    run.clear();
     Ok(())
+}
+
+/// Refuses names that nothing has.
+fn check_names(names: &[String]) -> Result<()> {
+    let ops: Vec<String> = CASES.iter().flat_map(|case| [case.op, case.op.within(SOFTWARE_FLOPS)]).map(Op::name).collect();
+    let others = ["upload", "readback", "decode"];
+    let known = |part: &str| ops.iter().any(|op| op.contains(part)) || others.iter().any(|name| part.contains(name) || name.contains(part));
+    let Some(unknown) = names.iter().find(|part| !known(part)) else { return Ok(()) };
+    let kinds: BTreeSet<&str> = ops.iter().filter_map(|op| op.split(' ').next()).chain(others).collect();
+    let kinds: Vec<&str> = kinds.into_iter().collect();
+    Err(Error::Invalid { what: "name", detail: format!("nothing has `{unknown}` in its name; there are {}", kinds.join(", ")) })
 }
 
 fn device_line(engine: &Engine) -> String {
@@ -194,14 +206,14 @@ fn decodes(
             "op": "decode", "model": decoder.facts().model, "width": size, "height": size, "latent": [channels, side, side],
             "first_wall_seconds": first.wall, "pipelines": count, "pipeline_seconds": seconds, "peak_gpu_bytes": peak,
         });
-        report.line(&format!("decode {size}x{size} (with readback)"), &Measured { flops, ..later }, facts);
+        report.line(&format!("decode {size}x{size} (with readback)"), &Measured { flops, ..later }, facts)?;
         report.note(&format!(
             "  wall {:.2} s, CPU {:.2} s; the first took {:.2} s, {count} pipelines of it {seconds:.2} s; peak {}",
             later.wall,
             later.cpu,
             first.wall,
             human_bytes(peak)
-        ));
+        ))?;
     }
     Ok(())
 }
