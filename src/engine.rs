@@ -83,6 +83,9 @@ pub struct EngineOptions {
     /// For planning only: see [`GpuOptions::as_discrete`].
     #[doc(hidden)]
     pub as_discrete: bool,
+    /// For measuring only: see [`GpuOptions::unchecked`].
+    #[doc(hidden)]
+    pub unchecked: bool,
 }
 
 /// Where weights come from.
@@ -214,6 +217,7 @@ impl Engine {
             cache_folder: options.cache_folder.clone(),
             kernels: options.kernels,
             as_discrete: options.as_discrete,
+            unchecked: options.unchecked,
             ..GpuOptions::default()
         })
         .await?;

@@ -52,6 +52,9 @@ pub struct GpuOptions {
     /// then cannot be run here.
     #[doc(hidden)]
     pub as_discrete: bool,
+    /// For measuring only: kernels without naga's checks of every index, to see what those cost.
+    #[doc(hidden)]
+    pub unchecked: bool,
 }
 
 /// Largest binding that drivers of discrete GPUs offer. (wgpu 30 lets bindings have 2 GiB less a byte on Vulkan and DX12, and buffers on Linux
@@ -309,6 +312,7 @@ impl Gpu {
             cache_folder,
             pipelines: Arc::new(Pipelines::new(
                 device.clone(),
+                options.unchecked,
                 #[cfg(not(target_arch = "wasm32"))]
                 store,
             )),

@@ -4,6 +4,8 @@
 //! largest first, each into the first slot whose tensors it never overlaps in time; the sizes of the slots are then
 //! exactly what the pool will hold. A dispatch never reads and writes one buffer, since lifetimes include both ends.
 
+use std::collections::BTreeMap;
+
 use super::kernel::PARAMS_STRIDE;
 use super::recorder::Recording;
 use super::tensor::{Source, Tensor};
@@ -62,17 +64,18 @@ impl Plan {
         let mut order: Vec<usize> = (0..count).filter(|&id| life[id].is_some() && recording.tensors[id].placed.is_none()).collect();
         order.sort_by_key(|&id| (std::cmp::Reverse(recording.tensors[id].bytes), id));
         let mut slots: Vec<u64> = Vec::new();
-        let mut busy: Vec<Vec<(usize, usize)>> = Vec::new();
+        // Spans of each slot by their starts. They never overlap, so the last one that starts early enough to matter is the only one that can.
+        let mut busy: Vec<BTreeMap<usize, usize>> = Vec::new();
         let mut slot_of = vec![None; count];
         for id in order {
             let (start, stop) = life[id].expect("filtered above");
-            let free = busy.iter().position(|spans| spans.iter().all(|&(a, b)| b < start || stop < a));
+            let free = busy.iter().position(|spans| spans.range(..=stop).next_back().is_none_or(|(_, &end)| end < start));
             let slot = free.unwrap_or_else(|| {
                 slots.push(align(recording.tensors[id].bytes) + 2 * guard);
-                busy.push(Vec::new());
+                busy.push(BTreeMap::new());
                 slots.len() - 1
             });
-            busy[slot].push((start, stop));
+            busy[slot].insert(start, stop);
             slot_of[id] = Some(slot);
         }
         let read = recording.outputs.iter().chain(&recording.raw_outputs).map(|(_, t)| t);

@@ -413,6 +413,9 @@ pub struct BenchArgs {
     /// Write the JSON report to this file as well
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Leave the bounds checks out of the kernels, to see what they cost
+    #[arg(long)]
+    pub unchecked: bool,
     /// Whole planes on software devices too, where they lose rows to be done in time
     #[arg(long)]
     pub full: bool,

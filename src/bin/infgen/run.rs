@@ -96,6 +96,11 @@ impl Run {
 
     /// Opens the device that the options ask for, and says which it is.
     pub fn engine(&self) -> Result<Engine> {
+        self.engine_with(EngineOptions::default())
+    }
+
+    /// The same with what `other` says of things that no common option is there for.
+    pub fn engine_with(&self, other: EngineOptions) -> Result<Engine> {
         let options = EngineOptions {
             device: self.common.device.clone(),
             dtype: self.common.dtype.into(),
@@ -103,7 +108,7 @@ impl Run {
             host_memory: self.common.host_memory,
             pipeline_cache: true,
             tuning: if self.common.no_tune { Tuning::Off } else { Tuning::Gpus },
-            ..EngineOptions::default()
+            ..other
         };
         let engine = self.stage("device", |_| Engine::new(options))?;
         let facts = engine.device();

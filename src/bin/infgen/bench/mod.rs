@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use infgen::error::human_bytes;
 use infgen::gpu::{DeviceProfile, Elem, KernelFamily, KernelPlan, Recorder};
 use infgen::nn::Precision;
-use infgen::{Dtype, Engine, Error, Latent, Result};
+use infgen::{Dtype, Engine, EngineOptions, Error, Latent, Result};
 use serde_json::{Value, json};
 
 use crate::args::BenchArgs;
@@ -57,7 +57,7 @@ impl Report<'_> {
 
 pub fn bench(run: &Run, args: &BenchArgs) -> Result<()> {
     check_names(&args.names)?;
-    let engine = run.engine()?;
+    let engine = run.engine_with(EngineOptions { unchecked: args.unchecked, ..EngineOptions::default() })?;
     let gpu = engine.gpu();
     let software = engine.device().kind == "software";
     let bench = Bench { gpu, software, repeat: args.repeat, observer: run.observer.quiet() };
@@ -127,7 +127,7 @@ pub fn bench(run: &Run, args: &BenchArgs) -> Result<()> {
     }
     decodes(run, args, &engine, &bench, &mut report, &wanted)?;
     let facts = json!({
-        "command": "bench", "kind": engine.device().kind, "clock": clock, "dtype": if dtype == Dtype::F16 { "f16" } else { "f32" },
+        "command": "bench", "kind": engine.device().kind, "clock": clock, "bounds_checks": !args.unchecked, "dtype": if dtype == Dtype::F16 { "f16" } else { "f32" },
         "cores": std::thread::available_parallelism().map_or(1, |n| n.get()), "wrong": wrong,
         "peak_gflops": peaks.flops * 1e-9, "peak_gbytes_per_s": peaks.bytes * 1e-9, "results": report.rows,
     });
