@@ -5,7 +5,8 @@ cd "$(dirname "$0")"
 data=$1 cache=$2 runs=$3 space=${SPACE:-sd} hours=${HOURS:-2} encoder_hours=${ENCODER_HOURS:-0.4}
 python data.py --data "$data" --cache "$cache" --space "$space"
 python train_encoder.py --space "$space" --data "$data" --cache "$cache" --out "$runs/encoder-tiny-$space" --hours "$encoder_hours"
-python train.py --config "tiny-$space" --data "$data" --cache "$cache" --out "$runs/tiny-$space" --hours "$hours" --crops 3 --ssim 0.3 --texture 0.3 --supersample 0.25 --attention-every 4
+python train.py --config "tiny-$space" --data "$data" --cache "$cache" --out "$runs/tiny-$space" --hours "$hours" --crops 3 --ssim 0.3 --texture 0.3 --supersample 0.25 --attention-every 4 \
+    --low 2 --low-cells 4 16 64 --large-crops-from 0.5
 python export.py encoder "$runs/encoder-tiny-$space/checkpoint.pt" "../weights/encoder-tiny-$space.safetensors"
 python export.py decoder "$runs/tiny-$space/checkpoint.pt" "../weights/infgen-tiny-$space.safetensors"
 python export.py sums ../weights

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import cost
+import data
 import export
 import taesd
 from infgen_model import InfGenDecoder, grid_points, preset, validate
@@ -158,3 +160,32 @@ def test_smoke_run_and_resume(tmp_path):
     assert "resumed at step 6" in run()
     c = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert all(torch.isfinite(v).all() for v in c["ema"].values())
+
+
+def test_samples_show_what_their_latents_were_made_of(tmp_path):
+    """Crops of a view have its colours and lie where their rects say; the picture comes whole where it is not larger than its crops."""
+    rng = np.random.default_rng(0)
+    picture = np.kron(rng.integers(60, 190, (16, 16, 3), np.uint8), np.ones((40, 40, 1), np.uint8))
+    seen = []
+
+    class Encoder(torch.nn.Module):
+        def forward(self, x):
+            seen.append((x[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
+            return torch.full((1, 4, x.shape[2] // 8, x.shape[3] // 8), float(len(seen)))
+
+    data.make_views([("p", picture)], Encoder(), tmp_path, 12, seed=3, amp=False, plain=1)
+    sampler = data.Sampler([("p", picture)], tmp_path, 1.0)
+    assert len(sampler.views) == 12 and (sampler.views["p.00.npz"]["colours"] == np.eye(3, 4)).all()
+    assert sum((v["colours"] != np.eye(3, 4)).any() for v in sampler.views.values()) >= 4
+    whole = 0
+    for _ in range(60):
+        z, size, rects, crops, reduce = sampler.draw(4, 32, 640)
+        view = seen[int(z[0, 0, 0]) - 1]
+        if size != (view.shape[0], view.shape[1]) or reduce != 1:
+            continue
+        assert len(rects) == len(crops) <= 4
+        whole += len(crops) == 1
+        for (i, j, rows, cols), crop in zip(rects, crops):
+            there = view[8 * i:8 * (i + rows), 8 * j:8 * (j + cols)].astype(int)
+            assert abs(crop.permute(1, 2, 0).numpy() - there).mean() < 3  # filters differ a little at a crop's rim
+    assert whole > 5
