@@ -3,6 +3,7 @@
   python export.py decoder RUN/checkpoint.pt weights/infgen-tiny-sd.safetensors
   python export.py decoder RUN-A/checkpoint.pt RUN-B/checkpoint.pt OUT     the mean of runs that began at the same weights
   python export.py encoder RUN/checkpoint.pt weights/encoder-tiny-sd.safetensors
+  python export.py mix A.safetensors B.safetensors SHARE OUT               exported decoders, SHARE of the second
   python export.py sums weights            rewrites weights/SHA256SUMS
 """
 import hashlib
@@ -91,6 +92,12 @@ def main(kind, *args):
         d = Path(args[0])
         (d / "SHA256SUMS").write_text("".join(
             f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in sorted(d.glob("*.safetensors"))))
+        return
+    if kind == "mix":
+        (a, b), share, out = map(read_decoder, args[:2]), float(args[2]), args[3]
+        other = b.state_dict()
+        write_decoder({k: v.lerp(other[k], share) for k, v in a.state_dict().items()}, a.config, out)
+        Path(out).chmod(0o644)
         return
     *runs, out = args
     checkpoints = [torch.load(run, map_location="cpu", weights_only=True) for run in runs]

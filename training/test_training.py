@@ -138,6 +138,8 @@ def test_export_round_trip(tmp_path):
     e = taesd.encoder(widths=widths)
     export.write_encoder(e.state_dict(), "sd", widths, tmp_path / "e.safetensors")
     assert export.read_encoder(tmp_path / "e.safetensors")(torch.rand(1, 3, 64, 64)).shape == (1, 4, 8, 8)
+    export.main("mix", *[str(tmp_path / "d.safetensors")] * 2, "0.6", str(tmp_path / "mixed.safetensors"))
+    close(export.read_decoder(tmp_path / "mixed.safetensors")(z, 64, 64), r(z, 64, 64), 1e-3)
     m.mask_token.data[0] = 1e6
     with pytest.raises(ValueError):
         export.write_decoder(m.state_dict(), m.config, tmp_path / "d.safetensors")
