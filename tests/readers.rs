@@ -556,7 +556,7 @@ fn latents_that_are_none_are_refused() {
         (view(&[4, 0, 2], &[]), "height is 0"),
         (view(&[257, 1, 1], &floats(&[0.0; 257])), "channels is 257"),
         (view(&[1, 1, 16385], &floats(&[0.0; 16385])), "width is 16385"),
-        (zeros(&[tensor("samples", &[1, 2, 2])], &[]), "`latent` is missing"),
+        (zeros(&[tensor("samples", &[1, 2, 2])], &[]), "no such tensor among its 1: samples"),
         (integers, "I32"),
         (vec![], "empty"),
         (b"\x89PNG\r\n\x1a\n".to_vec(), "PNG"),
