@@ -428,7 +428,7 @@ impl Engine {
 
     /// What `load` makes of `view`. Under a ceiling that is too low for the weights the error says what all of them need.
     async fn load<T>(&self, view: &View<'_>, precision: Precision, load: impl AsyncFn(&Loader<'_>) -> Result<T>) -> Result<T> {
-        let before = self.gpu.memory().current;
+        let before = self.gpu.held_bytes();
         match load(&Loader::new(&self.gpu, view, precision)).await {
             Err(Error::MemoryCeiling { ceiling, .. }) => {
                 let planning = Loader::planning(&self.gpu, view, precision);

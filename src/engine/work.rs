@@ -235,7 +235,7 @@ impl Work<'_> {
                 log::info!("{error}; trying with {}", human_bytes(device.unwrap_or(0)));
             }
             let schedule = match (self.schedule(keep, device), short.take()) {
-                (Err(Error::MemoryCeiling { .. }), Some((_, error))) => return Err(error),
+                (Err(_), Some((_, error))) => return Err(error),
                 (schedule, _) => schedule?,
             };
             let mut begun = false;

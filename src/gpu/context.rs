@@ -485,6 +485,10 @@ impl Gpu {
             return Err(Error::BufferTooLarge { op: label.to_owned(), bytes, limit: self.profile.max_buffer });
         }
         if let Some(ceiling) = self.memory_ceiling() {
+            if self.memory().current + bytes > ceiling {
+                // What the last run left behind is only kept while there is room.
+                self.trim();
+            }
             let needed = self.memory().current + bytes;
             if needed > ceiling {
                 return Err(Error::MemoryCeiling { needed, ceiling });

@@ -109,10 +109,16 @@ impl Inpe {
 
     /// `residual + PE` for some rows of a grid: `[rows, grid_w, hidden_size]`.
     fn forward(&self, rec: &mut Recorder, config: &InfgenConfig, at: GridRows, residual: Option<&Tensor>, elem: Elem) -> Tensor {
+        let y = rec.tensor(at.rows, at.grid.1, config.hidden_size, elem);
+        self.forward_into(rec, config, at, residual, &y);
+        y
+    }
+
+    fn forward_into(&self, rec: &mut Recorder, config: &InfgenConfig, at: GridRows, residual: Option<&Tensor>, y: &Tensor) {
         let (lon, lat) = (config.inpe_lon_span as f32, config.inpe_lat_span as f32);
         let features = inpe_features(rec, &self.b, config.inpe_features, at, lon, lat);
         let hidden = self.fc1.forward(rec, &features, None, config.inpe_act.into(), Elem::F32);
-        self.fc2.forward(rec, &hidden, residual, Act::None, elem)
+        self.fc2.forward_into(rec, &hidden, residual, Act::None, y);
     }
 }
 
@@ -237,10 +243,13 @@ impl InfgenDecoder {
         for row0 in rows.clone().step_by(rows_a_chunk) {
             let at = GridRows { grid, row0, rows: rows_a_chunk.min(rows.end - row0) };
             let skip = (config.latent_skip == LatentSkip::Bilinear).then(|| resample_bilinear(rec, &context.stem, at, elem));
-            let mut mask = rec.scoped("inpe.mask", |rec| self.inpe_mask.forward(rec, config, at, skip.as_ref(), elem));
+            let place = || out.rows(at.row0 - rows.start, at.rows);
+            // Without blocks nothing else writes the rows.
+            let mut mask = if self.blocks.is_empty() { place() } else { rec.tensor(at.rows, grid.1, config.hidden_size, elem) };
+            rec.scoped("inpe.mask", |rec| self.inpe_mask.forward_into(rec, config, at, skip.as_ref(), &mask));
             rec.tap("mask_tokens", &mask);
             for (i, (block, context)) in self.blocks.iter().zip(&context.keys_and_values).enumerate() {
-                let last = (i + 1 == self.blocks.len()).then(|| out.rows(at.row0 - rows.start, at.rows));
+                let last = (i + 1 == self.blocks.len()).then(place);
                 mask = rec.scoped(format!("blocks.{i}"), |rec| {
                     let mask = block.forward(rec, &mask, context, config.mlp_act.into(), last.as_ref());
                     count_nonfinite(rec, &mask);

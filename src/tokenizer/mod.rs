@@ -92,9 +92,11 @@ impl ClipTokenizer {
     }
 
     fn add(&mut self, content: &str, id: u32, normalized: bool) {
+        // What is looked for in normalised text is normalised itself, as Hugging Face's tokenizers do.
+        let content = if normalized { split::normalise(content) } else { content.to_owned() };
         match self.added.iter_mut().find(|a| a.content == content) {
             Some(known) => known.normalized = normalized,
-            None => self.added.push(Added { content: content.into(), id, normalized }),
+            None => self.added.push(Added { content, id, normalized }),
         }
     }
 

@@ -405,7 +405,7 @@ impl WebDecoder {
             let (width, height) = size(width, height)?;
             screen.check(width, height)?;
             let picture = match decoder.decode_picture_async(&latent, width, height, &observer).await {
-                Err(Error::MemoryCeiling { .. } | Error::BufferTooLarge { .. }) => {
+                Err(Error::MemoryCeiling { .. } | Error::BufferTooLarge { .. } | Error::OutOfMemory { .. }) => {
                     let whole = screen.collect(width, height).await?;
                     let mut sink = |rows: Range<usize>, band: Rows| {
                         if let Rows::Picture(band) = band {
