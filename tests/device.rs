@@ -10,7 +10,7 @@ use common::devices::{self, open, options, skipped};
 use common::synthetic::fill;
 use infgen::Error;
 use infgen::gpu::{Elem, Gpu, GpuOptions, Observer, Recorder, Recording, Tensor};
-use infgen::kernels::conv2d::{self, ConvWeights};
+use infgen::kernels::conv2d::{self, ConvWeights, Packing};
 use infgen::kernels::group_norm::{self, GroupNormWeights};
 use infgen::kernels::{Act, output};
 
@@ -36,7 +36,13 @@ impl Model {
         let packed = conv2d::pack_square(&fill("model.weight", c * c * 9, amp, 0.0, 0), c, c, 3);
         let vector = |name: &str, offset: f32| resident(name, &fill(name, c, 0.3, offset, 0));
         Ok(Model {
-            conv: ConvWeights { weight: resident("weight", &packed.values)?, bias: vector("bias", 0.0)?, cin: c, cout: c },
+            conv: ConvWeights {
+                weight: resident("weight", &packed.values)?,
+                bias: vector("bias", 0.0)?,
+                cin: c,
+                cout: c,
+                packing: Packing::Taps,
+            },
             norm: GroupNormWeights { weight: vector("norm.weight", 1.0)?, bias: vector("norm.bias", 0.0)?, groups: 3, eps: 1e-5 },
         })
     }

@@ -11,7 +11,7 @@ use common::synthetic::fill;
 use common::{stored, wide};
 use infgen::gpu::{Bind, Binding, DeviceProfile, Dispatch, Elem, GpuOptions, Kernel, KernelFamily, KernelPlan, Recorder, Tensor};
 use infgen::kernels::attention::attention;
-use infgen::kernels::conv2d::{self, ConvWeights, Geometry};
+use infgen::kernels::conv2d::{self, ConvWeights, Geometry, Packing};
 use infgen::kernels::group_norm::{self, GroupNormWeights};
 use infgen::kernels::layer_norm::{LayerNormWeights, layer_norm};
 use infgen::kernels::linear::{self, LinearWeights};
@@ -53,7 +53,7 @@ impl Conv {
         let x = rec.upload(&self.x, h, w, cin, elem);
         let weight = packed(rec, pack, elem);
         let bias = vector(rec, &self.bias);
-        (x, ConvWeights { weight, bias, cin, cout: self.cout })
+        (x, ConvWeights { weight, bias, cin, cout: self.cout, packing: Packing::Taps })
     }
 
     fn record(&self, rec: &mut Recorder, elem: Elem, pack: impl FnOnce(&[f32]) -> Packed) -> (Tensor, ConvWeights) {
@@ -147,10 +147,76 @@ fn conv2d_3x3_in_pairs_agrees_with_its_definition() {
     suite.finish(34);
 }
 
+/// The configurations on which kernels run whose subgroups read for each other: none on a GPU.
+fn by_broadcasts(test: &str, configs: Vec<Config>) -> Vec<Config> {
+    let configs: Vec<Config> = configs.into_iter().filter(|c| c.profile.broadcast && matches!(c.name, "f32" | "f16" | "packed")).collect();
+    if configs.is_empty() {
+        skipped(test);
+    }
+    configs
+}
+
+#[test]
+fn conv2d_3x3_by_broadcasts_agrees_with_its_definition() {
+    let test = "conv2d_3x3_by_broadcasts_agrees_with_its_definition";
+    let Some((mut suite, configs)) = start(test) else { return };
+    let configs = by_broadcasts(test, configs);
+    for (n, config) in configs.iter().enumerate() {
+        let config = config.with_kernels(KernelFamily::Broadcast);
+        let both: &[bool] = if config.name == "packed" { &[false, true] } else { &[true] };
+        for (n, plane) in WIDE.iter().copied().enumerate().skip(n % 2) {
+            both.iter().for_each(|&residual| conv2d_3x3_case(&mut suite, &config, n, plane, residual));
+        }
+    }
+    suite.finish(if configs.is_empty() { 0 } else { 35 });
+}
+
+/// The same sums by fewer products, of weights that are packed for it.
+#[test]
+fn conv2d_3x3_by_winograd_agrees_with_its_definition() {
+    let test = "conv2d_3x3_by_winograd_agrees_with_its_definition";
+    let Some((mut suite, configs)) = start(test) else { return };
+    let configs = by_broadcasts(test, configs);
+    for config in &configs {
+        let elem = config.elem;
+        let both: &[bool] = if config.name == "packed" { &[false, true] } else { &[true] };
+        for (n, (h, w, cin, cout)) in WIDE.into_iter().chain([(6, 33, 32, 64), (5, 7, 3, 100)]).enumerate() {
+            for &residual in both {
+                let (act, activation) = ACTS[n % ACTS.len()];
+                let label = format!("winograd {h}x{w} {cin}->{cout} {act:?} residual={residual}");
+                let conv = Conv::new(&label, (h, w, cin), cout, 3, elem);
+                let added = values(&label, "residual", h * w * cout, 1.0, elem);
+                let record = |rec: &mut Recorder| {
+                    let (x, weights) = conv.upload(rec, elem, &conv2d::pack_winograd(&conv.weight, cout, cin));
+                    let weights = ConvWeights { packing: Packing::Winograd, ..weights };
+                    let added = residual.then(|| rec.upload(&added, h, w, cout, elem));
+                    conv2d::conv2d_3x3(rec, &x, None, &weights, added.as_ref(), act, elem)
+                };
+                suite.case(config, &label, record, || {
+                    let (x, weight) = (wide(&conv.x), wide(&conv.weight));
+                    let mut sums = conv.reference(reference::Geometry::same(3));
+                    for (pixel, sums) in sums.chunks_exact_mut(cout).enumerate() {
+                        let (i, j) = (pixel / w, pixel % w);
+                        let at =
+                            |n: usize| Some(((i + n / 3).checked_sub(1)?, (j + n % 3).checked_sub(1)?)).filter(|&(i, j)| i < h && j < w);
+                        let taps = (0..9).map(|n| at(n).map_or(vec![0.0; cin], |(i, j)| x[(i * w + j) * cin..][..cin].to_vec()));
+                        let patch: Vec<f64> = taps.flatten().collect();
+                        let bounds = reference::winograd_bound(&patch, cin, &weight, cout, (i % 2 == 1, j % 2 == 1), elem == Elem::Half);
+                        sums.iter_mut().zip(bounds).for_each(|(sum, bound)| sum.bound += bound);
+                    }
+                    let sums = sums.into_iter().zip(&added);
+                    sums.map(|(v, &r)| activation.apply(if residual { v.plus(r as f64) } else { v })).collect()
+                });
+            }
+        }
+    }
+    suite.finish(if configs.is_empty() { 0 } else { 44 });
+}
+
 #[test]
 fn upsampling_convolution_agrees_with_upsampling_then_convolving() {
     let Some((mut suite, mut configs)) = start("upsampling_convolution_agrees_with_upsampling_then_convolving") else { return };
-    // f16 goes in pairs of quads on a software device and by single ones elsewhere: both, wherever this runs.
+    // f16 goes in pairs of quads or by broadcasts on a software device and by single quads elsewhere: all of it, wherever this runs.
     for family in [KernelFamily::Lanes, KernelFamily::Pairs] {
         let packed = configs.iter().find(|c| c.name == "packed").copied();
         configs.extend(packed.map(|c| c.with_kernels(family)));
@@ -243,7 +309,8 @@ fn one_hot_kernels_shift_the_image_exactly() {
                     } else {
                         conv2d::pack_square(&weight, cout, cin, 3)
                     };
-                    let weights = ConvWeights { weight: packed(rec, &pack, elem), bias: vector(rec, &bias), cin, cout };
+                    let weights =
+                        ConvWeights { weight: packed(rec, &pack, elem), bias: vector(rec, &bias), cin, cout, packing: Packing::Taps };
                     match kind {
                         "conv2d_3x3" => conv2d::conv2d_3x3(rec, &image, None, &weights, None, Act::None, elem),
                         "upsample" => conv2d::upsample2x_conv2d_3x3(rec, &image, &weights, Act::None, elem),
@@ -611,14 +678,20 @@ fn cutting_dispatches_changes_no_bit() {
 type Record = fn(&mut Recorder, Elem) -> Tensor;
 
 /// One call of each kernel, with planes of more than 16 KiB and weights of less than 12 KiB: only what has a footprint can be cut.
-const RECORDINGS: [(&str, Record); 13] = [
+const RECORDINGS: [(&str, Record); 14] = [
+    ("conv2d_3x3 by winograd, where it runs", |rec, elem| {
+        let packing = if rec.profile().broadcast { Packing::Winograd } else { Packing::Taps };
+        let (x, weights) = Conv::new("cut", (79, 19, 4), 29, 3, elem).record(rec, elem, |w| conv2d::pack_3x3(w, 29, 4, packing));
+        let residual = rec.upload(&values("cut", "residual", 79 * 19 * 29, 1.0, elem), 79, 19, 29, elem);
+        conv2d::conv2d_3x3(rec, &x, None, &ConvWeights { packing, ..weights }, Some(&residual), Act::Silu, elem)
+    }),
     ("conv2d_3x3", |rec, elem| {
-        let (x, weights) = Conv::new("cut", (37, 41, 6), 29, 3, elem).record(rec, elem, |w| conv2d::pack_square(w, 29, 6, 3));
-        let residual = rec.upload(&values("cut", "residual", 37 * 41 * 29, 1.0, elem), 37, 41, 29, elem);
+        let (x, weights) = Conv::new("cut", (79, 19, 6), 29, 3, elem).record(rec, elem, |w| conv2d::pack_square(w, 29, 6, 3));
+        let residual = rec.upload(&values("cut", "residual", 79 * 19 * 29, 1.0, elem), 79, 19, 29, elem);
         conv2d::conv2d_3x3(rec, &x, None, &weights, Some(&residual), Act::Silu, elem)
     }),
     ("upsample2x_conv2d_3x3", |rec, elem| {
-        let (x, weights) = Conv::new("cut", (53, 19, 3), 29, 3, elem).record(rec, elem, |w| conv2d::pack_phases(w, 29, 3));
+        let (x, weights) = Conv::new("cut", (151, 5, 3), 29, 3, elem).record(rec, elem, |w| conv2d::pack_phases(w, 29, 3));
         conv2d::upsample2x_conv2d_3x3(rec, &x, &weights, Act::None, elem)
     }),
     ("conv2d_strided", |rec, elem| {

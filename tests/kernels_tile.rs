@@ -10,7 +10,7 @@ use common::operands::{MATRIX, MIXED, packed, staged, start_gpu, values, vector}
 use common::synthetic::fill;
 use common::wide;
 use infgen::gpu::{DeviceProfile, Elem, GpuOptions, KernelFamily, KernelPlan, Recorder, Tensor};
-use infgen::kernels::conv2d::{self, ConvWeights};
+use infgen::kernels::conv2d::{self, ConvWeights, Packing};
 use infgen::kernels::group_norm::{self, Norm};
 use infgen::kernels::linear::{self, LinearWeights};
 use infgen::kernels::{Act, Packed};
@@ -55,7 +55,7 @@ impl Conv {
         let (h, w, cin) = self.shape;
         let x = rec.upload(&self.x, h, w, cin, stored.activations);
         let (weight, bias) = (packed(rec, pack, stored.weights), vector(rec, &self.bias));
-        (x, ConvWeights { weight, bias, cin, cout: self.cout })
+        (x, ConvWeights { weight, bias, cin, cout: self.cout, packing: Packing::Taps })
     }
 
     fn affine(&self, rec: &mut Recorder) -> Tensor {

@@ -11,7 +11,7 @@ use infgen::kernels;
 use naga::back::{PipelineConstants, hlsl, msl, spv, wgsl};
 use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, Scalar, ScalarKind, StorageAccess, TypeInner};
-use variants::{constants, limits, on_matrix_units, storages};
+use variants::{BROADCAST, constants, limits, on_matrix_units, storages};
 
 /// WebGPU's default limits.
 const MAX_STORAGE_BUFFERS: usize = 8;
@@ -21,10 +21,15 @@ const CAPABILITIES: Capabilities =
     Capabilities::SHADER_FLOAT16.union(Capabilities::SHADER_FLOAT16_IN_FLOAT32).union(Capabilities::COOPERATIVE_MATRIX);
 
 fn parse(source: &str, label: &str) -> (Module, ModuleInfo) {
+    // Only kernels whose lanes read for each other may use subgroups.
+    let (capabilities, stages, operations) = match source.contains(BROADCAST) {
+        true => (CAPABILITIES | Capabilities::SUBGROUP, ShaderStages::COMPUTE, SubgroupOperationSet::BALLOT),
+        false => (CAPABILITIES, ShaderStages::empty(), SubgroupOperationSet::empty()),
+    };
     let module = naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
-    let info = Validator::new(ValidationFlags::all(), CAPABILITIES)
-        .subgroup_stages(ShaderStages::empty())
-        .subgroup_operations(SubgroupOperationSet::empty())
+    let info = Validator::new(ValidationFlags::all(), capabilities)
+        .subgroup_stages(stages)
+        .subgroup_operations(operations)
         .validate(&module)
         .unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
     (module, info)

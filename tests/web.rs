@@ -68,7 +68,9 @@ fn every_kernel() -> Value {
             if [x, w, y].contains(&Storage::F16) {
                 continue;
             }
-            let source = format!("{}{}", Variant { x, w, y, consts: vec![] }.prelude(), kernel.wgsl);
+            // What naga takes for granted, browsers want to be told.
+            let enable = if kernel.wgsl.contains(variants::BROADCAST) { "enable subgroups;\n" } else { "" };
+            let source = format!("{enable}{}{}", Variant { x, w, y, consts: vec![] }.prelude(), kernel.wgsl);
             let storage = kernel.bindings.iter().map(|bind: &Bind| if bind.writes() { "storage" } else { "read-only-storage" });
             let bindings: Vec<&str> = std::iter::once("uniform").chain(storage).collect();
             let sets = variants::constants(kernel).into_iter().filter(|set| variants::limits(kernel, set).1 <= 16 << 10);

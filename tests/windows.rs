@@ -7,7 +7,7 @@ use common::devices::{self, Config, configs, skipped};
 use common::stored;
 use common::synthetic::fill;
 use infgen::gpu::{DeviceProfile, Elem, KernelFamily, KernelPlan, Recorder, Tensor};
-use infgen::kernels::conv2d::{self, Conv3x3Call, ConvWeights, Geometry, Residual, Window};
+use infgen::kernels::conv2d::{self, Conv3x3Call, ConvWeights, Geometry, Packing, Residual, Window};
 use infgen::kernels::group_norm::Norm;
 use infgen::kernels::{Act, Packed};
 
@@ -24,9 +24,9 @@ fn grown(start: usize, length: usize, before: usize, after: usize, all: usize) -
     (first, (start + length + after).min(all) - first)
 }
 
-fn upload(rec: &mut Recorder, packed: &Packed, bias: &[f32], (cin, cout): (usize, usize), elem: Elem) -> ConvWeights {
+fn upload(rec: &mut Recorder, packed: &Packed, bias: &[f32], (cin, cout): (usize, usize), elem: Elem, packing: Packing) -> ConvWeights {
     let weight = rec.upload(&packed.values, 1, 1, packed.values.len(), elem);
-    ConvWeights { weight, bias: rec.upload(bias, 1, 1, cout, Elem::F32), cin, cout }
+    ConvWeights { weight, bias: rec.upload(bias, 1, 1, cout, Elem::F32), cin, cout, packing }
 }
 
 fn run(config: &Config, family: KernelFamily, record: impl FnOnce(&mut Recorder) -> Tensor) -> Vec<f32> {
@@ -66,7 +66,8 @@ fn windows_of_a_3x3_convolution_are_crops_of_the_whole() {
         let ((h, w), (cin, cout), elem) = (PLANE, CHANNELS, config.elem);
         let x = stored(fill("windows.x", h * w * cin, 1.7, 0.0, 0), elem);
         let added = stored(fill("windows.added", h * w * cout, 1.0, 0.0, 0), elem);
-        let weight = conv2d::pack_square(&stored(fill("windows.w", cout * cin * 9, 0.2, 0.0, 0), config.weights), cout, cin, 3);
+        let packing = if family == KernelFamily::Winograd { Packing::Winograd } else { Packing::Taps };
+        let weight = conv2d::pack_3x3(&stored(fill("windows.w", cout * cin * 9, 0.2, 0.0, 0), config.weights), cout, cin, packing);
         let bias = fill("windows.b", cout, 0.5, 0.0, 0);
         let affine = fill("windows.affine", 2 * cin, 0.7, 0.1, 0);
         for norm in [false, true] {
@@ -79,7 +80,7 @@ fn windows_of_a_3x3_convolution_are_crops_of_the_whole() {
                 let (rleft, rwidth) = grown(x0, ow, 3, 0, w);
                 let residual = cut(&added, w, cout, (rtop, rleft, rheight, rwidth));
                 run(config, family, |rec| {
-                    let weights = upload(rec, &weight, &bias, CHANNELS, config.weights);
+                    let weights = upload(rec, &weight, &bias, CHANNELS, config.weights, packing);
                     let affine = norm.then(|| rec.upload(&affine, 2, 1, cin, Elem::F32));
                     let x = rec.upload(&input, height, width, cin, elem);
                     let tensor = &rec.upload(&residual, rheight, rwidth, cout, elem);
@@ -90,7 +91,13 @@ fn windows_of_a_3x3_convolution_are_crops_of_the_whole() {
                         residual: Some(Residual { tensor, top: y0 - rtop, left: x0 - rleft }),
                         act: Act::Relu,
                         elem,
-                        window: Window { height: oh, width: ow, top: (y0 - top) as i64, left: (x0 - left) as i64 },
+                        window: Window {
+                            height: oh,
+                            width: ow,
+                            top: (y0 - top) as i64,
+                            left: (x0 - left) as i64,
+                            odd: (y0 % 2 == 1, x0 % 2 == 1),
+                        },
                     };
                     conv2d::conv2d_3x3_window(rec, &call)
                 })
@@ -116,9 +123,9 @@ fn windows_of_an_upsampling_convolution_are_crops_of_the_whole() {
             let (left, columns) = grown(x0, width, 1, 1, w);
             let input = cut(&x, w, cin, (top, left, rows, columns));
             run(config, family, |rec| {
-                let weights = upload(rec, &weight, &bias, CHANNELS, config.weights);
+                let weights = upload(rec, &weight, &bias, CHANNELS, config.weights, Packing::Taps);
                 let x = rec.upload(&input, rows, columns, cin, elem);
-                let window = Window { height, width, top: (y0 - top) as i64, left: (x0 - left) as i64 };
+                let window = Window { height, width, top: (y0 - top) as i64, left: (x0 - left) as i64, odd: (false, false) };
                 conv2d::upsample2x_conv2d_3x3_window(rec, &x, &weights, Act::None, elem, window)
             })
         };
@@ -148,9 +155,10 @@ fn windows_of_a_strided_convolution_are_crops_of_the_whole() {
                 let (left, columns) = grown(2 * x0, 2 * width - 1, geometry.pad_before, 2 - geometry.pad_before, w);
                 let input = cut(&x, w, cin, (top, left, rows, columns));
                 run(config, family, |rec| {
-                    let weights = upload(rec, &weight, &bias, CHANNELS, config.weights);
+                    let weights = upload(rec, &weight, &bias, CHANNELS, config.weights, Packing::Taps);
                     let x = rec.upload(&input, rows, columns, cin, elem);
-                    let window = Window { height, width, top: 2 * y0 as i64 - top as i64, left: 2 * x0 as i64 - left as i64 };
+                    let window =
+                        Window { height, width, top: 2 * y0 as i64 - top as i64, left: 2 * x0 as i64 - left as i64, odd: (false, false) };
                     conv2d::conv2d_strided_window(rec, &x, &weights, geometry, Act::None, elem, window)
                 })
             };

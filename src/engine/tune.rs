@@ -14,10 +14,10 @@ use super::{Dtype, Tuning};
 use crate::error::Result;
 use crate::gpu::{DeviceProfile, Elem, Families, Gpu, KernelFamily, KernelPlan, Observer, Recorder, Tensor};
 use crate::kernels::attention;
-use crate::kernels::conv2d::{self, ConvWeights};
+use crate::kernels::conv2d::{self, ConvWeights, Packing};
 use crate::kernels::group_norm::{self, Norm};
 use crate::kernels::linear::{self, LinearWeights};
-use crate::kernels::{self, Act};
+use crate::kernels::{self, Act, Packed};
 use crate::nn::Precision;
 use crate::noise::torch_cpu_randn;
 
@@ -107,8 +107,8 @@ fn key(gpu: &Gpu, precision: Precision) -> String {
     let sum: String = sources.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     let profile = gpu.profile();
     let Precision { activations, weights } = precision;
-    let DeviceProfile { native_f16, matrix, max_binding, .. } = profile;
-    format!("kernels {activations:?} {weights:?} f16={native_f16} matrix={matrix:?} binding={max_binding} {sum}")
+    let DeviceProfile { native_f16, matrix, broadcast, max_binding, .. } = profile;
+    format!("kernels {activations:?} {weights:?} f16={native_f16} matrix={matrix:?} broadcast={broadcast} binding={max_binding} {sum}")
 }
 
 /// The inverse of `Families`' `Display`.
@@ -123,6 +123,8 @@ struct Bench<'a> {
     op: Op,
     x: Tensor,
     weight: Tensor,
+    /// The same for [`KernelFamily::Winograd`].
+    winograd: Option<Tensor>,
     bias: Tensor,
     affine: Tensor,
     residual: Tensor,
@@ -156,13 +158,21 @@ impl<'a> Bench<'a> {
             Op::Linear | Op::Attention => linear::pack_linear(&weight, channels, channels),
         };
         let Precision { activations: elem, weights } = precision;
-        let units = crate::gpu::to_units(&packed.values, packed.values.len(), weights);
+        let resident = async |packed: &Packed| {
+            let units = crate::gpu::to_units(&packed.values, packed.values.len(), weights);
+            gpu.resident("tuning", &units, 1, 1, packed.values.len(), weights).await
+        };
+        let winograd = match op {
+            Op::Conv if gpu.profile().broadcast => Some(resident(&conv2d::pack_winograd(&weight, channels, channels)).await?),
+            _ => None,
+        };
         Ok(Bench {
             gpu,
             precision,
             op,
             x: put(1, h, w, channels, 1.0, elem).await?,
-            weight: gpu.resident("tuning", &units, 1, 1, packed.values.len(), weights).await?,
+            weight: resident(&packed).await?,
+            winograd,
             bias: put(3, 1, 1, channels, 1.0, Elem::F32).await?,
             affine: put(4, 2, 1, channels, 1.0, Elem::F32).await?,
             residual: put(5, h, w, channels, 1.0, elem).await?,
@@ -173,14 +183,26 @@ impl<'a> Bench<'a> {
     fn record(&self, rec: &mut Recorder) -> Tensor {
         let (weight, bias) = (self.weight.clone(), self.bias.clone());
         let elem = self.precision.activations;
-        let conv = || ConvWeights { weight: weight.clone(), bias: bias.clone(), cin: self.channels, cout: self.channels };
+        let conv = || {
+            let (cin, cout) = (self.channels, self.channels);
+            let packing = match self.op {
+                Op::Conv => conv2d::packing(rec.profile(), elem, self.precision.weights, cin, cout),
+                _ => Packing::Taps,
+            };
+            let weight = self.winograd.as_ref().filter(|_| packing == Packing::Winograd).unwrap_or(&weight).clone();
+            ConvWeights { weight, bias: bias.clone(), cin, cout, packing }
+        };
         match self.op {
             // As in a resnet: families differ in what they fuse.
             Op::Conv => {
                 let norm = Norm { affine: &self.affine, silu: true };
-                conv2d::conv2d_3x3(rec, &self.x, Some(norm), &conv(), Some(&self.residual), Act::None, elem)
+                let conv = conv();
+                conv2d::conv2d_3x3(rec, &self.x, Some(norm), &conv, Some(&self.residual), Act::None, elem)
             }
-            Op::Upsample => conv2d::upsample2x_conv2d_3x3(rec, &self.x, &conv(), Act::None, elem),
+            Op::Upsample => {
+                let conv = conv();
+                conv2d::upsample2x_conv2d_3x3(rec, &self.x, &conv, Act::None, elem)
+            }
             Op::Linear => {
                 let layer = LinearWeights { weight, bias, inputs: self.channels, outputs: self.channels };
                 linear::linear(rec, &self.x, &layer, None, Act::None, elem)
@@ -263,6 +285,8 @@ impl<'a> Bench<'a> {
         // The families that are names of others for this operator.
         let own = |family: KernelFamily| match (self.op, family) {
             (Op::Linear | Op::Attention, KernelFamily::Pairs) => KernelFamily::Lanes,
+            (Op::Attention, KernelFamily::Broadcast | KernelFamily::Winograd) => KernelFamily::Lanes,
+            (Op::Linear | Op::Upsample, KernelFamily::Winograd) => KernelFamily::Broadcast,
             (Op::Attention, KernelFamily::NarrowTile) => KernelFamily::Tile,
             _ => family,
         };

@@ -239,6 +239,12 @@ impl Gpu {
                 features |= wgpu::Features::SHADER_F16 & offered;
             }
         }
+        let software = facts.kind == "software";
+        // Browsers want `enable subgroups;`, which naga does not know.
+        let broadcast = software && !options.default_limits && facts.subgroups == (8, 8) && !cfg!(target_arch = "wasm32");
+        if broadcast {
+            features |= wgpu::Features::SUBGROUP;
+        }
         let matrix = adapter::matrix_units(&adapter).filter(|_| features.contains(wgpu::Features::SHADER_F16));
         let mut experimental = wgpu::ExperimentalFeatures::disabled();
         if matrix.is_some() {
@@ -274,12 +280,12 @@ impl Gpu {
             reason.set(if message.is_empty() { format!("{kind:?}") } else { message });
         });
 
-        let software = facts.kind == "software";
         let profile = DeviceProfile {
             software,
-            kernels: options.kernels.map_or(KernelPlan::fixed(software), KernelPlan::uniform),
+            kernels: options.kernels.map_or(KernelPlan::fixed(software, broadcast), KernelPlan::uniform),
             native_f16: features.contains(wgpu::Features::SHADER_F16),
             matrix,
+            broadcast,
             max_binding: limits.max_storage_buffer_binding_size,
             max_buffer: limits.max_buffer_size,
             max_workgroup_storage: limits.max_compute_workgroup_storage_size,
@@ -291,7 +297,8 @@ impl Gpu {
                 AdapterFacts { kind: "discrete".into(), ..facts },
                 DeviceProfile {
                     software: false,
-                    kernels: KernelPlan::fixed(false),
+                    kernels: KernelPlan::fixed(false, false),
+                    broadcast: false,
                     native_f16: true,
                     max_binding: LARGE,
                     max_buffer: LARGE,

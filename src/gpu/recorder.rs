@@ -17,6 +17,12 @@ pub enum KernelFamily {
     Lanes,
     /// `*_pairs` where there is one and weights are f16, else `*_lanes`: twice the output channels a lane, for twice the time to compile.
     Pairs,
+    /// `*_broadcast` where the device's subgroups allow it ([`DeviceProfile::broadcast`]) and there are more than 28 output channels, else as
+    /// [`KernelFamily::Pairs`]: made for software rasterisers too, the lanes of a subgroup read for each other.
+    Broadcast,
+    /// `conv2d_winograd` for convolutions whose weights are packed for it ([`crate::kernels::conv2d::packing`]), anything else as
+    /// [`KernelFamily::Broadcast`].
+    Winograd,
     /// `*_tile`: tiles staged in workgroup memory, for GPUs. Two tiles of output channels a workgroup where none is left over.
     Tile,
     /// `*_tile` with one tile of output channels a workgroup: fewer registers, more reads.
@@ -34,16 +40,26 @@ impl KernelFamily {
     pub const ALL: &'static [KernelFamily] = &[
         KernelFamily::Lanes,
         KernelFamily::Pairs,
+        KernelFamily::Broadcast,
+        KernelFamily::Winograd,
         KernelFamily::Tile,
         KernelFamily::NarrowTile,
         KernelFamily::Matrix,
         KernelFamily::NarrowMatrix,
     ];
 
-    /// Whether it is more than another name of the tile family for weights stored as `weights`.
+    /// Whether it is more than another name of a family that needs less, for weights stored as `weights`.
     pub fn is_own(self, profile: &DeviceProfile, weights: Elem) -> bool {
-        !matches!(self, KernelFamily::Matrix | KernelFamily::NarrowMatrix)
-            || (profile.matrix.is_some() && profile.native_f16 && weights == Elem::Half)
+        match self {
+            KernelFamily::Matrix | KernelFamily::NarrowMatrix => profile.matrix.is_some() && profile.native_f16 && weights == Elem::Half,
+            KernelFamily::Broadcast | KernelFamily::Winograd => profile.broadcast,
+            _ => true,
+        }
+    }
+
+    /// Whether kernels use no workgroup memory, and norms are a pass of their own.
+    pub(crate) fn is_plain(self) -> bool {
+        matches!(self, KernelFamily::Lanes | KernelFamily::Pairs | KernelFamily::Broadcast | KernelFamily::Winograd)
     }
 }
 
@@ -52,6 +68,8 @@ impl fmt::Display for KernelFamily {
         f.write_str(match self {
             KernelFamily::Lanes => "lanes",
             KernelFamily::Pairs => "pairs",
+            KernelFamily::Broadcast => "broadcast",
+            KernelFamily::Winograd => "winograd",
             KernelFamily::Tile => "tile",
             KernelFamily::NarrowTile => "narrow-tile",
             KernelFamily::Matrix => "matrix",
@@ -89,9 +107,22 @@ impl KernelPlan {
         KernelPlan { f16: families, f32: families }
     }
 
-    /// The choice without measuring.
-    pub fn fixed(software: bool) -> KernelPlan {
-        KernelPlan::uniform(if software { KernelFamily::Pairs } else { KernelFamily::Tile })
+    /// The families for activations stored as `elem`.
+    pub fn of(&self, elem: Elem) -> &Families {
+        if elem == Elem::Half { &self.f16 } else { &self.f32 }
+    }
+
+    /// The choice without measuring, for a device whose subgroups allow `*_broadcast` kernels or not.
+    pub fn fixed(software: bool, broadcast: bool) -> KernelPlan {
+        if !software {
+            return KernelPlan::uniform(KernelFamily::Tile);
+        }
+        if !broadcast {
+            return KernelPlan::uniform(KernelFamily::Pairs);
+        }
+        let others = KernelFamily::Broadcast;
+        let families = Families { conv: KernelFamily::Winograd, upsample: others, linear: others, attention: KernelFamily::Pairs };
+        KernelPlan { f16: families, f32: families }
     }
 }
 
@@ -140,6 +171,8 @@ pub struct DeviceProfile {
     pub native_f16: bool,
     /// What `*_matrix` kernels run on.
     pub matrix: Option<MatrixUnits>,
+    /// A software device whose subgroups have 8 lanes each: what `*_broadcast` kernels are written for.
+    pub broadcast: bool,
     /// Largest storage binding in bytes.
     pub max_binding: u64,
     /// Largest buffer in bytes.
@@ -155,7 +188,7 @@ pub struct DeviceProfile {
 impl DeviceProfile {
     /// Kernels for an operator that reads activations `x`.
     pub fn families(&self, x: &Tensor) -> &Families {
-        if x.elem == Elem::Half { &self.kernels.f16 } else { &self.kernels.f32 }
+        self.kernels.of(x.elem)
     }
 }
 

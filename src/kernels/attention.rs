@@ -118,7 +118,7 @@ pub fn attention(rec: &mut Recorder, q: &Tensor, k: &Tensor, v: &Tensor, heads: 
         return y;
     }
     let family = profile.families(q).attention;
-    let lanes = matches!(family, KernelFamily::Lanes | KernelFamily::Pairs);
+    let lanes = family.is_plain();
     if lanes && profile.software && d4 > LANES_MAX_QUADS && d4.is_multiple_of(2) && m <= THREE_PASSES_MAX_KEYS {
         three_passes(rec, [q, k, v, &y], heads, scale, causal);
         return y;
@@ -162,7 +162,7 @@ impl Flash {
     /// For heads of `d4` quads, without matrix units.
     fn new(profile: &DeviceProfile, family: KernelFamily, d4: usize) -> Flash {
         match family {
-            KernelFamily::Lanes | KernelFamily::Pairs => Flash::shared(profile.software, d4),
+            family if family.is_plain() => Flash::shared(profile.software, d4),
             _ => Flash::tile(profile, d4).unwrap_or_else(|| Flash::shared(profile.software, d4)),
         }
     }

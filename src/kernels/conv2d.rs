@@ -1,8 +1,8 @@
 //! Convolutions: 3x3, and nearest-2x upsampling followed by 3x3.
 
 use super::group_norm::{Norm, norm_apply};
-use super::{Act, Packed, channel_lanes, lanes, limit, matrix, product, tiles};
-use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, KernelFamily, Recorder, Tensor};
+use super::{Act, BROADCAST_LANES, Packed, channel_lanes, in_broadcast, lanes, limit, matrix, product, tiles};
+use crate::gpu::{Bind, Binding, DeviceProfile, Dispatch, Elem, Footprint, Kernel, KernelFamily, Recorder, Tensor};
 
 /// `conv2d_3x3_lanes.wgsl`
 pub const CONV2D_3X3_LANES: Kernel = Kernel {
@@ -18,6 +18,22 @@ pub const CONV2D_3X3_PAIRS: Kernel = Kernel {
     wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_3x3_pairs.wgsl")),
     params: CONV2D_3X3_LANES.params,
     bindings: &[Bind::X, Bind::W8, Bind::F32, Bind::YRead, Bind::Y],
+};
+
+/// `conv2d_3x3_broadcast.wgsl`
+pub const CONV2D_3X3_BROADCAST: Kernel = Kernel {
+    name: "conv2d_3x3_broadcast",
+    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_3x3_broadcast.wgsl")),
+    params: &["h", "w", "cin4", "cout4", "act", "oh", "ow", "top", "left", "rw", "rtop", "rleft"],
+    bindings: CONV2D_3X3_PAIRS.bindings,
+};
+
+/// `conv2d_winograd.wgsl`
+pub const CONV2D_WINOGRAD: Kernel = Kernel {
+    name: "conv2d_winograd",
+    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_winograd.wgsl")),
+    params: &["h", "w", "cin4", "cout4", "act", "oh", "ow", "top", "left", "rw", "rtop", "rleft", "odd_row", "odd_column"],
+    bindings: CONV2D_3X3_PAIRS.bindings,
 };
 
 /// `conv2d_3x3_tile.wgsl`
@@ -90,6 +106,14 @@ pub const CONV2D_PHASE_PAIRS: Kernel = Kernel {
     bindings: &[Bind::X, Bind::W8, Bind::F32, Bind::Y],
 };
 
+/// `conv2d_phase_broadcast.wgsl`
+pub const CONV2D_PHASE_BROADCAST: Kernel = Kernel {
+    name: "conv2d_phase_broadcast",
+    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_phase_broadcast.wgsl")),
+    params: CONV2D_PHASE_TILE.params,
+    bindings: CONV2D_PHASE_PAIRS.bindings,
+};
+
 /// `conv2d_phase_tile.wgsl`
 pub const CONV2D_PHASE_TILE: Kernel = Kernel {
     name: "conv2d_phase_tile",
@@ -120,12 +144,63 @@ pub struct ConvWeights {
     pub cin: usize,
     /// Output channels.
     pub cout: usize,
+    /// What `weight` is packed for.
+    pub packing: Packing,
+}
+
+/// What the weights of a convolution are packed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packing {
+    /// By taps, for every kernel family: [`pack_square`], [`pack_phases`].
+    Taps,
+    /// For `conv2d_winograd` alone: [`pack_winograd`].
+    Winograd,
+}
+
+/// How to pack a 3x3 convolution of stride 1 for a device, for activations and weights of these types.
+///
+/// Winograd's weights are 16/9 of the memory and are rounded once more. Where only weights are in f16 that rounding would be most of the
+/// error, and they most of the memory (text to image), so these stay as they are. Of few channels the transforms are too large a part.
+pub fn packing(profile: &DeviceProfile, activations: Elem, weights: Elem, cin: usize, cout: usize) -> Packing {
+    let families = profile.kernels.of(activations);
+    let wanted = families.conv == KernelFamily::Winograd && profile.broadcast && activations == weights;
+    if wanted && cin >= 32 && cout >= 32 { Packing::Winograd } else { Packing::Taps }
+}
+
+/// Packs torch's `[cout, cin, 3, 3]` as `packing` says.
+pub fn pack_3x3(weight: &[f32], cout: usize, cin: usize, packing: Packing) -> Packed {
+    match packing {
+        Packing::Taps => pack_square(weight, cout, cin, 3),
+        Packing::Winograd => pack_winograd(weight, cout, cin),
+    }
 }
 
 /// Packs torch's `[cout, cin, k, k]` as `[cout4 / LC][k dy][cin4][k dx][4 c][LC]` quads of output channels.
 pub fn pack_square(weight: &[f32], cout: usize, cin: usize, k: usize) -> Packed {
     assert_eq!(weight.len(), cout * cin * k * k);
     pack(cout, cin, k, |o, c, dy, dx| weight[((o * cin + c) * k + dy) * k + dx])
+}
+
+/// Winograd's G for F(2, 3).
+const G: [[f64; 3]; 4] = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
+
+/// Packs `G w G^T` of torch's `[cout, cin, 3, 3]`, summed in f64, as `[cout4 / 8][4 r][4 q][cin4][4 c][8]` quads of output channels.
+pub fn pack_winograd(weight: &[f32], cout: usize, cin: usize) -> Packed {
+    assert_eq!(weight.len(), cout * cin * 9);
+    let (cout4, cin4) = (cout.div_ceil(4), cin.div_ceil(4));
+    let mut values = Vec::with_capacity(cout4.next_multiple_of(8) * cin4 * 256);
+    for tile in 0..cout4.div_ceil(8) {
+        for (r, q) in (0..16).map(|n| (n / 4, n % 4)) {
+            for c in 0..4 * cin4 {
+                for o in 32 * tile..32 * (tile + 1) {
+                    let tap = |dy: usize, dx: usize| G[r][dy] * G[q][dx] * weight[((o * cin + c) * 3 + dy) * 3 + dx] as f64;
+                    let sum = || (0..9).map(|n| tap(n / 3, n % 3)).sum::<f64>() as f32;
+                    values.push(if o < cout && c < cin { sum() } else { 0.0 });
+                }
+            }
+        }
+    }
+    Packed { values }
 }
 
 /// Packs torch's `[cout, cin, 3, 3]` for [`upsample2x_conv2d_3x3`]: four 2x2 kernels, summed in f64, phase-major.
@@ -189,12 +264,14 @@ pub struct Window {
     pub top: i64,
     /// Column of the input tensor at the result's first column, likewise.
     pub left: i64,
+    /// Whether the result's first row and column are odd ones of its plane: Winograd's squares are the plane's. Other kernels need not know.
+    pub odd: (bool, bool),
 }
 
 impl Window {
     /// All of `x`, stride 1.
     pub fn whole(x: &Tensor) -> Window {
-        Window { height: x.height, width: x.width, top: 0, left: 0 }
+        Window { height: x.height, width: x.width, top: 0, left: 0, odd: (false, false) }
     }
 }
 
@@ -253,22 +330,24 @@ pub fn conv2d_3x3_window(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
         assert!(top + window.height <= tensor.height && left + window.width <= tensor.width, "conv2d_3x3: residual");
         assert_eq!((tensor.channels, tensor.elem), (weights.cout, call.elem), "conv2d_3x3: residual");
     }
-    match (rec.profile().families(x).conv, call.norm) {
-        (KernelFamily::Lanes | KernelFamily::Pairs, Some(Norm { affine, silu })) => {
+    if weights.packing == Packing::Taps && !rec.profile().families(x).conv.is_plain() {
+        return conv2d_3x3_tile(rec, call);
+    }
+    match call.norm {
+        Some(Norm { affine, silu }) => {
             let x = norm_apply(rec, x, affine, silu, x.elem);
             conv2d_3x3_plain(rec, &Conv3x3Call { x: &x, norm: None, ..*call })
         }
-        (KernelFamily::Lanes | KernelFamily::Pairs, None) => conv2d_3x3_plain(rec, call),
-        _ => conv2d_3x3_tile(rec, call),
+        None => conv2d_3x3_plain(rec, call),
     }
 }
 
-/// The residual's binding, where `rows` result rows move with a workgroup, and its pitch and origin.
-fn residual_binding(call: &Conv3x3Call<'_>, rows: usize) -> (Binding, [u32; 3]) {
+/// The residual's binding, where `rows` result rows move with a workgroup, the first of them `before` above the result; its pitch and origin.
+fn residual_binding(call: &Conv3x3Call<'_>, rows: usize, before: i64) -> (Binding, [u32; 3]) {
     match call.residual {
         None => (Binding::whole(&call.weights.bias), [0; 3]),
         Some(Residual { tensor, top, left }) => {
-            let part = Footprint::rows((tensor.width * tensor.quads()) as u64, rows, -(top as i64), rows);
+            let part = Footprint::rows((tensor.width * tensor.quads()) as u64, rows, before - top as i64, rows);
             (Binding::part(tensor, part), [tensor.width as u32, top as u32, left as u32])
         }
     }
@@ -280,7 +359,7 @@ type Consts = Vec<(&'static str, u32)>;
 /// Constants of a `*_pairs` kernel, its lanes along the pixels and workgroups along the output channels, where it is asked for and worth it: a pair
 /// needs two quads, and is one load in f16 only.
 fn in_pairs(rec: &Recorder, family: KernelFamily, weights: &ConvWeights, cout4: usize) -> Option<(Consts, u32, u32)> {
-    if family != KernelFamily::Pairs || cout4 < 2 || weights.weight.elem != Elem::Half {
+    if family == KernelFamily::Lanes || cout4 < 2 || weights.weight.elem != Elem::Half {
         return None;
     }
     let pairs = cout4.div_ceil(2);
@@ -292,8 +371,11 @@ fn in_pairs(rec: &Recorder, family: KernelFamily, weights: &ConvWeights, cout4: 
 /// Without workgroup memory, and without a norm.
 fn conv2d_3x3_plain(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
     let Conv3x3Call { x, weights, residual, act, elem, window, .. } = *call;
+    if weights.packing == Packing::Winograd || in_broadcast(rec, rec.profile().families(x).conv, weights.cout.div_ceil(4)) {
+        return conv2d_3x3_broadcast(rec, call);
+    }
     let y = rec.tensor(window.height, window.width, weights.cout, elem);
-    let (residual_part, [rw, rtop, rleft]) = residual_binding(call, 1);
+    let (residual_part, [rw, rtop, rleft]) = residual_binding(call, 1, 0);
     let residual_kind = ("RESIDUAL", residual.is_some() as u32);
     let (kernel, mut consts, pixel_lanes, tiles) = match in_pairs(rec, rec.profile().families(x).conv, weights, y.quads()) {
         Some((consts, pixels, tiles)) => (&CONV2D_3X3_PAIRS, consts, pixels, tiles),
@@ -332,6 +414,55 @@ fn conv2d_3x3_plain(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
     y
 }
 
+/// By the lanes of a subgroup together, 4 rows a workgroup.
+fn conv2d_3x3_broadcast(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
+    const ROWS: usize = 4;
+    let Conv3x3Call { x, weights, residual, act, elem, window, .. } = *call;
+    let y = rec.tensor(window.height, window.width, weights.cout, elem);
+    let (kernel, columns, (odd_row, odd_column)) = match weights.packing {
+        Packing::Taps => (&CONV2D_3X3_BROADCAST, 8, (0, 0)),
+        Packing::Winograd => (&CONV2D_WINOGRAD, 16, (window.odd.0 as usize, window.odd.1 as usize)),
+    };
+    let before = odd_row as i64;
+    let (residual_part, [rw, rtop, rleft]) = residual_binding(call, ROWS, before);
+    let mut params = vec![
+        x.height as u32,
+        x.width as u32,
+        x.quads() as u32,
+        y.quads() as u32,
+        act as u32,
+        y.height as u32,
+        y.width as u32,
+        window.top as u32,
+        window.left as u32,
+        rw,
+        rtop,
+        rleft,
+    ];
+    if weights.packing == Packing::Winograd {
+        params.extend([odd_row as u32, odd_column as u32]);
+    }
+    rec.dispatch(Dispatch {
+        kernel,
+        consts: vec![("RESIDUAL", residual.is_some() as u32)],
+        bindings: vec![
+            Binding::part(x, Footprint::rows((x.width * x.quads()) as u64, ROWS, 1 + before - window.top, ROWS + 2)),
+            Binding::whole(&weights.weight),
+            Binding::whole(&weights.bias),
+            residual_part,
+            Binding::part(&y, Footprint::rows((y.width * y.quads()) as u64, ROWS, before, ROWS)),
+        ],
+        params,
+        grid: [
+            (y.width + odd_column).div_ceil(columns) as u32,
+            (y.height + odd_row).div_ceil(ROWS) as u32,
+            y.quads().div_ceil(2 * BROADCAST_LANES) as u32,
+        ],
+        flops: 18 * product([y.pixels(), weights.cin, weights.cout]),
+    });
+    y
+}
+
 fn conv2d_3x3_tile(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
     let Conv3x3Call { x, norm, weights, residual, act, elem, window } = *call;
     let y = rec.tensor(window.height, window.width, weights.cout, elem);
@@ -344,7 +475,7 @@ fn conv2d_3x3_tile(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
         }
     };
     let (rows, columns) = TILE;
-    let (residual_part, [rw, rtop, rleft]) = residual_binding(call, rows);
+    let (residual_part, [rw, rtop, rleft]) = residual_binding(call, rows, 0);
     if let Some(norm) = norm {
         assert_eq!(norm.affine.shape(), (2, 1, 4 * x.quads()), "conv2d_3x3: scale and shift");
     }
@@ -410,7 +541,12 @@ pub fn upsample2x_conv2d_3x3_window(rec: &mut Recorder, x: &Tensor, weights: &Co
     let mut params = vec![x.height as u32, x.width as u32, x.quads() as u32, y.quads() as u32];
     let origin = [window.top as u32, window.left as u32];
     let (kernel, consts, rows, grid) = match rec.profile().families(x).upsample {
-        family @ (KernelFamily::Lanes | KernelFamily::Pairs) => {
+        family if in_broadcast(rec, family, y.quads()) => {
+            let tiles = y.quads().div_ceil(2 * BROADCAST_LANES) as u32;
+            params.extend([tiles, act as u32, sh as u32, sw as u32]);
+            (&CONV2D_PHASE_BROADCAST, vec![], 4, [sw.div_ceil(8) as u32, sh.div_ceil(4) as u32, 4 * tiles])
+        }
+        family if family.is_plain() => {
             let (kernel, consts, pixel_lanes, tiles) = match in_pairs(rec, family, weights, y.quads()) {
                 Some((consts, pixels, tiles)) => (&CONV2D_PHASE_PAIRS, consts, pixels, tiles),
                 None => {
@@ -475,7 +611,7 @@ impl Geometry {
 
 /// `act(conv(x) + bias)` of any geometry, plainly; `weights` from [`pack_square`].
 pub fn conv2d_strided(rec: &mut Recorder, x: &Tensor, weights: &ConvWeights, geometry: Geometry, act: Act, elem: Elem) -> Tensor {
-    let window = Window { height: geometry.output(x.height), width: geometry.output(x.width), top: 0, left: 0 };
+    let window = Window { height: geometry.output(x.height), width: geometry.output(x.width), ..Window::whole(x) };
     conv2d_strided_window(rec, x, weights, geometry, act, elem, window)
 }
 

@@ -1,7 +1,7 @@
 //! Matrix products: linear layers on tokens, and 1x1 convolutions, which are the same thing.
 
-use super::{Act, Packed, channel_lanes, lanes, matrix, product, tiles};
-use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, KernelFamily, Recorder, Tensor};
+use super::{Act, BROADCAST_LANES, Packed, channel_lanes, in_broadcast, lanes, matrix, product, tiles};
+use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Tensor};
 
 /// `linear_lanes.wgsl`
 pub const LINEAR_LANES: Kernel = Kernel {
@@ -9,6 +9,14 @@ pub const LINEAR_LANES: Kernel = Kernel {
     wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/linear_lanes.wgsl")),
     params: &["rows", "k4", "n4", "act"],
     bindings: &[Bind::X, Bind::W8, Bind::F32, Bind::YRead, Bind::Y],
+};
+
+/// `linear_broadcast.wgsl`
+pub const LINEAR_BROADCAST: Kernel = Kernel {
+    name: "linear_broadcast",
+    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/linear_broadcast.wgsl")),
+    params: LINEAR_LANES.params,
+    bindings: LINEAR_LANES.bindings,
 };
 
 /// `linear_matrix.wgsl`
@@ -83,7 +91,10 @@ pub fn linear_into(rec: &mut Recorder, x: &Tensor, weights: &LinearWeights, resi
     let rows = x.pixels();
     let residual_kind = ("RESIDUAL", residual.is_some() as u32);
     let (kernel, consts, run, groups) = match rec.profile().families(x).linear {
-        KernelFamily::Lanes | KernelFamily::Pairs => {
+        family if in_broadcast(rec, family, y.quads()) => {
+            (&LINEAR_BROADCAST, vec![residual_kind], 32, y.quads().div_ceil(2 * BROADCAST_LANES) as u32)
+        }
+        family if family.is_plain() => {
             // Lanes hold a pair of quads each.
             let pairs = y.quads().div_ceil(2);
             let (channel_lanes, row_lanes) = lanes(rec, pairs);

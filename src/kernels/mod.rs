@@ -32,6 +32,7 @@ pub const ALL: &[&Kernel] = &[
     &attention::ATTENTION_TILE,
     &attention::ATTENTION_TILE_RANGE,
     &attention::ATTENTION_VALUES_LANES,
+    &conv2d::CONV2D_3X3_BROADCAST,
     &conv2d::CONV2D_3X3_LANES,
     &conv2d::CONV2D_3X3_MATRIX,
     &conv2d::CONV2D_3X3_MATRIX_STATISTICS,
@@ -39,10 +40,12 @@ pub const ALL: &[&Kernel] = &[
     &conv2d::CONV2D_3X3_TILE,
     &conv2d::CONV2D_3X3_TILE_STATISTICS,
     &conv2d::CONV2D_DIRECT,
+    &conv2d::CONV2D_PHASE_BROADCAST,
     &conv2d::CONV2D_PHASE_LANES,
     &conv2d::CONV2D_PHASE_MATRIX,
     &conv2d::CONV2D_PHASE_PAIRS,
     &conv2d::CONV2D_PHASE_TILE,
+    &conv2d::CONV2D_WINOGRAD,
     &geglu::GEGLU,
     &group_norm::GROUP_NORM_FOLD,
     &group_norm::GROUP_NORM_ROWS,
@@ -50,6 +53,7 @@ pub const ALL: &[&Kernel] = &[
     &group_norm::NORM_APPLY,
     &inpe::INPE_FEATURES,
     &layer_norm::LAYER_NORM,
+    &linear::LINEAR_BROADCAST,
     &linear::LINEAR_LANES,
     &linear::LINEAR_MATRIX,
     &linear::LINEAR_TILE,
@@ -98,6 +102,14 @@ pub(crate) fn lanes(rec: &Recorder, cout4: usize) -> (u32, u32) {
     let total = if rec.profile().software { 8 } else { 64 };
     (channels, total / channels)
 }
+
+/// Whether a `*_broadcast` kernel is asked for, can run, and has work for all lanes of a subgroup.
+pub(crate) fn in_broadcast(rec: &Recorder, family: KernelFamily, cout4: usize) -> bool {
+    matches!(family, KernelFamily::Broadcast | KernelFamily::Winograd) && rec.profile().broadcast && cout4 >= BROADCAST_LANES
+}
+
+/// Lanes of a subgroup that `*_broadcast` kernels are written for; each takes a pair of output quads.
+pub(crate) const BROADCAST_LANES: usize = 8;
 
 /// Of a `*_tile` kernel: output quads of a tile of packed weights, tiles a workgroup takes (two only where that leaves none
 /// over and the family is not the narrow one), and workgroups along the output channels. The last two change no sum's order.

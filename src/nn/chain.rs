@@ -286,7 +286,8 @@ impl Unit<'_> {
                 let at = |first: usize, start: usize| (first * stride) as i64 - start as i64;
                 (at(rows.start, input.top), at(columns.start, input.left))
             };
-            let window = |(top, left): (i64, i64)| Window { height: rows.len(), width: columns.len(), top, left };
+            let odd = (rows.start % 2 == 1, columns.start % 2 == 1);
+            let window = |(top, left): (i64, i64)| Window { height: rows.len(), width: columns.len(), top, left, odd };
             let shortcut = self.skip.and_then(|skip| skip.shortcut);
             let skip = skip.map(|skip| match shortcut {
                 Some(linear) => Part { tensor: linear.forward(rec, &skip.tensor, None, Act::None, self.elem), ..*skip },
@@ -303,7 +304,7 @@ impl Unit<'_> {
                     let at = |start: usize, first: usize| (start / 2) as i64 - first as i64;
                     let (height, width) = (rows.len() / 2, columns.len() / 2);
                     let (top, left) = (at(rows.start, input.top), at(columns.start, input.left));
-                    conv.window(rec, &input.tensor, self.elem, Window { height, width, top, left })
+                    conv.window(rec, &input.tensor, self.elem, Window { height, width, top, left, odd })
                 }
                 Op::Strided(conv) => conv.window(rec, &input.tensor, self.elem, window(origin(conv.geometry().stride))),
                 Op::Pointwise(linear) => {

@@ -4,7 +4,7 @@ use super::Loader;
 use crate::error::Result;
 use crate::gpu::{Elem, Recorder, Tensor};
 use crate::kernels::Act;
-use crate::kernels::conv2d::{self, Conv3x3Call, ConvWeights, Geometry, Residual, Window};
+use crate::kernels::conv2d::{self, Conv3x3Call, ConvWeights, Geometry, Packing, Residual, Window};
 use crate::kernels::group_norm::Norm;
 use crate::kernels::linear::{self, LinearWeights};
 
@@ -27,6 +27,12 @@ fn columns(values: &[f32], rows: usize, inner: usize, sources: &[usize]) -> Vec<
     sources.iter().map(&mut part).collect()
 }
 
+/// Packs `[cout, cin, 3, 3]` for this device and uploads it.
+async fn upload_3x3(loader: &Loader<'_>, name: &str, values: &[f32], cin: usize, cout: usize) -> Result<(Packing, Tensor)> {
+    let packing = loader.packing_3x3(cin, cout);
+    Ok((packing, loader.upload_weight(name, &conv2d::pack_3x3(values, cout, cin, packing).values).await?))
+}
+
 /// 3x3 convolution, stride 1, zero padding 1 (`torch.nn.Conv2d(cin, cout, 3, padding=1)`).
 #[derive(Debug)]
 pub struct Conv3x3(ConvWeights);
@@ -44,8 +50,8 @@ impl Conv3x3 {
         values.iter_mut().for_each(|v| *v *= gain);
         let mut bias = loader.read(&bias_name, &[cout]).await?;
         bias.iter_mut().for_each(|v| *v = *v * gain + offset);
-        let weight = loader.upload_weight(&weight_name, &conv2d::pack_square(&values, cout, cin, 3).values).await?;
-        Ok(Conv3x3(ConvWeights { weight, bias: loader.upload_vector(&bias_name, &bias).await?, cin, cout }))
+        let (packing, weight) = upload_3x3(loader, &weight_name, &values, cin, cout).await?;
+        Ok(Conv3x3(ConvWeights { weight, bias: loader.upload_vector(&bias_name, &bias).await?, cin, cout, packing }))
     }
 
     /// Output channels.
@@ -73,8 +79,8 @@ impl Conv3x3 {
         let values = loader.read(&name, &[cout, sources.iter().sum(), 3, 3]).await?;
         let mut parts = Vec::new();
         for (n, columns) in columns(&values, cout, 9, sources).into_iter().enumerate() {
-            let weight = loader.upload_weight(&name, &conv2d::pack_square(&columns, cout, sources[n], 3).values).await?;
-            parts.push(Conv3x3(ConvWeights { weight, bias: bias(loader, path, cout, n == 0).await?, cin: sources[n], cout }));
+            let (packing, weight) = upload_3x3(loader, &name, &columns, sources[n], cout).await?;
+            parts.push(Conv3x3(ConvWeights { weight, bias: bias(loader, path, cout, n == 0).await?, cin: sources[n], cout, packing }));
         }
         Ok(parts)
     }
@@ -106,7 +112,7 @@ impl UpsampleConv {
         let name = format!("{path}.weight");
         let values = loader.read(&name, &[cout, cin, 3, 3]).await?;
         let weight = loader.upload_weight(&name, &conv2d::pack_phases(&values, cout, cin).values).await?;
-        Ok(UpsampleConv(ConvWeights { weight, bias: bias(loader, path, cout, with_bias).await?, cin, cout }))
+        Ok(UpsampleConv(ConvWeights { weight, bias: bias(loader, path, cout, with_bias).await?, cin, cout, packing: Packing::Taps }))
     }
 
     /// Output channels.
@@ -150,7 +156,7 @@ impl StridedConv {
         let values = loader.read(&name, &[cout, cin, 3, 3]).await?;
         let weight = loader.upload_weight(&name, &conv2d::pack_square(&values, cout, cin, 3).values).await?;
         let bias = bias(loader, path, cout, with_bias).await?;
-        Ok(StridedConv { weights: ConvWeights { weight, bias, cin, cout }, geometry })
+        Ok(StridedConv { weights: ConvWeights { weight, bias, cin, cout, packing: Packing::Taps }, geometry })
     }
 
     /// Output channels.

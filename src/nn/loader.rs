@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::gpu::{Elem, Gpu, Observer, Progress, Tensor};
+use crate::kernels::conv2d::{self, Packing};
 use crate::weights::View;
 
 /// Storage types of a model. Sums, statistics and position codes are f32 whatever it says.
@@ -78,6 +79,12 @@ impl<'a> Loader<'a> {
     /// Storage types of what is loaded.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// How a 3x3 convolution's weights are packed here.
+    pub fn packing_3x3(&self, cin: usize, cout: usize) -> Packing {
+        let Precision { activations, weights } = self.precision;
+        conv2d::packing(self.gpu.profile(), activations, weights, cin, cout)
     }
 
     /// Whether the file has `name`.

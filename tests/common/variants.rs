@@ -18,6 +18,7 @@ pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
         "conv2d_3x3_pairs" => {
             pairs().into_iter().flat_map(|(lc, cl, pl)| [0, 1].map(|r| vec![("LC", lc), ("CL", cl), ("PL", pl), ("RESIDUAL", r)])).collect()
         }
+        "linear_broadcast" | "conv2d_3x3_broadcast" | "conv2d_winograd" => [0, 1].map(|r| vec![("RESIDUAL", r)]).into(),
         "conv2d_phase_pairs" => pairs().map(|(lc, cl, pl)| vec![("LC", lc), ("CL", cl), ("PL", pl)]).into(),
         "conv2d_3x3_tile" => tiles()
             .into_iter()
@@ -100,6 +101,9 @@ pub fn limits(kernel: &Kernel, consts: &[(&'static str, u32)]) -> (u32, u32) {
 pub fn on_matrix_units(kernel: &Kernel) -> bool {
     constants(kernel)[0].iter().any(|&(name, _)| name == "SIDE")
 }
+
+/// In the source of kernels whose lanes read for each other, which need the feature subgroups.
+pub const BROADCAST: &str = "subgroupBroadcast";
 
 /// Storage kinds of X, W and Y that occur together: a device has one kind of f16, and any of the three may be f32.
 pub fn storages(kernel: &Kernel) -> Vec<[Storage; 3]> {

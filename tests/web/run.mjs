@@ -88,7 +88,7 @@ const checks = {
     const result = await page.evaluate(async (all) => {
       const kernels = await (await fetch('/work/kernels.json')).json();
       const adapter = await navigator.gpu.requestAdapter();
-      const device = await adapter.requestDevice();
+      const device = await adapter.requestDevice({ requiredFeatures: ['subgroups'] });
       const failures = [];
       let pipelines = 0;
       const seen = new Set();

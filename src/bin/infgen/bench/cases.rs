@@ -3,7 +3,7 @@
 use infgen::gpu::{Elem, Gpu, KernelFamily, Recorder, Tensor};
 use infgen::kernels::Act;
 use infgen::kernels::attention::attention;
-use infgen::kernels::conv2d::{self, ConvWeights, Geometry};
+use infgen::kernels::conv2d::{self, ConvWeights, Geometry, Packing};
 use infgen::kernels::geglu::geglu;
 use infgen::kernels::group_norm::{GroupNormWeights, Norm, group_norm, norm_apply};
 use infgen::kernels::inpe::{GridRows, inpe_features};
@@ -353,8 +353,21 @@ impl Operands {
                     Op::Upsample { .. } => conv2d::pack_phases(&self.weight, cout, cin),
                     _ => conv2d::pack_square(&self.weight, cout, cin, 3),
                 };
-                let weights =
-                    ConvWeights { weight: row(&packed.values, stored).await?, bias: row(&self.bias, Elem::F32).await?, cin, cout };
+                let bias = row(&self.bias, Elem::F32).await?;
+                let weights = ConvWeights { weight: row(&packed.values, stored).await?, bias, cin, cout, packing: Packing::Taps };
+                // Families of 3x3 convolutions read weights of either packing.
+                let winograd = match op {
+                    Op::Conv { .. } | Op::NormConv { .. } if gpu.profile().broadcast => {
+                        let weight = row(&conv2d::pack_winograd(&self.weight, cout, cin).values, stored).await?;
+                        ConvWeights { weight, packing: Packing::Winograd, ..weights.clone() }
+                    }
+                    _ => weights.clone(),
+                };
+                let taps = weights.clone();
+                let packed_for = move |rec: &Recorder| match conv2d::packing(rec.profile(), elem, stored, cin, cout) {
+                    Packing::Taps => taps.clone(),
+                    Packing::Winograd => winograd.clone(),
+                };
                 let x = put(&self.x, h, w, cin, elem).await?;
                 match op {
                     Op::NormConv { .. } => {
@@ -362,7 +375,7 @@ impl Operands {
                         let residual = put(&self.residual, h, w, cout, elem).await?;
                         Box::new(move |rec| {
                             let norm = Norm { affine: &affine, silu: true };
-                            conv2d::conv2d_3x3(rec, &x, Some(norm), &weights, Some(&residual), Act::None, elem)
+                            conv2d::conv2d_3x3(rec, &x, Some(norm), &packed_for(rec), Some(&residual), Act::None, elem)
                         })
                     }
                     Op::Upsample { .. } => Box::new(move |rec| conv2d::upsample2x_conv2d_3x3(rec, &x, &weights, Act::None, elem)),
@@ -370,7 +383,7 @@ impl Operands {
                         let geometry = Geometry { kernel: 3, stride: 2, pad_before: 1, pad_after: 1 };
                         Box::new(move |rec| conv2d::conv2d_strided(rec, &x, &weights, geometry, Act::None, elem))
                     }
-                    _ => Box::new(move |rec| conv2d::conv2d_3x3(rec, &x, None, &weights, None, Act::None, elem)),
+                    _ => Box::new(move |rec| conv2d::conv2d_3x3(rec, &x, None, &packed_for(rec), None, Act::None, elem)),
                 }
             }
             Op::GroupNorm { h, w, c } => {

@@ -1,6 +1,8 @@
 //! Results against the f64 definitions, at some positions of the very shapes that are timed: what is wrong is not worth timing.
 
 use infgen::gpu::{Elem, Gpu, Observer, Recorder};
+use infgen::kernels::conv2d::{self, Packing};
+use infgen::nn::Precision;
 use infgen::reference::{self, Activation, Bounded};
 use infgen::{Error, Result};
 
@@ -21,12 +23,13 @@ fn wide(values: &[f32]) -> Vec<f64> {
 }
 
 /// `(first index, expected values)` of runs of the result; `None` where this operator has no check here.
-fn expected(o: &Operands) -> Option<Vec<(usize, Vec<Bounded>)>> {
+fn expected(o: &Operands, packing: Option<Packing>) -> Option<Vec<(usize, Vec<Bounded>)>> {
     let (weight, bias) = (wide(&o.weight), wide(&o.bias));
     Some(match o.op {
         Op::Conv { h, w, cin, cout } | Op::NormConv { h, w, cin, cout } => {
             let pixel = |i: usize, j: usize| {
-                let mut sums = conv_at(o, (h, w, cin), cout, (i as i64 - 1, j as i64 - 1), &weight, &bias);
+                let winograd = (packing == Some(Packing::Winograd)).then_some((i % 2 == 1, j % 2 == 1));
+                let mut sums = conv_at(o, (h, w, cin), cout, (i as i64 - 1, j as i64 - 1), &weight, &bias, winograd);
                 for (sum, &r) in sums.iter_mut().zip(o.residual.iter().skip((i * w + j) * cout)) {
                     *sum = sum.plus(r as f64);
                 }
@@ -37,7 +40,7 @@ fn expected(o: &Operands) -> Option<Vec<(usize, Vec<Bounded>)>> {
         Op::Stride2 { h, w, cin, cout } => {
             let ow = w.div_ceil(2);
             let pixel = |i: usize, j: usize| {
-                ((i * ow + j) * cout, conv_at(o, (h, w, cin), cout, (2 * i as i64 - 1, 2 * j as i64 - 1), &weight, &bias))
+                ((i * ow + j) * cout, conv_at(o, (h, w, cin), cout, (2 * i as i64 - 1, 2 * j as i64 - 1), &weight, &bias, None))
             };
             positions(h.div_ceil(2) * ow).into_iter().map(|at| pixel(at / ow, at % ow)).collect()
         }
@@ -84,7 +87,8 @@ fn expected(o: &Operands) -> Option<Vec<(usize, Vec<Bounded>)>> {
     })
 }
 
-/// One output pixel of a 3x3 convolution whose patch starts at `(top, left)`, all channels.
+/// One output pixel of a 3x3 convolution whose patch starts at `(top, left)`, all channels. `winograd`: computed by it, and whether the pixel's
+/// row and column are odd.
 fn conv_at(
     o: &Operands,
     (h, w, cin): (usize, usize, usize),
@@ -92,6 +96,7 @@ fn conv_at(
     (top, left): (i64, i64),
     weight: &[f64],
     bias: &[f64],
+    winograd: Option<(bool, bool)>,
 ) -> Vec<Bounded> {
     let mut patch = vec![0.0; 9 * cin];
     let mut slack = vec![0.0; 9 * cin];
@@ -117,6 +122,10 @@ fn conv_at(
         }
     }
     let mut sums = valid(&patch, cin, cout, weight, bias);
+    if let Some(odd) = winograd {
+        let bounds = reference::winograd_bound(&patch, cin, weight, cout, odd, o.precision.weights == Elem::Half);
+        sums.iter_mut().zip(bounds).for_each(|(sum, bound)| sum.bound += bound);
+    }
     if !o.affine.is_empty() {
         let size: Vec<f64> = weight.iter().map(|w| w.abs()).collect();
         sums.iter_mut().zip(valid(&slack, cin, cout, &size, &[])).for_each(|(sum, s)| sum.bound += s.value);
@@ -135,7 +144,14 @@ fn valid(patch: &[f64], cin: usize, cout: usize, weight: &[f64], bias: &[f64]) -
 /// # Errors
 /// [`Error::Gpu`] names the first value that is off.
 pub fn check(gpu: &Gpu, rec: Recorder, record: &dyn Fn(&mut Recorder) -> infgen::gpu::Tensor, operands: &Operands) -> Result<Option<f64>> {
-    let Some(runs) = expected(operands) else { return Ok(None) };
+    let Precision { activations, weights } = operands.precision;
+    let packing = match operands.op {
+        Op::Conv { cin, cout, .. } | Op::NormConv { cin, cout, .. } => {
+            Some(conv2d::packing(rec.profile(), activations, weights, cin, cout))
+        }
+        _ => None,
+    };
+    let Some(runs) = expected(operands, packing) else { return Ok(None) };
     let mut rec = rec;
     let y = record(&mut rec);
     rec.output("y", &y);
