@@ -2,6 +2,7 @@
 // Source   Dao et al. 2022 (arXiv:2205.14135), online softmax with blocks of 8 keys as unit
 // Layout   q, y [n, heads * D4]; k, v [m, heads * D4]; a head is a run of D4 <= 8 quads
 // Grid     x: heads, y: runs of 8 * WG queries
+// Reads    one of common/keys_alone.wgsl and common/keys_together.wgsl
 // Memory   no workgroup storage: made for software rasterisers, where a load costs as much as eight multiply-adds, so every
 //          quad of a key or value serves eight queries (heads of 32 on lavapipe: 29 GFLOP/s against 22 with four; sixteen gain nothing more on
 //          Mesa 25 and compile for a minute; so much for registers: loads cost more than sums that do not fit them)
@@ -63,17 +64,20 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     var peak1 = vec4(-1e30); var total1 = vec4<f32>(); var score1: array<vec4<f32>, 8>;
     let end1 = select(vec4(p.m), min(vec4(p.m), vec4(query) + vec4(5u, 6u, 7u, 8u)), p.causal == 1u);
     for (var first = 0u; first < p.m; first += 8u) {
+        let own = min(first + lane, p.m - 1u) * pitch + head;
+        let o0 = own_key(own, 0u); let o1 = own_key(own, 1u); let o2 = own_key(own, 2u); let o3 = own_key(own, 3u);
+        let o4 = own_key(own, 4u); let o5 = own_key(own, 5u); let o6 = own_key(own, 6u); let o7 = own_key(own, 7u);
         for (var j = 0u; j < 8u; j += 1u) {
-            let at = min(first + j, p.m - 1u) * pitch + head - p.b0.y;
-            let k0 = x_get(k[at]);
+            let at = min(first + j, p.m - 1u) * pitch + head;
+            let k0 = key(o0, j, at, 0u);
             var d0 = q00 * k0; var d1 = q10 * k0; var d2 = q20 * k0; var d3 = q30 * k0; var d4 = q40 * k0; var d5 = q50 * k0; var d6 = q60 * k0; var d7 = q70 * k0;
-            if 1u < D4 { let k1 = x_get(k[at + 1u]); d0 += q01 * k1; d1 += q11 * k1; d2 += q21 * k1; d3 += q31 * k1; d4 += q41 * k1; d5 += q51 * k1; d6 += q61 * k1; d7 += q71 * k1; }
-            if 2u < D4 { let k2 = x_get(k[at + 2u]); d0 += q02 * k2; d1 += q12 * k2; d2 += q22 * k2; d3 += q32 * k2; d4 += q42 * k2; d5 += q52 * k2; d6 += q62 * k2; d7 += q72 * k2; }
-            if 3u < D4 { let k3 = x_get(k[at + 3u]); d0 += q03 * k3; d1 += q13 * k3; d2 += q23 * k3; d3 += q33 * k3; d4 += q43 * k3; d5 += q53 * k3; d6 += q63 * k3; d7 += q73 * k3; }
-            if 4u < D4 { let k4 = x_get(k[at + 4u]); d0 += q04 * k4; d1 += q14 * k4; d2 += q24 * k4; d3 += q34 * k4; d4 += q44 * k4; d5 += q54 * k4; d6 += q64 * k4; d7 += q74 * k4; }
-            if 5u < D4 { let k5 = x_get(k[at + 5u]); d0 += q05 * k5; d1 += q15 * k5; d2 += q25 * k5; d3 += q35 * k5; d4 += q45 * k5; d5 += q55 * k5; d6 += q65 * k5; d7 += q75 * k5; }
-            if 6u < D4 { let k6 = x_get(k[at + 6u]); d0 += q06 * k6; d1 += q16 * k6; d2 += q26 * k6; d3 += q36 * k6; d4 += q46 * k6; d5 += q56 * k6; d6 += q66 * k6; d7 += q76 * k6; }
-            if 7u < D4 { let k7 = x_get(k[at + 7u]); d0 += q07 * k7; d1 += q17 * k7; d2 += q27 * k7; d3 += q37 * k7; d4 += q47 * k7; d5 += q57 * k7; d6 += q67 * k7; d7 += q77 * k7; }
+            if 1u < D4 { let k1 = key(o1, j, at, 1u); d0 += q01 * k1; d1 += q11 * k1; d2 += q21 * k1; d3 += q31 * k1; d4 += q41 * k1; d5 += q51 * k1; d6 += q61 * k1; d7 += q71 * k1; }
+            if 2u < D4 { let k2 = key(o2, j, at, 2u); d0 += q02 * k2; d1 += q12 * k2; d2 += q22 * k2; d3 += q32 * k2; d4 += q42 * k2; d5 += q52 * k2; d6 += q62 * k2; d7 += q72 * k2; }
+            if 3u < D4 { let k3 = key(o3, j, at, 3u); d0 += q03 * k3; d1 += q13 * k3; d2 += q23 * k3; d3 += q33 * k3; d4 += q43 * k3; d5 += q53 * k3; d6 += q63 * k3; d7 += q73 * k3; }
+            if 4u < D4 { let k4 = key(o4, j, at, 4u); d0 += q04 * k4; d1 += q14 * k4; d2 += q24 * k4; d3 += q34 * k4; d4 += q44 * k4; d5 += q54 * k4; d6 += q64 * k4; d7 += q74 * k4; }
+            if 5u < D4 { let k5 = key(o5, j, at, 5u); d0 += q05 * k5; d1 += q15 * k5; d2 += q25 * k5; d3 += q35 * k5; d4 += q45 * k5; d5 += q55 * k5; d6 += q65 * k5; d7 += q75 * k5; }
+            if 6u < D4 { let k6 = key(o6, j, at, 6u); d0 += q06 * k6; d1 += q16 * k6; d2 += q26 * k6; d3 += q36 * k6; d4 += q46 * k6; d5 += q56 * k6; d6 += q66 * k6; d7 += q76 * k6; }
+            if 7u < D4 { let k7 = key(o7, j, at, 7u); d0 += q07 * k7; d1 += q17 * k7; d2 += q27 * k7; d3 += q37 * k7; d4 += q47 * k7; d5 += q57 * k7; d6 += q67 * k7; d7 += q77 * k7; }
             score0[j] = vec4(sum4(d0), sum4(d1), sum4(d2), sum4(d3));
             score1[j] = vec4(sum4(d4), sum4(d5), sum4(d6), sum4(d7));
         }
@@ -93,18 +97,20 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         a50 *= keep1.y; a51 *= keep1.y; a52 *= keep1.y; a53 *= keep1.y; a54 *= keep1.y; a55 *= keep1.y; a56 *= keep1.y; a57 *= keep1.y;
         a60 *= keep1.z; a61 *= keep1.z; a62 *= keep1.z; a63 *= keep1.z; a64 *= keep1.z; a65 *= keep1.z; a66 *= keep1.z; a67 *= keep1.z;
         a70 *= keep1.w; a71 *= keep1.w; a72 *= keep1.w; a73 *= keep1.w; a74 *= keep1.w; a75 *= keep1.w; a76 *= keep1.w; a77 *= keep1.w;
+        let u0 = own_value(own, 0u); let u1 = own_value(own, 1u); let u2 = own_value(own, 2u); let u3 = own_value(own, 3u);
+        let u4 = own_value(own, 4u); let u5 = own_value(own, 5u); let u6 = own_value(own, 6u); let u7 = own_value(own, 7u);
         for (var j = 0u; j < 8u; j += 1u) {
             let e0 = exp(score0[j] - next0); total0 += e0;
             let e1 = exp(score1[j] - next1); total1 += e1;
-            let at = min(first + j, p.m - 1u) * pitch + head - p.b0.z;
-            { let v0 = x_get(v[at]); a00 += e0.x * v0; a10 += e0.y * v0; a20 += e0.z * v0; a30 += e0.w * v0; a40 += e1.x * v0; a50 += e1.y * v0; a60 += e1.z * v0; a70 += e1.w * v0; }
-            if 1u < D4 { let v1 = x_get(v[at + 1u]); a01 += e0.x * v1; a11 += e0.y * v1; a21 += e0.z * v1; a31 += e0.w * v1; a41 += e1.x * v1; a51 += e1.y * v1; a61 += e1.z * v1; a71 += e1.w * v1; }
-            if 2u < D4 { let v2 = x_get(v[at + 2u]); a02 += e0.x * v2; a12 += e0.y * v2; a22 += e0.z * v2; a32 += e0.w * v2; a42 += e1.x * v2; a52 += e1.y * v2; a62 += e1.z * v2; a72 += e1.w * v2; }
-            if 3u < D4 { let v3 = x_get(v[at + 3u]); a03 += e0.x * v3; a13 += e0.y * v3; a23 += e0.z * v3; a33 += e0.w * v3; a43 += e1.x * v3; a53 += e1.y * v3; a63 += e1.z * v3; a73 += e1.w * v3; }
-            if 4u < D4 { let v4 = x_get(v[at + 4u]); a04 += e0.x * v4; a14 += e0.y * v4; a24 += e0.z * v4; a34 += e0.w * v4; a44 += e1.x * v4; a54 += e1.y * v4; a64 += e1.z * v4; a74 += e1.w * v4; }
-            if 5u < D4 { let v5 = x_get(v[at + 5u]); a05 += e0.x * v5; a15 += e0.y * v5; a25 += e0.z * v5; a35 += e0.w * v5; a45 += e1.x * v5; a55 += e1.y * v5; a65 += e1.z * v5; a75 += e1.w * v5; }
-            if 6u < D4 { let v6 = x_get(v[at + 6u]); a06 += e0.x * v6; a16 += e0.y * v6; a26 += e0.z * v6; a36 += e0.w * v6; a46 += e1.x * v6; a56 += e1.y * v6; a66 += e1.z * v6; a76 += e1.w * v6; }
-            if 7u < D4 { let v7 = x_get(v[at + 7u]); a07 += e0.x * v7; a17 += e0.y * v7; a27 += e0.z * v7; a37 += e0.w * v7; a47 += e1.x * v7; a57 += e1.y * v7; a67 += e1.z * v7; a77 += e1.w * v7; }
+            let at = min(first + j, p.m - 1u) * pitch + head;
+            { let v0 = value(u0, j, at, 0u); a00 += e0.x * v0; a10 += e0.y * v0; a20 += e0.z * v0; a30 += e0.w * v0; a40 += e1.x * v0; a50 += e1.y * v0; a60 += e1.z * v0; a70 += e1.w * v0; }
+            if 1u < D4 { let v1 = value(u1, j, at, 1u); a01 += e0.x * v1; a11 += e0.y * v1; a21 += e0.z * v1; a31 += e0.w * v1; a41 += e1.x * v1; a51 += e1.y * v1; a61 += e1.z * v1; a71 += e1.w * v1; }
+            if 2u < D4 { let v2 = value(u2, j, at, 2u); a02 += e0.x * v2; a12 += e0.y * v2; a22 += e0.z * v2; a32 += e0.w * v2; a42 += e1.x * v2; a52 += e1.y * v2; a62 += e1.z * v2; a72 += e1.w * v2; }
+            if 3u < D4 { let v3 = value(u3, j, at, 3u); a03 += e0.x * v3; a13 += e0.y * v3; a23 += e0.z * v3; a33 += e0.w * v3; a43 += e1.x * v3; a53 += e1.y * v3; a63 += e1.z * v3; a73 += e1.w * v3; }
+            if 4u < D4 { let v4 = value(u4, j, at, 4u); a04 += e0.x * v4; a14 += e0.y * v4; a24 += e0.z * v4; a34 += e0.w * v4; a44 += e1.x * v4; a54 += e1.y * v4; a64 += e1.z * v4; a74 += e1.w * v4; }
+            if 5u < D4 { let v5 = value(u5, j, at, 5u); a05 += e0.x * v5; a15 += e0.y * v5; a25 += e0.z * v5; a35 += e0.w * v5; a45 += e1.x * v5; a55 += e1.y * v5; a65 += e1.z * v5; a75 += e1.w * v5; }
+            if 6u < D4 { let v6 = value(u6, j, at, 6u); a06 += e0.x * v6; a16 += e0.y * v6; a26 += e0.z * v6; a36 += e0.w * v6; a46 += e1.x * v6; a56 += e1.y * v6; a66 += e1.z * v6; a76 += e1.w * v6; }
+            if 7u < D4 { let v7 = value(u7, j, at, 7u); a07 += e0.x * v7; a17 += e0.y * v7; a27 += e0.z * v7; a37 += e0.w * v7; a47 += e1.x * v7; a57 += e1.y * v7; a67 += e1.z * v7; a77 += e1.w * v7; }
         }
     }
     let norm0 = 1.0 / total0;

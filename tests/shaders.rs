@@ -11,7 +11,7 @@ use infgen::kernels;
 use naga::back::{PipelineConstants, hlsl, msl, spv, wgsl};
 use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, Scalar, ScalarKind, StorageAccess, TypeInner};
-use variants::{BROADCAST, constants, limits, on_matrix_units, storages};
+use variants::{constants, limits, on_matrix_units, storages, uses_subgroups};
 
 /// WebGPU's default limits.
 const MAX_STORAGE_BUFFERS: usize = 8;
@@ -22,8 +22,8 @@ const CAPABILITIES: Capabilities =
 
 fn parse(source: &str, label: &str) -> (Module, ModuleInfo) {
     // Only kernels whose lanes read for each other may use subgroups.
-    let (capabilities, stages, operations) = match source.contains(BROADCAST) {
-        true => (CAPABILITIES | Capabilities::SUBGROUP, ShaderStages::COMPUTE, SubgroupOperationSet::BALLOT),
+    let (capabilities, stages, operations) = match uses_subgroups(source) {
+        true => (CAPABILITIES | Capabilities::SUBGROUP, ShaderStages::COMPUTE, SubgroupOperationSet::BALLOT | SubgroupOperationSet::SHUFFLE),
         false => (CAPABILITIES, ShaderStages::empty(), SubgroupOperationSet::empty()),
     };
     let module = naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));

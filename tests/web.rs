@@ -69,7 +69,7 @@ fn every_kernel() -> Value {
                 continue;
             }
             // What naga takes for granted, browsers want to be told.
-            let enable = if kernel.wgsl.contains(variants::BROADCAST) { "enable subgroups;\n" } else { "" };
+            let enable = if variants::uses_subgroups(kernel.wgsl) { "enable subgroups;\n" } else { "" };
             let source = format!("{enable}{}{}", Variant { x, w, y, consts: vec![] }.prelude(), kernel.wgsl);
             let storage = kernel.bindings.iter().map(|bind: &Bind| if bind.writes() { "storage" } else { "read-only-storage" });
             let bindings: Vec<&str> = std::iter::once("uniform").chain(storage).collect();

@@ -121,7 +121,7 @@ impl KernelPlan {
             return KernelPlan::uniform(KernelFamily::Pairs);
         }
         let others = KernelFamily::Broadcast;
-        let families = Families { conv: KernelFamily::Winograd, upsample: others, linear: others, attention: KernelFamily::Pairs };
+        let families = Families { conv: KernelFamily::Winograd, upsample: others, linear: others, attention: others };
         KernelPlan { f16: families, f32: families }
     }
 }

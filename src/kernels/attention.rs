@@ -1,6 +1,6 @@
 //! Scaled dot-product attention.
 
-use super::product;
+use super::{BROADCAST_LANES, in_broadcast, product};
 use crate::gpu::{Bind, Binding, DeviceProfile, Dispatch, Elem, Footprint, Kernel, KernelFamily, MatrixUnits, Recorder, Tensor};
 
 /// `attention.wgsl`
@@ -54,9 +54,16 @@ pub const ATTENTION_MERGE: Kernel = Kernel {
 /// `attention_lanes.wgsl`
 pub const ATTENTION_LANES: Kernel = Kernel {
     name: "attention_lanes",
-    wgsl: include_str!("../../shaders/attention_lanes.wgsl"),
+    wgsl: concat!(include_str!("../../shaders/attention_lanes.wgsl"), include_str!("../../shaders/common/keys_alone.wgsl")),
     params: &["n", "m", "heads", "causal", "scale"],
     bindings: &[Bind::X, Bind::X, Bind::X, Bind::Y],
+};
+
+/// [`ATTENTION_LANES`] whose lanes read keys and values for each other
+pub const ATTENTION_LANES_BROADCAST: Kernel = Kernel {
+    name: "attention_lanes+broadcast",
+    wgsl: concat!(include_str!("../../shaders/attention_lanes.wgsl"), include_str!("../../shaders/common/keys_together.wgsl")),
+    ..ATTENTION_LANES
 };
 
 /// `attention_scores_lanes.wgsl`
@@ -125,7 +132,8 @@ pub fn attention(rec: &mut Recorder, q: &Tensor, k: &Tensor, v: &Tensor, heads: 
     }
     let flash = if lanes && profile.software && d4 <= LANES_MAX_QUADS {
         let consts = vec![("D4", d4 as u32), ("WG", 8)];
-        Flash { kernel: &ATTENTION_LANES, range: None, consts, queries: (8 * LANES_QUERIES) as usize, keys: 8 }
+        let kernel = if in_broadcast(rec, family, BROADCAST_LANES) { &ATTENTION_LANES_BROADCAST } else { &ATTENTION_LANES };
+        Flash { kernel, range: None, consts, queries: (8 * LANES_QUERIES) as usize, keys: 8 }
     } else {
         Flash::matrix(&profile, family, d4, q.elem).unwrap_or_else(|| Flash::new(&profile, family, d4))
     };

@@ -21,6 +21,7 @@ use crate::gpu::{Elem, Kernel, KernelFamily, MatrixUnits, Recorder, Tensor};
 pub const ALL: &[&Kernel] = &[
     &attention::ATTENTION,
     &attention::ATTENTION_LANES,
+    &attention::ATTENTION_LANES_BROADCAST,
     &attention::ATTENTION_MERGE,
     &attention::ATTENTION_RANGE,
     &combine::BLEND,

@@ -63,6 +63,7 @@ pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
                 .map(|set| ["D4", "T", "WG", "KEYS", "QN", "VK"].into_iter().zip(set).collect())
                 .into()
         }
+        // Also with lanes that read for each other.
         "attention_lanes" => [1, 5, 8].map(|d4| vec![("D4", d4), ("WG", 8)]).to_vec(),
         "attention" | "attention_range" => [
             (1, 1, 8, 1),
@@ -102,8 +103,10 @@ pub fn on_matrix_units(kernel: &Kernel) -> bool {
     constants(kernel)[0].iter().any(|&(name, _)| name == "SIDE")
 }
 
-/// In the source of kernels whose lanes read for each other, which need the feature subgroups.
-pub const BROADCAST: &str = "subgroupBroadcast";
+/// Whether the lanes of a kernel read for each other, which needs the feature subgroups.
+pub fn uses_subgroups(source: &str) -> bool {
+    ["subgroupBroadcast(", "subgroupShuffle("].iter().any(|name| source.contains(name))
+}
 
 /// Storage kinds of X, W and Y that occur together: a device has one kind of f16, and any of the three may be f32.
 pub fn storages(kernel: &Kernel) -> Vec<[Storage; 3]> {
