@@ -23,7 +23,9 @@ const CAPABILITIES: Capabilities =
 fn parse(source: &str, label: &str) -> (Module, ModuleInfo) {
     // Only kernels whose lanes read for each other may use subgroups.
     let (capabilities, stages, operations) = match uses_subgroups(source) {
-        true => (CAPABILITIES | Capabilities::SUBGROUP, ShaderStages::COMPUTE, SubgroupOperationSet::BALLOT | SubgroupOperationSet::SHUFFLE),
+        true => {
+            (CAPABILITIES | Capabilities::SUBGROUP, ShaderStages::COMPUTE, SubgroupOperationSet::BALLOT | SubgroupOperationSet::SHUFFLE)
+        }
         false => (CAPABILITIES, ShaderStages::empty(), SubgroupOperationSet::empty()),
     };
     let module = naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));

@@ -160,13 +160,15 @@ pub fn statistics(rec: &mut Recorder, x: &Tensor) -> Tensor {
 /// `x * scale + shift`, then SiLU if `silu`: a new tensor of the same shape.
 pub fn norm_apply(rec: &mut Recorder, x: &Tensor, affine: &Tensor, silu: bool, elem: Elem) -> Tensor {
     let y = rec.tensor(x.height, x.width, x.channels, elem);
-    let part = Footprint::rows(1, 256, 0, 256);
+    let (run, lanes) = if rec.profile().software { (8, 32) } else { (1, 256) };
+    // A workgroup ends in the middle of a run's quads.
+    let part = Footprint::rows(run as u64, lanes, x.quads() as i64, lanes + 2 * x.quads());
     rec.dispatch(Dispatch {
         kernel: &NORM_APPLY,
-        consts: vec![("SILU", silu as u32)],
+        consts: vec![("SILU", silu as u32), ("RUN", run as u32), ("WG", lanes as u32)],
         bindings: vec![Binding::part(x, part), Binding::whole(affine), Binding::part(&y, part)],
         params: vec![x.units() as u32, x.quads() as u32],
-        grid: [1, x.units().div_ceil(256) as u32, 1],
+        grid: [1, (x.pixels().div_ceil(run) * x.quads()).div_ceil(lanes) as u32, 1],
         flops: 8 * product([x.pixels(), x.channels]),
     });
     y

@@ -77,7 +77,9 @@ pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
         ]
         .map(|(d4, s, wg, qn)| vec![("D4", d4), ("S", s), ("WG", wg), ("QN", qn)])
         .into(),
-        "norm_apply" => vec![vec![("SILU", 0)], vec![("SILU", 1)]],
+        "norm_apply" => {
+            [(0, 1, 256), (1, 1, 256), (0, 8, 32), (1, 8, 32)].map(|(silu, run, wg)| vec![("SILU", silu), ("RUN", run), ("WG", wg)]).into()
+        }
         _ => vec![vec![]],
     }
 }
