@@ -66,6 +66,13 @@ pub const ATTENTION_LANES_BROADCAST: Kernel = Kernel {
     ..ATTENTION_LANES
 };
 
+/// `attention_scores_broadcast.wgsl`
+pub const ATTENTION_SCORES_BROADCAST: Kernel = Kernel {
+    name: "attention_scores_broadcast",
+    wgsl: include_str!("../../shaders/attention_scores_broadcast.wgsl"),
+    ..ATTENTION_SCORES_LANES
+};
+
 /// `attention_scores_lanes.wgsl`
 pub const ATTENTION_SCORES_LANES: Kernel = Kernel {
     name: "attention_scores_lanes",
@@ -80,6 +87,13 @@ pub const ATTENTION_SOFTMAX_LANES: Kernel = Kernel {
     wgsl: include_str!("../../shaders/attention_softmax_lanes.wgsl"),
     params: &["n", "m", "heads", "pitch", "first", "causal"],
     bindings: &[Bind::F32Write],
+};
+
+/// `attention_values_broadcast.wgsl`
+pub const ATTENTION_VALUES_BROADCAST: Kernel = Kernel {
+    name: "attention_values_broadcast",
+    wgsl: include_str!("../../shaders/attention_values_broadcast.wgsl"),
+    ..ATTENTION_VALUES_LANES
 };
 
 /// `attention_values_lanes.wgsl`
@@ -314,19 +328,26 @@ fn three_passes(rec: &mut Recorder, [q, k, v, y]: [&Tensor; 4], heads: usize, sc
     let (n, m, d8) = (q.pixels(), k.pixels(), q.channels / heads / 8);
     // Quads of scores a query and head, and one for the sum.
     let pitch = m.div_ceil(4) + 1;
-    let chunk = (SCORES_BYTES / (heads * pitch * 16) / 8 * 8).max(8);
+    let asked = in_broadcast(rec, rec.profile().families(q).attention, BROADCAST_LANES);
+    // Both have the same bits, so how many keys there are may decide.
+    let together = asked && 32 * heads * (pitch - 1) * 16 <= SCORES_BYTES;
+    let (scores_kernel, values_kernel, queries) = match together {
+        true => (&ATTENTION_SCORES_BROADCAST, &ATTENTION_VALUES_BROADCAST, 32),
+        false => (&ATTENTION_SCORES_LANES, &ATTENTION_VALUES_LANES, 8),
+    };
+    let chunk = (SCORES_BYTES / (heads * pitch * 16) / queries * queries).max(queries);
     let (q, y) = (q.reshape(n, 1), y.reshape(n, 1));
     for first in (0..n).step_by(chunk) {
         let count = chunk.min(n - first);
         let (q, y) = (q.rows(first, count), y.rows(first, count));
         let scores = rec.tensor(count, heads, 4 * pitch, Elem::F32);
-        let runs = count.div_ceil(8) as u32;
-        let rows = |tensor: &Tensor| Footprint::rows(tensor.units() / count as u64, 8, 0, 8);
+        let runs = count.div_ceil(queries) as u32;
+        let rows = |tensor: &Tensor| Footprint::rows(tensor.units() / count as u64, queries, 0, queries);
         let keys = 32 * k.quads() as i64;
         let flops = 2 * (count * m * heads * d8 * 8) as u64;
         let shape = [count as u32, m as u32, heads as u32];
         rec.dispatch(Dispatch {
-            kernel: &ATTENTION_SCORES_LANES,
+            kernel: scores_kernel,
             consts: vec![],
             bindings: vec![
                 Binding::part(&q, rows(&q)),
@@ -347,7 +368,7 @@ fn three_passes(rec: &mut Recorder, [q, k, v, y]: [&Tensor; 4], heads: usize, sc
             flops: 0,
         });
         rec.dispatch(Dispatch {
-            kernel: &ATTENTION_VALUES_LANES,
+            kernel: values_kernel,
             consts: vec![],
             bindings: vec![Binding::part(&scores, rows(&scores)), Binding::whole(v), Binding::part(&y, rows(&y))],
             params: [&shape[..], &[d8 as u32, pitch as u32]].concat(),
