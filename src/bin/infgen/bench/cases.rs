@@ -267,8 +267,27 @@ impl Op {
     /// The kernel families that compute it, where there is a choice.
     pub fn families(self) -> &'static [KernelFamily] {
         match self {
-            Op::Conv { .. } | Op::NormConv { .. } | Op::Upsample { .. } | Op::Linear { .. } => KernelFamily::ALL,
-            Op::Attention { .. } => &[KernelFamily::Lanes, KernelFamily::Tile, KernelFamily::Matrix, KernelFamily::NarrowMatrix],
+            Op::Conv { .. } | Op::NormConv { .. } => KernelFamily::ALL,
+            Op::Upsample { .. } => &[
+                KernelFamily::Lanes,
+                KernelFamily::Pairs,
+                KernelFamily::Broadcast,
+                KernelFamily::Tile,
+                KernelFamily::NarrowTile,
+                KernelFamily::Matrix,
+                KernelFamily::NarrowMatrix,
+            ],
+            Op::Linear { .. } => &[
+                KernelFamily::Lanes,
+                KernelFamily::Broadcast,
+                KernelFamily::Tile,
+                KernelFamily::NarrowTile,
+                KernelFamily::Matrix,
+                KernelFamily::NarrowMatrix,
+            ],
+            Op::Attention { .. } => {
+                &[KernelFamily::Lanes, KernelFamily::Broadcast, KernelFamily::Tile, KernelFamily::Matrix, KernelFamily::NarrowMatrix]
+            }
             _ => &[],
         }
     }
