@@ -417,6 +417,12 @@ fn what_cannot_be_generated_is_refused_in_one_line_that_says_what_to_do() {
         std::fs::remove_dir_all(other.join(missing)).unwrap();
         refused(&["--model", other.to_str().unwrap(), "-p", "x"], &never, &[missing, "model_index.json"]);
     }
+    let other = f.models.scratch.path().join("padded-behind");
+    f.case.write_folder(&other);
+    let config = other.join("unet/config.json");
+    let text = std::fs::read_to_string(&config).unwrap().replacen('{', r#"{"downsample_padding": 0, "#, 1);
+    std::fs::write(&config, text).unwrap();
+    refused(&["--model", other.to_str().unwrap(), "-p", "x", "--latent-size", "8x64"], &never, &["8x64", "at least 16", "16x64"]);
     let other = f.models.scratch.path().join("xl");
     f.case.write_folder(&other);
     std::fs::write(other.join("model_index.json"), r#"{"_class_name": "StableDiffusionXLPipeline"}"#).unwrap();

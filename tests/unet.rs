@@ -239,6 +239,30 @@ fn what_does_not_fit_is_refused() {
     assert!(unet.prompt_into(&mut rec, &context, &few).unwrap_err().to_string().contains("7 tokens"));
 }
 
+/// A side of 1 has no row and column for a 3x3 kernel that is padded behind only.
+#[test]
+fn latents_that_shrink_to_nothing_are_refused() {
+    let Some(device) = device(NATIVE) else { return skipped("latents_that_shrink_to_nothing_are_refused") };
+    let gpu = device.lock();
+    let case = Case::open("unet-odd");
+    let folder = case.write_weights();
+    let unet = load(&gpu, &Weights::open(folder.path()).unwrap(), Precision::F32, true);
+    assert_eq!((unet.config().downsample_padding, unet.config().multiple()), (0, 4));
+    let mut rec = gpu.recorder();
+    let (step, context) = (unet.step(&mut rec, 1.0, None), context(&mut rec, &case));
+    let prompt = unet.prompt(&mut rec, &context).unwrap();
+    for (h, w) in [(1, 9), (9, 3), (2, 2), (3, 4)] {
+        let latent = rec.upload(&vec![0.0; h * w * 9], h, w, 9, Elem::F32);
+        let error = unet.forward(&mut rec, &latent, &step, &prompt).unwrap_err();
+        assert!(matches!(error, infgen::Error::Invalid { what: "latent", .. }), "{error:?}");
+        assert!(error.to_string().contains("at least 4 x 4"), "{error}");
+    }
+    let latent = rec.upload(&[0.1; 4 * 5 * 9], 4, 5, 9, Elem::F32);
+    let y = unet.forward(&mut rec, &latent, &step, &prompt).unwrap();
+    rec.output("sample", &y);
+    assert_eq!(devices::run(&gpu, rec.finish()).unwrap().numbers("sample").len(), 4 * 5 * 4);
+}
+
 #[test]
 fn a_nan_names_its_layer() {
     let Some(device) = device(NATIVE) else { return skipped("a_nan_names_its_layer") };

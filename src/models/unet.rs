@@ -264,14 +264,19 @@ impl Unet {
     /// Taps: `conv_in`, `{block}.resnets.{n}`, `{block}.attentions.{n}`, `{block}.downsamplers.0`, `{block}.upsamplers.0`.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for another number of channels, and for sides that need `any_size`.
+    /// [`Error::Invalid`] for another number of channels, for sides below [`UnetConfig::smallest`], and for those that need `any_size`.
     pub fn forward(&self, rec: &mut Recorder, latent: &Tensor, step: &Step, prompt: &Prompt) -> Result<Tensor> {
         let (height, width, channels) = latent.shape();
         if channels != self.config.in_channels {
             let detail = format!("{channels} channels, the UNet takes {}", self.config.in_channels);
             return Err(Error::Invalid { what: "latent", detail });
         }
-        let multiple = self.config.multiple();
+        let (multiple, smallest) = (self.config.multiple(), self.config.smallest());
+        if height.min(width) < smallest {
+            let detail =
+                format!("{width} x {height}, this UNet halves sides to nothing below {smallest}: take at least {smallest} x {smallest}");
+            return Err(Error::Invalid { what: "latent", detail });
+        }
         let doubles = height.is_multiple_of(multiple) && width.is_multiple_of(multiple);
         if !self.any_size && !doubles {
             let detail = format!("{width} x {height}, this UNet was loaded for multiples of {multiple}");

@@ -367,6 +367,11 @@ impl UnetConfig {
         1 << (self.block_out_channels.len() - 1)
     }
 
+    /// The least side of a latent: where downsampling pads behind only, a side of 1 has no next level.
+    pub fn smallest(&self) -> usize {
+        if self.downsample_padding == 0 { self.multiple() } else { 1 }
+    }
+
     /// The blocks of the way down, from the finest.
     pub fn down_blocks(&self) -> Vec<BlockShape> {
         let levels = self.block_out_channels.len();

@@ -244,6 +244,12 @@ impl Pipeline {
                 return Err(invalid("latent size", detail));
             }
         }
+        let least = self.parts.unet.smallest() * scale;
+        if request.width.min(request.height) < least {
+            let (w, h) = (request.width.max(least), request.height.max(least));
+            let detail = format!("{}x{}: sides of this model are at least {least}, for instance {w}x{h}", request.width, request.height);
+            return Err(invalid("latent size", detail));
+        }
         if !(1..=MAX_BATCH).contains(&request.batch) {
             return Err(invalid("batch", format!("{}; from 1 to {MAX_BATCH} are possible", request.batch)));
         }
