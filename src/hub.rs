@@ -37,6 +37,7 @@ const BY_HAND: &str = "model_index.json, scheduler/scheduler_config.json, tokeni
 /// Each part with weights, and the stem of their files.
 const PARTS: [(&str, &str); 3] = [("text_encoder", "model"), ("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model")];
 const INDEX: &str = "model_index.json";
+const SCHEDULER: &str = "scheduler/scheduler_config.json";
 const ATTEMPTS: u64 = 4;
 
 /// `org/name`, or `org/name/file.safetensors` for one file of it.
@@ -78,18 +79,23 @@ pub fn fetch(id: &HubId, options: &HubOptions, observer: &Observer) -> Result<Pa
     let cache = Cache::new(cache_folder(options, id)?);
     let repo = |revision: &str| Repo::with_revision(id.model.clone(), RepoType::Model, revision.to_owned());
     let cached = cached(&cache, repo(&revision), &revision, id, options.half);
-    if let Some((path, true)) = cached {
+    if let Some(Cached::AsAsked(path)) = cached {
         return Ok(path);
     }
+    // What the cache has does where nothing better can be had, unless files of it are missing.
+    let instead = |why: String| match &cached {
+        Some(Cached::AsAsked(path) | Cached::OtherForm(path)) => Ok(path.clone()),
+        Some(Cached::Without(path, file)) => {
+            Err(failed(id, format!("{why}, and what the cache has in {} lacks {file}; {}", path.display(), remedy())))
+        }
+        None => Err(failed(id, format!("{why}, and it is not in the cache {}; {}", cache.path().display(), remedy()))),
+    };
     let offline = std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.to_lowercase().as_str(), "" | "0" | "false" | "no" | "off"));
     if offline {
-        return match cached {
-            Some((path, _)) => Ok(path),
-            None => Err(failed(id, format!("HF_HUB_OFFLINE is set, and it is not in the cache {}; {}", cache.path().display(), remedy()))),
-        };
+        return instead("HF_HUB_OFFLINE is set".into());
     }
     let (sender, receiver) = mpsc::channel();
-    let work = Work { id: id.clone(), half: options.half, revision, cache, endpoint: endpoint(options, id)?, sender };
+    let work = Work { id: id.clone(), half: options.half, revision, cache: cache.clone(), endpoint: endpoint(options, id)?, sender };
     // A thread of its own, because the transfer itself cannot be interrupted.
     std::thread::Builder::new()
         .name("hub".into())
@@ -104,13 +110,9 @@ pub fn fetch(id: &HubId, options: &HubOptions, observer: &Observer) -> Result<Pa
         }
         match receiver.recv_timeout(Duration::from_millis(100)) {
             Ok(News::At { done, text }) => observer.report(Progress { done, layer: &text }),
-            Ok(News::End(Err(Failure::Unreachable(_)))) if cached.is_some() => return Ok(cached.expect("just seen").0),
-            Ok(News::End(result)) => {
-                return result.map_err(|failure| match failure {
-                    Failure::Unreachable(detail) => failed(id, format!("{detail}; {}", remedy())),
-                    Failure::Other(error) => error,
-                });
-            }
+            Ok(News::End(Err(Failure::Unreachable(detail)))) => return instead(detail),
+            Ok(News::End(Err(Failure::Other(error)))) => return Err(error),
+            Ok(News::End(Ok(path))) => return Ok(path),
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => return Err(failed(id, "the transfer ended unexpectedly; run it again")),
         }
@@ -144,8 +146,17 @@ fn endpoint(options: &HubOptions, id: &HubId) -> Result<Option<String>> {
     }
 }
 
-/// What the cache has of it, and whether that is what would be fetched.
-fn cached(cache: &Cache, repo: Repo, revision: &str, id: &HubId, half: bool) -> Option<(PathBuf, bool)> {
+/// What the cache has of a model.
+enum Cached {
+    /// What would be fetched.
+    AsAsked(PathBuf),
+    /// Half precision where full precision was asked for.
+    OtherForm(PathBuf),
+    /// All but this file, and perhaps others: a transfer was interrupted, or files were deleted.
+    Without(PathBuf, String),
+}
+
+fn cached(cache: &Cache, repo: Repo, revision: &str, id: &HubId, half: bool) -> Option<Cached> {
     let folder = cache.path().join(repo.folder_name());
     let commit = std::fs::read_to_string(folder.join("refs").join(revision)).unwrap_or_else(|_| revision.to_owned());
     if !plain_path(&commit) {
@@ -155,7 +166,32 @@ fn cached(cache: &Cache, repo: Repo, revision: &str, id: &HubId, half: bool) -> 
     let mut files = Vec::new();
     list(&snapshot, "", 0, &mut files);
     let choice = choose(&files, id.file.as_deref(), half).ok()?;
-    Some((snapshot.join(choice.root()), choice.as_asked))
+    let path = snapshot.join(choice.root());
+    Some(match missing(&snapshot, &choice.files) {
+        Some(file) => Cached::Without(path, file),
+        None if choice.as_asked => Cached::AsAsked(path),
+        None => Cached::OtherForm(path),
+    })
+}
+
+/// A file that those chosen in a snapshot name and that is not there: the scheduler of a model index, a shard of weights.
+fn missing(snapshot: &Path, chosen: &[String]) -> Option<String> {
+    let json = |name: &str| match name.ends_with(".json") {
+        true => serde_json::from_slice::<serde_json::Value>(&std::fs::read(snapshot.join(name)).ok()?).ok(),
+        false => None,
+    };
+    let absent = |name: &String| !snapshot.join(name).is_file();
+    let named = chosen.iter().flat_map(|name| match json(name) {
+        // Written as [library, class]; [null, null] where there is none.
+        Some(index) if name == INDEX && index["scheduler"][1].is_string() => vec![SCHEDULER.to_owned()],
+        Some(index) if name.contains(".safetensors.index.") => {
+            let (part, _) = name.rsplit_once('/').unwrap_or(("", name));
+            let shards = index["weight_map"].as_object().into_iter().flat_map(|map| map.values());
+            shards.filter_map(|shard| Some(format!("{part}/{}", shard.as_str()?))).collect()
+        }
+        _ => vec![],
+    });
+    named.filter(absent).min()
 }
 
 fn list(folder: &Path, prefix: &str, depth: usize, files: &mut Vec<String>) {
@@ -232,7 +268,7 @@ fn choose(all: &[String], file: Option<&str>, half: bool) -> Result<Choice, Stri
     }
     let small = ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
         .map(|name| format!("tokenizer/{name}"));
-    choice.files.extend(small.into_iter().chain(["scheduler/scheduler_config.json".to_owned()]).filter(|name| has(name)));
+    choice.files.extend(small.into_iter().chain([SCHEDULER.to_owned()]).filter(|name| has(name)));
     if !(has("tokenizer/tokenizer.json") || has("tokenizer/vocab.json") && has("tokenizer/merges.txt")) {
         return Err("there is no tokenizer/vocab.json with merges.txt in it".into());
     }

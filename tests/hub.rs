@@ -133,6 +133,31 @@ fn what_the_server_says_becomes_advice() {
     assert!(matches!(fetch(&HubId::parse("org/name").unwrap(), &f.options(), &observer), Err(Error::Cancelled)));
 }
 
+/// A snapshot in the cache with a file missing, as an interrupted transfer of another program leaves it.
+#[test]
+fn what_the_cache_lacks_is_fetched_or_named() {
+    const SHARDS: [&str; 2] = ["diffusion_pytorch_model-00001-of-00002.safetensors", "diffusion_pytorch_model-00002-of-00002.safetensors"];
+    let f = Fixture::new();
+    f.server.change(|state| {
+        let bytes = state.files.remove(UNET).unwrap();
+        let index = r#"{"_class_name": "StableDiffusionPipeline", "scheduler": ["diffusers", "PNDMScheduler"]}"#;
+        state.files.insert("model_index.json".into(), index.into());
+        let map = serde_json::json!({ "weight_map": { "a": SHARDS[0], "b": SHARDS[1], "c": SHARDS[0] } });
+        state.files.insert(format!("{UNET}.index.json"), map.to_string().into_bytes());
+        state.files.insert(format!("unet/{}", SHARDS[0]), bytes.clone());
+        state.files.insert(format!("unet/{}", SHARDS[1]), bytes);
+    });
+    let path = f.fetch("org/name").unwrap();
+    let away = HubOptions { endpoint: Some("http://127.0.0.1:9".into()), ..f.options() };
+    for name in ["scheduler/scheduler_config.json", &format!("unet/{}", SHARDS[0]), &format!("unet/{}", SHARDS[1])] {
+        std::fs::remove_file(path.join(name)).unwrap();
+        error(fetch(&HubId::parse("org/name").unwrap(), &away, &Observer::default()), &["cannot be reached", name, "cache"]);
+        assert_eq!(f.fetch("org/name").unwrap(), path);
+        assert!(path.join(name).exists(), "{name}");
+    }
+    assert_eq!(fetch(&HubId::parse("org/name").unwrap(), &away, &Observer::default()).unwrap(), path, "whole again");
+}
+
 #[test]
 fn a_single_checkpoint_is_fetched_alone() {
     let f = Fixture::new();
