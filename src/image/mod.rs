@@ -35,7 +35,7 @@ const MAX_PIXELS: u64 = 1 << 28;
 /// What a decoder may allocate: [`MAX_PIXELS`] as 16-bit RGBA, and as much again for its own buffers.
 const MAX_DECODER_BYTES: u64 = MAX_PIXELS * 16;
 
-/// Deflate compresses no better than 1032 to 1; a PNG that promises more is not worth the memory.
+/// Deflate compresses no better than 1032 to 1: a PNG that promises more rows than its bytes can hold is not worth the memory.
 const MAX_DEFLATE_RATIO: u64 = 1032;
 
 /// An RGB picture in f32.
@@ -122,7 +122,7 @@ impl Image {
         if pixels == 0 || pixels > MAX_PIXELS {
             return Err(malformed(format!("{width}x{height} pixels; from 1 to {MAX_PIXELS} are read")));
         }
-        if format == ImageFormat::Png && decoder.total_bytes() / MAX_DEFLATE_RATIO > bytes.len() as u64 {
+        if format == ImageFormat::Png && png_bytes(bytes, width, height) / MAX_DEFLATE_RATIO > bytes.len() as u64 {
             return Err(malformed(format!("{} bytes cannot hold {width}x{height} pixels", bytes.len())));
         }
         let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
@@ -214,10 +214,40 @@ impl RowSource for Image {
     }
 }
 
-/// Whether no end-of-image marker follows the last start of a scan. The decoder fills in grey for what is missing.
+/// Bytes of a PNG's rows before compression: of its own samples, which the decoder widens to 8 bits and palettes to colours.
+fn png_bytes(png: &[u8], width: u32, height: u32) -> u64 {
+    // Behind the signature, the first chunk's length and name, and the sides.
+    let (depth, color) = (png.get(24).copied().unwrap_or(8), png.get(25).copied().unwrap_or(0));
+    let samples = match color {
+        2 => 3,
+        4 => 2,
+        6 => 4,
+        _ => 1,
+    };
+    u64::from(height) * (u64::from(width) * samples * u64::from(depth)).div_ceil(8)
+}
+
+/// Whether a JPEG's bytes end before its end-of-image marker: the decoder fills in grey for what is missing. What lies behind the marker is
+/// another's business, and what segments hold (previews have markers of their own) is passed over.
 fn is_cut_short(jpeg: &[u8]) -> bool {
-    let last = |marker: [u8; 2]| jpeg.windows(2).rposition(|w| w == marker);
-    last([0xff, 0xd9]) < last([0xff, 0xda])
+    let mut at = 2;
+    loop {
+        // The next marker: scans follow their header until then, with 0xff escaped or as the start of a restart marker.
+        let Some(found) = jpeg.get(at..).and_then(|rest| rest.iter().position(|&byte| byte == 0xff)) else { return true };
+        at += found + 1;
+        match jpeg.get(at) {
+            None => return true,
+            Some(0xd9) => return false,
+            // Fill bytes, which end where the marker begins.
+            Some(0xff) => {}
+            // Segments with a length, the scan's header among them.
+            Some(0xc0..=0xcf | 0xda..=0xef | 0xfe) => match jpeg.get(at + 1..at + 3) {
+                Some(length) => at += 1 + usize::from(u16::from_be_bytes([length[0], length[1]])).max(2),
+                None => return true,
+            },
+            Some(_) => at += 1,
+        }
+    }
 }
 
 fn quantise(x: f32) -> u8 {
@@ -303,6 +333,70 @@ mod tests {
         let image = Image::from_bytes(&bytes, "p").unwrap();
         assert_eq!((image.width(), image.height()), (2, 3));
         assert_eq!(image.to_rgb8().iter().step_by(3).copied().collect::<Vec<_>>(), [40, 10, 50, 20, 60, 30]);
+    }
+
+    /// A PNG as simple encoders write it: `depth` bits a sample of palette or grey, all samples 0.
+    fn flat_png(side: usize, depth: png::BitDepth, color: png::ColorType) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, side as u32, side as u32);
+        encoder.set_depth(depth);
+        encoder.set_color(color);
+        encoder.set_compression(png::Compression::High);
+        if color == png::ColorType::Indexed {
+            encoder.set_palette(&[255, 0, 0, 0, 0, 255][..]);
+            encoder.set_trns(&[255u8, 0][..]);
+        }
+        let row = (side * depth as usize).div_ceil(8);
+        encoder.write_header().unwrap().write_image_data(&vec![0; row * side]).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn flat_pngs_of_few_bits_are_no_bombs() {
+        use png::{BitDepth, ColorType};
+        for depth in [BitDepth::One, BitDepth::Two, BitDepth::Four, BitDepth::Eight] {
+            for (color, expected) in [(ColorType::Indexed, [255, 0, 0]), (ColorType::Grayscale, [0; 3])] {
+                let image = Image::from_bytes(&flat_png(1500, depth, color), "p").unwrap_or_else(|e| panic!("{depth:?} {color:?}: {e}"));
+                assert_eq!((image.width(), image.height(), &image.to_rgb8()[..3]), (1500, 1500, &expected[..]));
+            }
+        }
+        // The same bytes cannot be a picture of a hundred times as many pixels.
+        for depth in [BitDepth::One, BitDepth::Eight] {
+            let mut bytes = flat_png(1500, depth, ColorType::Grayscale);
+            bytes[16..24].copy_from_slice(&[0, 0, 0x3a, 0x98, 0, 0, 0x3a, 0x98]);
+            let crc = chunk_crc(&bytes[12..29]);
+            bytes[29..33].copy_from_slice(&crc.to_be_bytes());
+            let error = Image::from_bytes(&bytes, "p").unwrap_err().to_string();
+            assert!(error.contains("cannot hold 15000x15000"), "{error}");
+        }
+    }
+
+    /// The CRC of PNG chunks.
+    fn chunk_crc(bytes: &[u8]) -> u32 {
+        !bytes.iter().fold(!0u32, |crc, &byte| (0..8).fold(crc ^ u32::from(byte), |c, _| c >> 1 ^ if c & 1 == 1 { 0xedb8_8320 } else { 0 }))
+    }
+
+    #[test]
+    fn jpegs_may_have_something_behind_their_end_and_nothing_missing() {
+        let pixels: Vec<u8> = (0..64 * 48 * 3u32).map(|i| (i * i / 7) as u8).collect();
+        let mut whole = Vec::new();
+        image::codecs::jpeg::JpegEncoder::new(&mut whole).write_image(&pixels, 64, 48, ExtendedColorType::Rgb8).unwrap();
+        let picture = Image::from_bytes(&whole, "p").unwrap();
+        // Cameras append previews of their own, cut or whole, and notes.
+        for tail in [&b"\0\0\0"[..], b"SEFT\xff\xda\x00\x08 notes", &whole[..whole.len() / 2], &whole] {
+            let image = Image::from_bytes(&[&whole, tail].concat(), "p").unwrap_or_else(|e| panic!("{} bytes behind it: {e}", tail.len()));
+            assert_eq!(image, picture);
+        }
+        for length in [whole.len() / 4, whole.len() / 2, whole.len() - 2, whole.len() - 1] {
+            assert!(Image::from_bytes(&whole[..length], "p").is_err(), "{length} of {} bytes", whole.len());
+        }
+        // A preview in front of the picture, whole, says nothing about the picture.
+        let mut app = vec![0xff, 0xd8, 0xff, 0xe1];
+        app.extend((whole.len() as u16 + 2).to_be_bytes());
+        app.extend(&whole);
+        assert_eq!(Image::from_bytes(&[&app, &whole[2..]].concat(), "p").unwrap(), picture);
+        let error = Image::from_bytes(&[&app, &whole[2..whole.len() * 3 / 4]].concat(), "p").unwrap_err().to_string();
+        assert!(error.contains("truncated"), "{error}");
     }
 
     #[test]
