@@ -281,6 +281,40 @@ fn recomputed_planes_are_the_same() {
     }
 }
 
+/// Every band counts: with next to no memory on either side bands in the middle compute most again, more than the first and the last. What is
+/// planned is what runs, and the least ceiling that a refusal names does.
+#[test]
+fn a_plan_counts_all_of_its_bands() {
+    let mut dice = Dice::new();
+    for (name, engine) in engines("a_plan_counts_all_of_its_bands", Some(3000)).into_iter().take(1) {
+        let folder = Case::open("infgen-small-skip").write_weights();
+        let decoder = engine.load_decoder(folder.path()).expect("a decoder");
+        for (w, h, width, height) in [(11, 14, 40, 66), (6, 15, 33, 170)] {
+            let latent = Latent::new([1, 4, h, w], dice.values(4 * h * w)).expect("a latent");
+            let plan = || decoder.plan(&latent, width, height, Form::Float);
+            let run = || Ok(decoder.decode(&latent, width, height)?.data().to_vec());
+            let (whole, least) = (run().expect("runs"), smallest(&engine, plan));
+            let held = engine.gpu().held_bytes();
+            let mut planned = 0;
+            for percent in (100..150).step_by(5) {
+                let ceiling = held + (least - held) * percent / 100;
+                engine.gpu().set_memory_ceiling(Some(ceiling));
+                let possible = plan();
+                engine.gpu().set_memory_ceiling(None);
+                match possible {
+                    Ok(_) => {
+                        under(&engine, &format!("{name} {width}x{height}"), ceiling, &whole, (width, 3), plan, run);
+                        planned += 1;
+                    }
+                    Err(Error::HostMemory { .. }) => {}
+                    Err(other) => panic!("{width}x{height} under {percent} % of the least ceiling: {other}"),
+                }
+            }
+            assert!(planned > 0, "{width}x{height}: host memory is always short");
+        }
+    }
+}
+
 /// A device with less memory than a decode in one piece takes gets it in bands without being asked for a ceiling.
 #[test]
 fn a_decode_that_runs_out_of_memory_goes_on_with_less() {

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::{Have, Job, Purpose, Source, Store, Stored, bindable};
 use crate::error::{Error, Result};
@@ -35,6 +36,11 @@ pub struct Sweep {
     pub peak_bytes: u64,
     /// Predicted seconds; a guess that only compares plans with each other.
     pub seconds: f64,
+    /// GPU memory besides that of the bands' recordings, and what folding its statistics takes.
+    #[serde(skip)]
+    resident: u64,
+    #[serde(skip)]
+    fold: u64,
     /// Planes that are dropped afterwards.
     #[serde(skip)]
     pub(super) drops: Vec<usize>,
@@ -106,12 +112,14 @@ impl Job<'_> {
     /// [`Error::MemoryCeiling`] with the smallest ceiling that would do; [`Error::BufferTooLarge`] where the device
     /// cannot do it with any.
     pub fn schedule(&self, budget: &Budget, keep: Option<usize>) -> Result<Schedule> {
-        let search = Search { job: self, budget, keep, fits: Default::default() };
-        let best = search.best();
+        let search = |look| Search { job: self, budget, keep, look, fits: Default::default() };
+        let fits = |best: &Candidate| budget.device.is_none_or(|ceiling| best.peak <= ceiling);
+        let mut best = search(Look::Quick).best().map(|best| self.counted(&search(Look::Exact), best)).transpose()?;
+        if best.as_ref().is_some_and(|best| !fits(best)) {
+            best = search(Look::Exact).best().map(|best| self.counted(&search(Look::Exact), best)).transpose()?;
+        }
         let Some(best) = best else {
-            let open = Budget { device: None, ..*budget };
-            let smallest = Search { job: self, budget: &open, keep, fits: Default::default() }.smallest();
-            let needed = smallest.ok_or_else(|| self.too_large())?;
+            let needed = search(Look::Quick).smallest().ok_or_else(|| self.too_large())?;
             return match budget.device {
                 Some(ceiling) if ceiling < needed => Err(Error::MemoryCeiling { needed, ceiling }),
                 // Device memory would do, but a plane must go to the host, where there is no room for it.
@@ -120,9 +128,6 @@ impl Job<'_> {
         };
         let flops_once = self.chain_flops(keep);
         let flops = best.sweeps.iter().map(|s| s.flops).sum();
-        for sweep in &best.sweeps {
-            self.check_bindings(&search, sweep, &best)?;
-        }
         Ok(Schedule {
             peak_bytes: best.peak,
             host_peak_bytes: best.host_peak,
@@ -153,17 +158,21 @@ impl Job<'_> {
         rec.finish().flops()
     }
 
-    /// Recordings of a sweep's first, second and last band, all that there are kinds of.
-    fn check_bindings(&self, search: &Search<'_>, sweep: &Sweep, best: &Candidate) -> Result<()> {
-        let before: Kept = best.sweeps.iter().take_while(|s| s.target < sweep.target).fold(Vec::new(), |mut kept, s| {
-            kept.push((s.target, s.store));
-            kept
-        });
-        let stored = search.planned(&before);
-        for rows in kinds(self.height_of(sweep.target), sweep.band_rows) {
-            bindable(self.gpu, search.recording(&stored, sweep.target, rows, sweep.store))?;
+    /// `best` with what all of its bands take, each of whose bindings the device can have.
+    fn counted(&self, exact: &Search<'_>, mut best: Candidate) -> Result<Candidate> {
+        let mut kept = Kept::new();
+        for sweep in &mut best.sweeps {
+            let stored = exact.planned(&kept);
+            for (rows, _) in exact.bands(&stored, sweep.target, sweep.band_rows) {
+                bindable(self.gpu, exact.recording(&stored, sweep.target, rows, sweep.store))?;
+            }
+            let fit = exact.measure(&stored, sweep.target, sweep.store, sweep.band_rows);
+            sweep.peak_bytes = sweep.resident + fit.bytes.max(sweep.fold);
+            (sweep.flops, sweep.host_traffic_bytes) = (fit.flops, fit.traffic);
+            best.peak = best.peak.max(sweep.peak_bytes);
+            kept.push((sweep.target, sweep.store));
         }
-        Ok(())
+        Ok(best)
     }
 
     /// Rows of a plane that are needed: of the last one, only the picture's.
@@ -172,13 +181,15 @@ impl Job<'_> {
     }
 }
 
-/// Rows of the first band, one from the middle, and the last.
-fn kinds(height: usize, rows: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-    let bands = height.div_ceil(rows);
-    let mut which = vec![0, 1, bands - 1];
-    which.retain(|&band| band < bands);
-    which.dedup();
-    which.into_iter().map(move |band| band * rows..((band + 1) * rows).min(height))
+/// How closely a search looks at the bands of a sweep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// At the first, the one in the middle, which has most above and below it to compute again, and the last.
+    Quick,
+    /// At all that differ: a band with less to compute can take more memory, since that depends on how its tensors share buffers.
+    Exact,
+    /// At all that differ, for bands that need the least memory instead of those that fit.
+    Least,
 }
 
 /// Target, where it goes, what is kept, and the bytes left.
@@ -188,6 +199,7 @@ struct Search<'a> {
     job: &'a Job<'a>,
     budget: &'a Budget,
     keep: Option<usize>,
+    look: Look,
     fits: RefCell<HashMap<Question, Option<Fit>>>,
 }
 
@@ -215,7 +227,7 @@ impl Search<'_> {
         stored
     }
 
-    fn recording(&self, stored: &[Option<Stored>], target: usize, rows: std::ops::Range<usize>, store: Store) -> crate::gpu::Recorder {
+    fn recording(&self, stored: &[Option<Stored>], target: usize, rows: Range<usize>, store: Store) -> crate::gpu::Recorder {
         let job = self.job;
         let have = Have { job, stored, affines: None };
         if target == job.chain.last() {
@@ -232,17 +244,52 @@ impl Search<'_> {
         job.band(&have, target, rows, &purpose)
     }
 
+    /// Rows of bands that stand for all of a sweep, each with how many it stands for.
+    fn bands(&self, stored: &[Option<Stored>], target: usize, rows: usize) -> Vec<(Range<usize>, u64)> {
+        let (height, chain) = (self.job.height_of(target), self.job.chain);
+        let count = height.div_ceil(rows);
+        let range = |band: usize| band * rows..((band + 1) * rows).min(height);
+        if self.look == Look::Quick {
+            let mut which = vec![0, height / 2 / rows, count - 1];
+            which.dedup();
+            let times = |n: usize| if n == 1 && which.len() == 3 { count as u64 - 2 } else { 1 };
+            return which.iter().enumerate().map(|(n, &band)| (range(band), times(n))).collect();
+        }
+        let needs = |band: usize| {
+            let area = Area { rows: range(band), columns: 0..chain.planes[target].width };
+            let needs = chain.needs(target, &area, |plane| stored[plane].is_some());
+            needs.into_iter().map(|need| need.map_or(0..0, |area| area.rows)).collect::<Vec<_>>()
+        };
+        // As many rows of each plane are the same recording. Far from the edges bands differ at most by where they start: upsamplings by more than
+        // the least height of a band give the same only after several.
+        let enlarged = chain.units[..target].iter().filter(|unit| matches!(unit.op, Op::Upsample(_))).count();
+        let period = ((1 << enlarged) / BLOCK_ROWS).max(1);
+        let top = (0..count).find(|&band| needs(band).iter().all(|rows| rows.start > 0 || rows.is_empty())).unwrap_or(count);
+        let below = |rows: &Range<usize>, plane: usize| rows.end < chain.planes[plane].height || rows.is_empty();
+        let bottom =
+            (0..count).rev().find(|&band| needs(band).iter().zip(0..).all(|(rows, plane)| below(rows, plane))).map_or(0, |n| n + 1);
+        // The last band may have fewer rows.
+        let bottom = bottom.min(count - 1);
+        let edges = (0..count).filter(|&band| band < top + period || band >= bottom);
+        let mut kinds: Vec<(Vec<usize>, Range<usize>, u64)> = Vec::new();
+        for band in edges {
+            let repeats = if (top..top + period).contains(&band) { (band..bottom.max(band + 1)).step_by(period).len() as u64 } else { 1 };
+            let signature: Vec<usize> = needs(band).iter().map(Range::len).collect();
+            match kinds.iter_mut().find(|(known, ..)| *known == signature) {
+                Some((_, _, times)) => *times += repeats,
+                None => kinds.push((signature, range(band), repeats)),
+            }
+        }
+        kinds.into_iter().map(|(_, range, times)| (range, times)).collect()
+    }
+
     /// Bytes of the largest of a sweep's recordings, operations of all of them, and bytes from and to the host.
     fn measure(&self, stored: &[Option<Stored>], target: usize, store: Store, rows: usize) -> Fit {
-        let height = self.job.height_of(target);
-        let bands = height.div_ceil(rows);
         let mut fit = Fit { rows, bytes: 0, slot: 0, flops: 0, traffic: 0 };
-        for (n, range) in kinds(height, rows).enumerate() {
+        for (range, times) in self.bands(stored, target, rows) {
             let recording = self.recording(stored, target, range, store).finish();
             fit.bytes = fit.bytes.max(self.job.gpu.plan_bytes(&recording));
             fit.slot = fit.slot.max(Plan::new(&recording, 0).slots.into_iter().max().unwrap_or(0));
-            // The second stands for all between the first and the last.
-            let times = if n == 1 && bands > 2 { bands as u64 - 2 } else { 1 };
             fit.flops += times * recording.flops();
             fit.traffic += times * recording.host_bytes();
         }
@@ -262,7 +309,10 @@ impl Search<'_> {
         let fits = |fit: &Fit| fit.bytes <= left && fit.slot <= limit;
         let whole = if self.job.is_global(target) { height } else { height.next_multiple_of(BLOCK_ROWS) };
         let one = measure(whole);
-        if fits(&one) {
+        if self.look == Look::Least {
+            let banded = (!self.job.is_global(target) && whole > BLOCK_ROWS).then(|| measure(BLOCK_ROWS));
+            found = [Some(one), banded].into_iter().flatten().filter(fits).min_by_key(|fit| fit.bytes);
+        } else if fits(&one) {
             found = Some(one);
         } else if !self.job.is_global(target) && whole > BLOCK_ROWS {
             // Bytes grow by about as much for each row, so a line through two points leads near; then down to what fits.
@@ -284,7 +334,7 @@ impl Search<'_> {
                 found = found.map(|fit| {
                     let bands = height.div_ceil(fit.rows);
                     let even = height.div_ceil(bands).next_multiple_of(BLOCK_ROWS).min(fit.rows);
-                    if even < fit.rows { measure(even) } else { fit }
+                    if even < fit.rows { Some(measure(even)).filter(fits).unwrap_or(fit) } else { fit }
                 });
             }
         }
@@ -375,6 +425,8 @@ impl Search<'_> {
                 host_traffic_bytes: fit.traffic,
                 peak_bytes: peak,
                 seconds,
+                resident,
+                fold,
                 drops: vec![],
                 drops_source: false,
             });
@@ -411,24 +463,11 @@ impl Search<'_> {
         if stores.contains(&Store::Host) { vec![Store::Host] } else { stores }
     }
 
-    /// The least GPU memory: everything that may go to the host does.
+    /// The least GPU memory: everything that may go to the host does, in bands of the least height.
     fn smallest(&self) -> Option<u64> {
-        let spill = |plane| self.spilled(plane);
-        let mut low =
-            Search { job: self.job, budget: &Budget { host: u64::MAX, ..*self.budget }, keep: self.keep, fits: Default::default() };
-        // Bands of the least height: a ceiling that nothing but them keeps.
-        let highest = low.search(1, spill)?.peak;
-        let (mut above, mut below) = (highest, self.budget.held);
-        while above - below > (above / 1024).max(4096) {
-            let middle = below + (above - below) / 2;
-            let budget = Budget { device: Some(middle), host: u64::MAX, ..*self.budget };
-            low = Search { job: self.job, budget: &budget, keep: self.keep, fits: Default::default() };
-            match low.search(1, spill) {
-                Some(found) => above = found.peak,
-                None => below = middle,
-            }
-        }
-        Some(above)
+        let budget = Budget { device: None, host: u64::MAX, ..*self.budget };
+        let least = Search { job: self.job, budget: &budget, keep: self.keep, look: Look::Least, fits: Default::default() };
+        Some(least.search(1, |plane| least.spilled(plane))?.peak)
     }
 
     fn search(&self, beam: usize, stores: impl Fn(usize) -> Vec<Store>) -> Option<Candidate> {
