@@ -315,6 +315,47 @@ fn a_plan_counts_all_of_its_bands() {
     }
 }
 
+/// Textures of a region stay while the others are made: what does not fit with them is refused before the first.
+#[test]
+fn a_region_in_several_textures_is_counted_whole() {
+    let mut dice = Dice::new();
+    for (_, engine) in engines("a_region_in_several_textures_is_counted_whole", None).into_iter().take(1) {
+        let folder = Case::open("infgen-small-patch4").write_weights();
+        let decoder = engine.load_decoder(folder.path()).expect("a decoder");
+        let latent = Latent::new([1, 4, 7, 9], dice.values(4 * 7 * 9)).expect("a latent");
+        let decoding = decoder.prepare(&latent, 300, 240).expect("prepared");
+        let rect = Rect { x: 101, y: 83, w: 90, h: 70 };
+        let held = engine.gpu().held_bytes();
+        let region = || pollster::block_on(decoding.region_picture_async(rect, &Observer::default()));
+        let ceilings = (0..24).map(|n| held + (150_000.0 * 1.15f64.powi(n)) as u64);
+        let (mut several, mut refused) = (0, 0);
+        for ceiling in ceilings {
+            engine.gpu().trim();
+            engine.gpu().set_memory_ceiling(Some(ceiling));
+            engine.gpu().reset_peak();
+            match region() {
+                Ok(pieces) => {
+                    assert_eq!(pieces.iter().map(|(rect, _)| rect.w * rect.h).sum::<usize>(), 90 * 70);
+                    several += (pieces.len() > 1) as usize;
+                }
+                Err(Error::MemoryCeiling { needed, .. }) => {
+                    assert_eq!(engine.memory().peak, held, "under {ceiling} bytes something ran before it was refused");
+                    // In single pixels, so once is enough.
+                    if refused == 0 {
+                        engine.gpu().set_memory_ceiling(Some(needed));
+                        region().unwrap_or_else(|error| panic!("what was asked for, {needed} bytes, does not do: {error}"));
+                    }
+                    refused += 1;
+                }
+                Err(other) => panic!("{other}"),
+            }
+            assert!(engine.memory().peak <= engine.gpu().memory_ceiling().unwrap());
+            engine.gpu().set_memory_ceiling(None);
+        }
+        assert!(several > 2 && refused > 2, "{several} in several, {refused} refused");
+    }
+}
+
 /// A device with less memory than a decode in one piece takes gets it in bands without being asked for a ceiling.
 #[test]
 fn a_decode_that_runs_out_of_memory_goes_on_with_less() {

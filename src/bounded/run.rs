@@ -137,7 +137,21 @@ impl Job<'_> {
         })
     }
 
-    /// `area` of the picture from what was prepared, in as few pieces as `budget` allows; piece by piece to `sink`.
+    /// Bytes that a single pixel of `area` takes at most: of the one in the middle, which has most around it, and of those behind it on the
+    /// diagonal, since what upsampling computes besides depends on where they lie.
+    fn pixel_bytes(&self, have: &Have<'_>, area: &Area) -> Result<u64> {
+        const PHASES: usize = 16;
+        let middle = |range: &Range<usize>| (range.start + range.len() / 2) / PHASES * PHASES;
+        let (row, column) = (middle(&area.rows), middle(&area.columns));
+        let pixel = |at: usize, range: &Range<usize>| at.clamp(range.start, range.end - 1);
+        let each = (0..PHASES).map(|n| {
+            let (y, x) = (pixel(row + n, &area.rows), pixel(column + n, &area.columns));
+            bindable(self.gpu, self.picture(have, &Area { rows: y..y + 1, columns: x..x + 1 }))
+        });
+        each.fold(Ok(0), |most, bytes| Ok(most?.max(bytes?)))
+    }
+
+    /// `area` of the picture from what was prepared, in as few pieces as `budget` allows; piece by piece to `sink`, which may keep them.
     ///
     /// # Errors
     /// As [`crate::gpu::Gpu::run`]; [`Error::MemoryCeiling`] if even a single pixel takes too much.
@@ -152,17 +166,24 @@ impl Job<'_> {
         let have = Have { job: self, stored: &prepared.stored, affines: Some(&prepared.affines) };
         let mut pieces = vec![area.clone()];
         let mut open = Vec::new();
+        // Textures stay, so later pieces have that much less.
+        let kept = |piece: &Area| match self.form {
+            Form::Picture => 4 * (piece.rows.len() * piece.columns.len()) as u64,
+            Form::Float | Form::Rgba8 => 0,
+        };
+        let mut held = budget.held;
         while let Some(piece) = pieces.pop() {
             let bytes = bindable(self.gpu, self.picture(&have, &piece));
             let needed = match &bytes {
-                Ok(bytes) => budget.held + bytes,
+                Ok(bytes) => held + bytes,
                 Err(_) => u64::MAX,
             };
             let (rows, columns) = (piece.rows.len(), piece.columns.len());
             if bytes.is_ok() && budget.device.is_none_or(|ceiling| needed <= ceiling) {
+                held += kept(&piece);
                 open.push(piece);
             } else if rows == 1 && columns == 1 {
-                bytes?;
+                let needed = budget.held + self.pixel_bytes(&have, area)?.max(bytes?) + kept(area) - kept(&piece);
                 return Err(Error::MemoryCeiling { needed, ceiling: budget.device.unwrap_or(0) });
             } else if rows >= columns {
                 let middle = piece.rows.start + rows / 2;
