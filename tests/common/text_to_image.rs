@@ -289,7 +289,7 @@ pub fn write(path: &Path, tensors: &[Tensor], dtype: Dtype) {
     safetensors::serialize_to_file(views, None, path).unwrap();
 }
 
-/// The inverse of the rule in specs/sd15.md for one resnet a level.
+/// CompVis' name of a UNet's tensor, the inverse of `weights::unet_keys`, for one resnet a level.
 fn unet_name(name: &str) -> String {
     const LAYERS: usize = 1;
     let parts: Vec<&str> = name.split('.').collect();

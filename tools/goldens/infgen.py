@@ -68,9 +68,12 @@ def run(model: InfGenDecoder, z: torch.Tensor, width: int, height: int) -> dict:
     nets = [model.inpe] if c["inpe_shared"] else list(model.inpe.values())
     extra = [n.register_forward_hook(lambda _m, _i, out: positions.append(out.numpy())) for n in nets]
     with Taps(model, ["decoder.conv_in"] + blocks + decoder_taps(c)) as seen:
-        start = model.blocks[0].register_forward_pre_hook(lambda _m, args: seen.update(mask_tokens=channels_last(args[0])))
+        def entering(tokens, latent):  # not a hook of block 0: there may be none
+            seen.update(mask_tokens=channels_last(tokens))
+            return InfGenDecoder.run_blocks(model, tokens, latent)
+        model.run_blocks = entering
         image = channels_last(model(z, height, width))
-        start.remove()
+        del model.run_blocks
     for handle in extra:
         handle.remove()
     latent, mask = positions  # the latent's embedding is computed first
@@ -128,6 +131,9 @@ SMALL = {
         hidden_size=96, num_heads=3, num_blocks=2, mlp_hidden=128, inpe_act="gelu_tanh", inpe_features=20,
         inpe_hidden=48, inpe_lon_span=6.283185307179586, inpe_lat_span=3.141592653589793, layers_per_up_block=1,
         up_block_channels=[64, 48, 32, 16], up_block_upsample=[True] * 4, norm_num_groups=8),
+    "no-blocks": dict(
+        hidden_size=40, num_heads=4, num_blocks=0, mlp_hidden=40, latent_skip="bilinear", inpe_features=12, inpe_hidden=20,
+        layers_per_up_block=1, up_block_channels=[40, 24, 16], norm_num_groups=8),
 }
 # The forms of GELU differ by less than 5e-4, so it shows only where GELU itself is small: around -2.5.
 MLP_TAIL = {".ff.net.0.proj.weight": (0.2, 0.0), ".ff.net.0.proj.bias": (1.0, -2.5), ".ff.net.2.weight": (55.0, 0.0)}

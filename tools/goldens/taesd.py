@@ -21,7 +21,7 @@ from synthetic import Spec
 ROOT = Path(__file__).resolve().parents[2]
 PHOTOGRAPHS = ROOT / "tests" / "data" / "taesd-photographs"
 # The folder with taesd_{en,de}coder.safetensors and taesdxl_{en,de}coder.safetensors.
-WEIGHTS = Path(os.environ.get("INFGEN_WEIGHTS", ROOT.parent / "shared" / "data" / "weights"))
+WEIGHTS = Path(os.environ.get("INFGEN_WEIGHTS", "no published weights"))
 
 
 class Decoder(torch.nn.Sequential):
