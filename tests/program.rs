@@ -424,3 +424,49 @@ fn standard_output_that_ends_is_no_panic() {
     let (code, stderr) = inspect(full.into());
     assert!(code == Some(1) && stderr.starts_with("infgen: standard output") && stderr.lines().count() == 1, "{stderr}");
 }
+
+/// What ends a terminal or a service ends it politely, and `nohup` keeps it running.
+#[cfg(unix)]
+#[test]
+fn signals_leave_no_unfinished_file() {
+    if !has_device() {
+        return;
+    }
+    let hangs_up = Command::new("sh").args(["-c", "kill -HUP $$; echo stayed"]).output().unwrap().stdout.is_empty();
+    if !hangs_up {
+        println!("SKIPPED: hang-ups are ignored where this runs");
+        return;
+    }
+    let f = Fixture::new();
+    let (program, latent) = (env!("CARGO_BIN_EXE_infgen"), f.text("latent.safetensors"));
+    for (before, signal, size, status) in
+        [(vec![], "-HUP", "3000x3000", Some(1)), (vec![], "-TERM", "3000x3000", Some(1)), (vec!["nohup"], "-HUP", "700x700", Some(0))]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let picture = folder.path().join("o.png");
+        let (weights, output) = (f.weights(), picture.display().to_string());
+        let decode =
+            [program, "decode", "-q", "--weights", &weights, "--latent", &latent, "--size", size, "--memory", "500MiB", "-o", &output];
+        let command = [&before[..], &decode].concat();
+        let mut child = Command::new(command[0])
+            .args(&command[1..])
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let files = || std::fs::read_dir(folder.path()).unwrap().map(|f| f.unwrap().file_name()).collect::<Vec<_>>();
+        let begun = std::time::Instant::now();
+        while files().is_empty() {
+            assert!(begun.elapsed().as_secs() < 300 && child.try_wait().unwrap().is_none(), "{signal}: it ended before it began its file");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        let ended = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), status, "{before:?} {signal}: {:?}: {stderr}", ended.status);
+        assert!(status == Some(0) || stderr == "infgen: cancelled\n", "{signal}: {stderr}");
+        let left = if status == Some(0) { vec![std::ffi::OsString::from("o.png")] } else { vec![] };
+        assert_eq!(files(), left, "{before:?} {signal}");
+    }
+}

@@ -11,6 +11,7 @@ mod upscale;
 #[cfg(feature = "viewer")]
 mod view;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use args::{Args, Command};
@@ -43,7 +44,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             run.clear();
-            eprintln!("infgen: {}", error.to_string().replace('\n', " "));
+            // Not `eprintln`, which panics where the terminal is gone.
+            let _ = writeln!(std::io::stderr(), "infgen: {}", error.to_string().replace('\n', " "));
             ExitCode::FAILURE
         }
     }

@@ -51,7 +51,8 @@ impl Run {
         let cancel = observer.clone();
         let interrupted = move || {
             let end = || {
-                eprintln!("infgen: cancelled");
+                // Not `eprintln`, which panics where the terminal is gone.
+                let _ = writeln!(std::io::stderr(), "infgen: cancelled");
                 std::process::exit(1)
             };
             // Who asks twice does not want to wait; who asks once is not kept waiting by what cannot be cancelled, such as loading.
@@ -64,9 +65,11 @@ impl Run {
                 end()
             });
         };
-        // What stops services and containers. Not SIGHUP, which `nohup` has ignored.
+        // What stops services and containers, and what a terminal that closes sends, unless `nohup` has it ignored.
         #[cfg(unix)]
-        if let Ok(mut signals) = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM]) {
+        let signals = [Some(libc::SIGTERM), Some(libc::SIGHUP).filter(|&signal| !is_ignored(signal))].into_iter().flatten();
+        #[cfg(unix)]
+        if let Ok(mut signals) = signal_hook::iterator::Signals::new(signals) {
             let interrupted = interrupted.clone();
             std::thread::spawn(move || signals.forever().for_each(|_| interrupted()));
         }
@@ -191,6 +194,16 @@ impl Run {
             self.say(&format!("{}; peak GPU memory {}", stages.join(", "), human_bytes(peak)));
             Ok(())
         }
+    }
+}
+
+/// Whether this process was started with `signal` ignored.
+#[cfg(unix)]
+fn is_ignored(signal: libc::c_int) -> bool {
+    // SAFETY: without a new action `sigaction` only fills in the old one, for which all zeros are a valid value.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
     }
 }
 
