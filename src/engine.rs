@@ -486,7 +486,7 @@ pub(crate) fn channels_first(values: &[f32], channels: usize) -> Vec<f32> {
 /// Tells what to try where f16 was too narrow.
 pub(crate) fn hint(error: Error, dtype: Dtype) -> Error {
     match error {
-        Error::NonFinite { layer, .. } if dtype == Dtype::F16 => Error::NonFinite { layer, hint: "; try --dtype f32" },
+        Error::NonFinite { layer, .. } if dtype == Dtype::F16 => Error::NonFinite { layer, hint: "; try dtype f32" },
         other => other,
     }
 }

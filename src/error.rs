@@ -73,7 +73,7 @@ pub enum Error {
         index: usize,
     },
     /// A weight that f16 cannot hold; loading it would change the model without a word.
-    #[error("{}: tensor `{tensor}` holds {value}, beyond f16's range of +-65504; use --dtype f32", path.display())]
+    #[error("{}: tensor `{tensor}` holds {value}, beyond f16's range of +-65504; it needs dtype f32", path.display())]
     F16Range {
         /// The weights file.
         path: PathBuf,
@@ -125,7 +125,7 @@ pub enum Error {
     NonFinite {
         /// The first layer in which they were seen.
         layer: String,
-        /// What to try (`; try --dtype f32`), or nothing.
+        /// What to try (`; try dtype f32`), or nothing.
         hint: &'static str,
     },
     /// No adapter, or none that fits the request.
@@ -141,7 +141,7 @@ pub enum Error {
         detail: String,
     },
     /// The work needs more GPU memory than the ceiling allows. Nothing was dispatched.
-    #[error("this needs {needed} bytes of GPU memory ({}), more than the ceiling of {ceiling} bytes; raise --memory to at least {needed}, or ask for a smaller size", human_bytes(*needed))]
+    #[error("this needs {needed} bytes of GPU memory ({}), more than the ceiling of {ceiling} bytes; raise it to at least {needed}, or ask for a smaller size", human_bytes(*needed))]
     MemoryCeiling {
         /// Smallest ceiling with which it would run, in bytes.
         needed: u64,
@@ -149,7 +149,7 @@ pub enum Error {
         ceiling: u64,
     },
     /// Under the ceiling of GPU memory planes would have to be kept on the host, and they are too large for that.
-    #[error("under this ceiling of GPU memory planes must be kept in host memory, and {ceiling} bytes ({}) of it are not enough; raise --memory or --host-memory", human_bytes(*ceiling))]
+    #[error("under this ceiling of GPU memory planes must be kept in host memory, and {ceiling} bytes ({}) of it are not enough; raise one of the two", human_bytes(*ceiling))]
     HostMemory {
         /// Bytes of host memory that could be used.
         ceiling: u64,
@@ -166,7 +166,7 @@ pub enum Error {
     },
     /// The driver could not allocate although the plan was within the ceiling.
     #[error(
-        "the GPU is out of memory while {during} (asked for {bytes} bytes; other programs may hold the rest): free some or give --memory a lower ceiling"
+        "the GPU is out of memory while {during} (asked for {bytes} bytes; other programs may hold the rest): free some or set a lower ceiling"
     )]
     OutOfMemory {
         /// What was going on.
@@ -256,4 +256,25 @@ pub(crate) fn explain_json<T: serde::de::DeserializeOwned>(json: &str, error: &s
         serde_json::from_value::<T>(alone).err().map(|e| format!("`{field}`: {e}"))
     });
     culprit.unwrap_or(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever calls from Rust or a browser has no command line; the program names its options itself.
+    #[test]
+    fn advice_on_devices_and_memory_names_no_options_of_the_program() {
+        let path = PathBuf::from("w.safetensors");
+        for error in [
+            Error::MemoryCeiling { needed: 2, ceiling: 1 },
+            Error::HostMemory { ceiling: 1 },
+            Error::OutOfMemory { during: "loading".into(), bytes: 1 },
+            Error::BufferTooLarge { op: "x".into(), bytes: 2, limit: 1 },
+            Error::F16Range { path, tensor: "x".into(), value: 1e6 },
+            crate::engine::hint(Error::NonFinite { layer: "x".into(), hint: "" }, crate::Dtype::F16),
+        ] {
+            assert!(!error.to_string().contains("--"), "{error}");
+        }
+    }
 }

@@ -226,7 +226,11 @@ fn memory_is_refused_with_what_suffices_and_that_suffices() {
     let exact = done(&[&base[..], &["--memory", &needed.to_string()]].concat());
     assert_eq!(exact["peak_gpu_bytes"].as_u64(), Some(needed), "the peak is the plan's");
     let below = needed - 1;
-    refused(&[&base[..], &["--memory", &below.to_string(), "--quiet"]].concat(), &fixture.at("m2.png"), &[&needed.to_string()]);
+    refused(
+        &[&base[..], &["--memory", &below.to_string(), "--quiet"]].concat(),
+        &fixture.at("m2.png"),
+        &[&needed.to_string(), "(--memory)"],
+    );
 }
 
 #[test]
@@ -271,7 +275,7 @@ fn bad_input_gives_one_line_and_no_file() {
     let mut large = model.clone();
     large[end - 4..].copy_from_slice(&1e5f32.to_le_bytes());
     let beyond = folder("beyond", &large, &config);
-    check(decode(&latent, &beyond, &out), &["f16"]);
+    check(decode(&latent, &beyond, &out), &["f16", "(--dtype)"]);
     let in_f32 = fixture.text("f32.png");
     done(&["decode", "--dtype", "f32", "--latent", &latent, "--weights", &beyond, "--size", "16x16", "-o", &in_f32]);
     let wider = String::from_utf8(config.clone()).unwrap().replace("\"mlp_hidden\":80", "\"mlp_hidden\":84");

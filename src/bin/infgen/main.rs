@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use args::{Args, Command};
 use clap::Parser;
+use infgen::Error;
 use run::Run;
 
 fn main() -> ExitCode {
@@ -45,8 +46,19 @@ fn main() -> ExitCode {
         Err(error) => {
             run.clear();
             // Not `eprintln`, which panics where the terminal is gone.
-            let _ = writeln!(std::io::stderr(), "infgen: {}", error.to_string().replace('\n', " "));
+            let _ = writeln!(std::io::stderr(), "infgen: {}{}", error.to_string().replace('\n', " "), options(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// The options that do what the library advises, which does not know that it is called from a command line.
+fn options(error: &Error) -> &'static str {
+    match error {
+        Error::MemoryCeiling { .. } | Error::OutOfMemory { .. } => " (--memory)",
+        Error::HostMemory { .. } => " (--memory, --host-memory)",
+        Error::F16Range { .. } => " (--dtype)",
+        Error::NonFinite { hint, .. } if !hint.is_empty() => " (--dtype)",
+        _ => "",
     }
 }
