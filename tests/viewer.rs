@@ -436,6 +436,27 @@ fn a_prompt_becomes_the_picture_that_generate_and_decode_make() {
     viewer.quit();
 }
 
+/// With no file to open in its place, the task ends on the device that is gone: the loss is told, and the device opened, once.
+#[test]
+fn a_device_lost_during_a_prompt_is_opened_once() {
+    let Some(screen) = Screen::open("a_device_lost_during_a_prompt_is_opened_once") else { return };
+    let case = common::text_to_image::Case::open();
+    let models = common::text_to_image::models(&case);
+    let mut viewer = Viewer::start(&screen, &["--model", models.folder.to_str().unwrap(), "--size", "560x430"]);
+    std::thread::sleep(Duration::from_millis(800));
+    screen.xdotool(&["mousemove", "100", "115", "click", "1", "sleep", "0.3", "type", "--delay", "40", "a red cat"]);
+    viewer.key("ctrl+Return");
+    viewer.wait("a preview", |event| event["event"] == "preview");
+    // Out of the field, so that keys are not typed.
+    screen.xdotool(&["mousemove", "450", "300", "click", "1", "sleep", "0.2", "key", "ctrl+shift+F12"]);
+    let lost = viewer.wait("the loss", |event| event["event"] == "failed");
+    assert!(lost["error"].as_str().unwrap().contains("device was lost"), "{lost}");
+    std::thread::sleep(Duration::from_secs(8));
+    let told = viewer.text("events").lines().filter(|line| line.contains("\"failed\"")).count();
+    assert_eq!(told, 1, "{}", viewer.text("events"));
+    viewer.quit();
+}
+
 #[test]
 fn with_two_pixels_a_point_and_in_a_tiny_window_pixels_are_still_the_decode() {
     let Some(screen) = Screen::open("with_two_pixels_a_point_and_in_a_tiny_window_pixels_are_still_the_decode") else { return };

@@ -74,7 +74,7 @@ impl Pipeline {
     }
 
     /// Bytes of the weights that are kept on the device.
-    pub(super) fn kept_bytes(&self) -> u64 {
+    pub(crate) fn kept_bytes(&self) -> u64 {
         lock(&self.kept).bytes()
     }
 

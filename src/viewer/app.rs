@@ -15,6 +15,7 @@ use winit::event::WindowEvent;
 use winit::event_loop::{ActiveEventLoop, ControlFlow, EventLoop, EventLoopProxy};
 use winit::window::{Fullscreen, Window, WindowId};
 
+use super::cache::give_up;
 use super::device::{budget, context, open_engine, surface_config};
 use super::files;
 use super::jobs::{Decoded, Message, Worker};
@@ -352,7 +353,7 @@ impl Shell {
                     task.progress = done;
                 }
             }
-            Message::Decoded(id, result, seconds) => match self.scene.ended(id, self.make_room(result), seconds) {
+            Message::Decoded(id, result, seconds) => match self.ended(id, result, seconds) {
                 Ended::Quiet => {}
                 Ended::Cancelled(after) => {
                     self.measure.cancels.add(after);
@@ -376,13 +377,27 @@ impl Shell {
         self.window.request_redraw();
     }
 
-    /// A model that is kept for the next prompt gives way to a picture that does not fit beside it: what failed is then wanted
-    /// again, as if it had been cancelled.
-    fn make_room(&self, result: Result<Decoded>) -> Result<Decoded> {
-        match (&result, &self.model) {
-            (Err(Error::MemoryCeiling { .. } | Error::OutOfMemory { .. }), Some(model)) if model.release() > 0 => Err(Error::Cancelled),
-            _ => result,
+    fn ended(&mut self, id: u64, result: Result<Decoded>, seconds: f64) -> Ended {
+        let result = self.make_room(result);
+        self.scene.ended(id, result, seconds)
+    }
+
+    /// Pictures out of view, then the weights that are kept for the next prompt, give way to a picture that does not fit beside them, where that
+    /// is enough: what failed is then wanted again, as if it had been cancelled.
+    fn make_room(&mut self, result: Result<Decoded>) -> Result<Decoded> {
+        let (spare, kept) = (self.scene.spare_bytes(), self.model.as_ref().map_or(0, |model| model.kept_bytes()));
+        let given = match &result {
+            Err(Error::MemoryCeiling { needed, ceiling }) => give_up(needed.saturating_sub(*ceiling), spare, kept),
+            // How much is free beside it no one knows, so what there is to give may do although it is less.
+            Err(Error::OutOfMemory { bytes, .. }) => give_up((*bytes).min(spare + kept), spare, kept),
+            _ => None,
+        };
+        let Some((pictures, weights)) = given else { return result };
+        let mut freed = self.scene.free(pictures);
+        if weights && let Some(model) = &self.model {
+            freed += model.release();
         }
+        if freed > 0 { Err(Error::Cancelled) } else { result }
     }
 
     fn failed(&mut self, error: &Error) {
@@ -501,7 +516,13 @@ impl Shell {
         self.painter = Painter::new(&self.handles, self.config.format);
         self.egui_renderer = egui_wgpu::Renderer::new(&self.handles.device, self.config.format, Default::default());
         self.scene.cancel();
-        self.scene = Scene::new(engine.clone(), Worker::start("decode", self.proxy.clone()), budget(&self.options));
+        let mut scene = Scene::new(engine.clone(), Worker::start("decode", self.proxy.clone()), budget(&self.options));
+        scene.follow(&self.scene);
+        self.scene = scene;
+        // Its end would tell of the same loss once more.
+        if let Some(task) = self.task.take() {
+            task.observer.cancel();
+        }
         // egui sends its font texture once a context.
         self.egui = context();
         let max_texture = self.handles.device.limits().max_texture_dimension_2d as usize;

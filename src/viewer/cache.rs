@@ -76,7 +76,23 @@ impl<K: Hash + Eq + Copy, V> Cache<K, V> {
 
     /// Drops what was used longest ago, but nothing that is `pinned`, until the budget is kept.
     pub fn shrink(&mut self, pinned: impl Fn(&K) -> bool) {
-        while self.bytes > self.budget {
+        self.shrink_to(self.budget, pinned);
+    }
+
+    /// Drops what was used longest ago, but nothing that is `pinned`, until at least `bytes` are free of it. How many are.
+    pub fn free(&mut self, bytes: u64, pinned: impl Fn(&K) -> bool) -> u64 {
+        let before = self.bytes;
+        self.shrink_to(before.saturating_sub(bytes), pinned);
+        before - self.bytes
+    }
+
+    /// Bytes of what is not `pinned`.
+    pub fn spare(&self, pinned: impl Fn(&K) -> bool) -> u64 {
+        self.entries.iter().filter(|(key, _)| !pinned(key)).map(|(_, entry)| entry.bytes).sum()
+    }
+
+    fn shrink_to(&mut self, most: u64, pinned: impl Fn(&K) -> bool) {
+        while self.bytes > most {
             let oldest = self.entries.iter().filter(|(key, _)| !pinned(key)).min_by_key(|(_, entry)| entry.used).map(|(key, _)| *key);
             match oldest {
                 Some(key) => drop(self.remove(&key)),
@@ -84,6 +100,17 @@ impl<K: Hash + Eq + Copy, V> Cache<K, V> {
             }
         }
     }
+}
+
+/// What makes room for a decode that lacks so many bytes: bytes of pictures that are out of view, of which there are `spare`, and whether the weights
+/// that are kept for the next prompt go, too. Nothing where even both are too little.
+pub fn give_up(lacking: u64, spare: u64, kept: u64) -> Option<(u64, bool)> {
+    match lacking {
+        _ if lacking > spare.saturating_add(kept) => None,
+        _ if lacking <= spare => Some((lacking, false)),
+        _ => Some((spare.min(lacking - kept.min(lacking)), true)),
+    }
+    .filter(|&(pictures, weights)| pictures > 0 || weights)
 }
 
 #[cfg(test)]
@@ -107,6 +134,23 @@ mod tests {
         assert_eq!(cache.bytes(), 140, "what is on the screen may pass the budget");
         cache.shrink(|_| false);
         assert_eq!((cache.bytes(), cache.contains(&9)), (80, true));
+    }
+
+    #[test]
+    fn room_for_a_decode_costs_no_more_than_it_takes_and_nothing_in_vain() {
+        assert_eq!(give_up(50, 100, 200), Some((50, false)), "pictures out of view first");
+        assert_eq!(give_up(150, 100, 200), Some((0, true)), "the weights alone");
+        assert_eq!(give_up(250, 100, 200), Some((50, true)));
+        assert_eq!(give_up(301, 100, 200), None, "in vain");
+        assert_eq!((give_up(1, 0, 0), give_up(0, 9, 9)), (None, None));
+        let mut cache = Cache::new(1000);
+        for key in 0..4 {
+            cache.insert(key, key, 30);
+        }
+        assert_eq!(cache.spare(|&key| key == 0), 90);
+        assert_eq!(cache.free(40, |&key| key == 0), 60);
+        assert!(cache.contains(&0) && cache.contains(&3) && cache.bytes() == 60);
+        assert_eq!(cache.free(1000, |&key| key == 0), 30, "what is in view stays");
     }
 
     proptest! {

@@ -399,8 +399,9 @@ impl Scene {
         self.progress = done;
     }
 
-    fn shrink(&mut self) {
-        let Some(demand) = self.demand() else { return };
+    /// What the view shows and what enlargements start from, there or not.
+    fn pinned(&self) -> Option<HashSet<Key>> {
+        let demand = self.demand()?;
         let have = |key: &Key| self.cache.contains(key);
         let refused = |key: &Key| self.refused.contains(key);
         let mut pinned: HashSet<Key> = HashSet::new();
@@ -409,10 +410,30 @@ impl Scene {
             pinned.insert(Key::Whole(shown.side, demand.fitted));
             pinned.insert(Key::Whole(shown.side, demand.native));
         }
+        Some(pinned)
+    }
+
+    fn shrink(&mut self) {
+        let Some(pinned) = self.pinned() else { return };
         for key in &pinned {
             self.cache.touch(key);
         }
         self.cache.shrink(|key| pinned.contains(key));
+    }
+
+    /// Bytes of pictures that are out of view.
+    pub fn spare_bytes(&self) -> u64 {
+        self.pinned().map_or(0, |pinned| self.cache.spare(|key| pinned.contains(key)))
+    }
+
+    /// Drops pictures that are out of view until `bytes` are free. How many are.
+    pub fn free(&mut self, bytes: u64) -> u64 {
+        self.pinned().map_or(0, |pinned| self.cache.free(bytes, |key| pinned.contains(key)))
+    }
+
+    /// Numbers jobs behind those of `earlier`, whose last one may still report its end.
+    pub fn follow(&mut self, earlier: &Scene) {
+        self.work = Work::after(&earlier.work);
     }
 
     /// Whether nothing more is to come, be it that all is there or that it failed.

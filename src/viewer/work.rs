@@ -107,6 +107,11 @@ impl<K: Copy + PartialEq> Default for Work<K> {
 }
 
 impl<K: Copy + PartialEq> Work<K> {
+    /// Nothing to do yet, with numbers that `earlier` has not given.
+    pub fn after(earlier: &Work<K>) -> Work<K> {
+        Work { running: None, count: earlier.count }
+    }
+
     /// What to do, given what is wanted, most urgent first. A job that is still wanted goes on even if another has become
     /// more urgent: jobs are short next to what a restart would throw away.
     pub fn steer(&mut self, wanted: &[K]) -> Action<K> {
@@ -182,6 +187,16 @@ mod tests {
         assert_eq!(work.ended(1, |_| true), None);
         assert_eq!(work.ended(2, |_| true), Some('c'));
         assert_eq!(work.steer(&[]), Action::Leave);
+    }
+
+    #[test]
+    fn jobs_of_a_lost_device_are_not_taken_for_new_ones() {
+        let mut lost = Work::default();
+        assert_eq!(lost.steer(&['a']), Action::Start(1, 'a'));
+        let mut work = Work::after(&lost);
+        assert_eq!(work.steer(&['a']), Action::Start(2, 'a'));
+        assert_eq!(work.ended(1, |_| true), None);
+        assert_eq!(work.running(), Some('a'));
     }
 
     #[test]
