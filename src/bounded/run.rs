@@ -144,11 +144,11 @@ impl Job<'_> {
         let middle = |range: &Range<usize>| (range.start + range.len() / 2) / PHASES * PHASES;
         let (row, column) = (middle(&area.rows), middle(&area.columns));
         let pixel = |at: usize, range: &Range<usize>| at.clamp(range.start, range.end - 1);
-        let each = (0..PHASES).map(|n| {
+        let mut each = (0..PHASES).map(|n| {
             let (y, x) = (pixel(row + n, &area.rows), pixel(column + n, &area.columns));
             bindable(self.gpu, self.picture(have, &Area { rows: y..y + 1, columns: x..x + 1 }))
         });
-        each.fold(Ok(0), |most, bytes| Ok(most?.max(bytes?)))
+        each.try_fold(0, |most, bytes| Ok(most.max(bytes?)))
     }
 
     /// `area` of the picture from what was prepared, in as few pieces as `budget` allows; piece by piece to `sink`, which may keep them.
