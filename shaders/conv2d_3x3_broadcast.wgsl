@@ -1,18 +1,19 @@
-// conv2d_3x3_broadcast: y[i, j, o] = act(bias[o] + sum_{dy, dx, c} w[o, c, dy, dx] * x[i + dy - 1, j + dx - 1, c] + residual[i, j, o])
-// Source   torch.nn.Conv2d, kernel 3, stride 1, padding 1 (zero)
+// conv2d_3x3_broadcast: y[i, j, o] = act(bias[o] + sum_{dy, dx, c} w[o, c, dy, dx] * x[S i + dy, S j + dx, c] + residual[i, j, o])
+// Source   torch.nn.Conv2d, kernel 3, any stride and zero padding
 // Layout   as conv2d_3x3_pairs, at least 8 output quads
-// Window   as there
+// Window   y(0, 0) reads x from (top, left) on, which are negative (wrapped) by the padding; what lies outside x is zero, so x is the whole plane
+//          or reaches as far as y reads
 // Grid     x: runs of 8 pixels, y: runs of 4 rows, z: runs of 8 pairs of output quads. A subgroup of 8 lanes takes 4 x 8 pixels by 8 pairs; a lane
 //          sums for its pair, and reads the pixels of its column for all
 // Memory   no workgroup storage: made for software rasterisers. Up to Mesa 25 these make a load of one load for each lane, even where all
 //          lanes read the same: 50 to 170 cycles for a quad. So the 8 lanes read 8 pixels at once, and subgroupBroadcast, one shuffle a
 //          component, hands them round; what is left are the weights, 16 words a lane, which serve 32 pixels
-// Numerics f32 sums in the order dy, c-quad, dx, c, whatever the grid: the bits of conv2d_3x3_lanes and _pairs
+// Numerics f32 sums in the order dy, c-quad, dx, c, whatever the grid: the bits of conv2d_3x3_lanes, _pairs and conv2d_direct
 override RESIDUAL: u32 = 0u;
 struct Params {
     wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>,
     h: u32, w: u32, cin4: u32, cout4: u32, act: u32,
-    oh: u32, ow: u32, top: u32, left: u32, rw: u32, rtop: u32, rleft: u32,
+    oh: u32, ow: u32, top: u32, left: u32, rw: u32, rtop: u32, rleft: u32, stride: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<X4>;
@@ -46,7 +47,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(subgroup_invocation_id) 
     // A lane beyond the last pair reads that pair again.
     let source = min(quad, (p.cout4 - 1u) / 2u * 2u);
     let wb = source / 8u * 9u * p.cin4 * 32u + source % 8u - p.b0.y;
-    let column = j0 + lane + p.left - 1u;                // of x, for dx = 0; row and column -1 wrap to 2^32 - 1
+    let column = (j0 + lane) * p.stride + p.left;        // of x, for dx = 0; row and column -1 wrap to 2^32 - 1
     var a00 = vec4<f32>(); var a01 = vec4<f32>(); var a02 = vec4<f32>(); var a03 = vec4<f32>();
     var a04 = vec4<f32>(); var a05 = vec4<f32>(); var a06 = vec4<f32>(); var a07 = vec4<f32>();
     var a10 = vec4<f32>(); var a11 = vec4<f32>(); var a12 = vec4<f32>(); var a13 = vec4<f32>();
@@ -64,10 +65,10 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(subgroup_invocation_id) 
     var b30 = vec4<f32>(); var b31 = vec4<f32>(); var b32 = vec4<f32>(); var b33 = vec4<f32>();
     var b34 = vec4<f32>(); var b35 = vec4<f32>(); var b36 = vec4<f32>(); var b37 = vec4<f32>();
     for (var dy = 0u; dy < 3u; dy += 1u) {
-        let y0 = i0 + 0u + p.top + dy - 1u; let r0 = select(0u, y0, y0 < p.h) * p.w; let n0 = select(0.0, 1.0, y0 < p.h);
-        let y1 = i0 + 1u + p.top + dy - 1u; let r1 = select(0u, y1, y1 < p.h) * p.w; let n1 = select(0.0, 1.0, y1 < p.h);
-        let y2 = i0 + 2u + p.top + dy - 1u; let r2 = select(0u, y2, y2 < p.h) * p.w; let n2 = select(0.0, 1.0, y2 < p.h);
-        let y3 = i0 + 3u + p.top + dy - 1u; let r3 = select(0u, y3, y3 < p.h) * p.w; let n3 = select(0.0, 1.0, y3 < p.h);
+        let y0 = (i0 + 0u) * p.stride + p.top + dy; let r0 = select(0u, y0, y0 < p.h) * p.w; let n0 = select(0.0, 1.0, y0 < p.h);
+        let y1 = (i0 + 1u) * p.stride + p.top + dy; let r1 = select(0u, y1, y1 < p.h) * p.w; let n1 = select(0.0, 1.0, y1 < p.h);
+        let y2 = (i0 + 2u) * p.stride + p.top + dy; let r2 = select(0u, y2, y2 < p.h) * p.w; let n2 = select(0.0, 1.0, y2 < p.h);
+        let y3 = (i0 + 3u) * p.stride + p.top + dy; let r3 = select(0u, y3, y3 < p.h) * p.w; let n3 = select(0.0, 1.0, y3 < p.h);
         var wi = (wb + dy * p.cin4 * 96u) / 2u;
         for (var k = 0u; k < p.cin4; k += 1u) {
             let b = k - p.b0.x;

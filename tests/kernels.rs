@@ -695,7 +695,7 @@ const RECORDINGS: [(&str, Record); 14] = [
         conv2d::upsample2x_conv2d_3x3(rec, &x, &weights, Act::None, elem)
     }),
     ("conv2d_strided", |rec, elem| {
-        let (x, weights) = Conv::new("cut", (75, 61, 6), 29, 3, elem).record(rec, elem, |w| conv2d::pack_square(w, 29, 6, 3));
+        let (x, weights) = Conv::new("cut", (139, 21, 6), 29, 3, elem).record(rec, elem, |w| conv2d::pack_square(w, 29, 6, 3));
         conv2d::conv2d_strided(rec, &x, &weights, Geometry { kernel: 3, stride: 2, pad_before: 1, pad_after: 1 }, Act::Relu, elem)
     }),
     ("linear", |rec, elem| {

@@ -24,7 +24,7 @@ pub const CONV2D_3X3_PAIRS: Kernel = Kernel {
 pub const CONV2D_3X3_BROADCAST: Kernel = Kernel {
     name: "conv2d_3x3_broadcast",
     wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_3x3_broadcast.wgsl")),
-    params: &["h", "w", "cin4", "cout4", "act", "oh", "ow", "top", "left", "rw", "rtop", "rleft"],
+    params: &["h", "w", "cin4", "cout4", "act", "oh", "ow", "top", "left", "rw", "rtop", "rleft", "stride"],
     bindings: CONV2D_3X3_PAIRS.bindings,
 };
 
@@ -372,7 +372,7 @@ fn in_pairs(rec: &Recorder, family: KernelFamily, weights: &ConvWeights, cout4: 
 fn conv2d_3x3_plain(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
     let Conv3x3Call { x, weights, residual, act, elem, window, .. } = *call;
     if weights.packing == Packing::Winograd || in_broadcast(rec, rec.profile().families(x).conv, weights.cout.div_ceil(4)) {
-        return conv2d_3x3_broadcast(rec, call);
+        return conv2d_3x3_broadcast(rec, call, 1, 1);
     }
     let y = rec.tensor(window.height, window.width, weights.cout, elem);
     let (residual_part, [rw, rtop, rleft]) = residual_binding(call, 1, 0);
@@ -414,8 +414,9 @@ fn conv2d_3x3_plain(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
     y
 }
 
-/// By the lanes of a subgroup together, 4 rows a workgroup.
-fn conv2d_3x3_broadcast(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
+/// By the lanes of a subgroup together, 4 rows a workgroup: of any stride, with `pad` zero rows above and zero columns to the left, by taps; with 1
+/// and 1 by Winograd.
+fn conv2d_3x3_broadcast(rec: &mut Recorder, call: &Conv3x3Call<'_>, stride: usize, pad: i64) -> Tensor {
     const ROWS: usize = 4;
     let Conv3x3Call { x, weights, residual, act, elem, window, .. } = *call;
     let y = rec.tensor(window.height, window.width, weights.cout, elem);
@@ -425,6 +426,7 @@ fn conv2d_3x3_broadcast(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
     };
     let before = odd_row as i64;
     let (residual_part, [rw, rtop, rleft]) = residual_binding(call, ROWS, before);
+    let (top, left) = (window.top - pad, window.left - pad);
     let mut params = vec![
         x.height as u32,
         x.width as u32,
@@ -433,20 +435,21 @@ fn conv2d_3x3_broadcast(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
         act as u32,
         y.height as u32,
         y.width as u32,
-        window.top as u32,
-        window.left as u32,
+        top as u32,
+        left as u32,
         rw,
         rtop,
         rleft,
     ];
-    if weights.packing == Packing::Winograd {
-        params.extend([odd_row as u32, odd_column as u32]);
+    match weights.packing {
+        Packing::Taps => params.push(stride as u32),
+        Packing::Winograd => params.extend([odd_row as u32, odd_column as u32]),
     }
     rec.dispatch(Dispatch {
         kernel,
         consts: vec![("RESIDUAL", residual.is_some() as u32)],
         bindings: vec![
-            Binding::part(x, Footprint::rows((x.width * x.quads()) as u64, ROWS, 1 + before - window.top, ROWS + 2)),
+            Binding::part(x, Footprint::rows((x.width * x.quads()) as u64, stride * ROWS, before - top, stride * (ROWS - 1) + 3)),
             Binding::whole(&weights.weight),
             Binding::whole(&weights.bias),
             residual_part,
@@ -627,6 +630,10 @@ pub fn conv2d_strided_window(
 ) -> Tensor {
     assert_eq!(x.channels, weights.cin, "conv2d_strided: input channels");
     let Geometry { kernel, stride, pad_before, .. } = geometry;
+    if kernel == 3 && in_broadcast(rec, rec.profile().families(x).conv, weights.cout.div_ceil(4)) {
+        let call = Conv3x3Call { x, norm: None, weights, residual: None, act, elem, window };
+        return conv2d_3x3_broadcast(rec, &call, stride, pad_before as i64);
+    }
     let y = rec.tensor(window.height, window.width, weights.cout, elem);
     let (channel_lanes, pixel_lanes) = lanes(rec, y.quads());
     let (top, left) = (pad_before as i64 - window.top, pad_before as i64 - window.left);
