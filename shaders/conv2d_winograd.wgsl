@@ -3,7 +3,7 @@
 //          B^T = [1 0 -1 0; 0 1 1 0; 0 -1 1 0; 0 1 0 -1], A^T = [1 1 1 0; 0 1 -1 -1]
 // Layout   x [h, w, cin4], y [oh, ow, cout4], residual [.., rw, cout4], bias [cout4];
 //          weights G w G^T [cout4 / 8][4 r][4 q][cin4][4 c][8] along the output channels
-// Window   as conv2d_3x3_broadcast, and y(0, 0) sits at a row and column of the plane that are odd where odd_row and odd_column are 1. Squares are
+// Window   as conv2d_3x3_pairs, and y(0, 0) sits at a row and column of the plane that are odd where odd_row and odd_column are 1. Squares are
 //          the plane's, whatever the window, and what lies outside of a pixel's own 3x3 enters none of its sums but times 0:
 //          y0 is the sum of the products of x0 - x2, x1 + x2, x2 - x1, and y1 of x1 + x2, x2 - x1, x1 - x3
 // Grid     x: runs of 16 pixels, y: runs of 4 rows, z: runs of 8 pairs of output quads. A subgroup of 8 lanes takes 2 x 8 squares by 8 pairs; a
@@ -58,8 +58,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(subgroup_invocation_id) 
     let source = min(quad, (p.cout4 - 1u) / 2u * 2u);
     var wi = (source / 8u * p.cin4 * 512u + source % 8u - p.b0.y) / 2u;
     // x0 of this lane's squares.
-    let column = j0 + 2u * lane + p.left;
-    let row = i0 + p.top;
+    let column = j0 + 2u * lane + p.left - 1u;
+    let row = i0 + p.top - 1u;
     var a0s0 = vec4<f32>(); var a0s1 = vec4<f32>(); var a0s2 = vec4<f32>(); var a0s3 = vec4<f32>();
     var a0s4 = vec4<f32>(); var a0s5 = vec4<f32>(); var a0s6 = vec4<f32>(); var a0s7 = vec4<f32>();
     var a0s8 = vec4<f32>(); var a0s9 = vec4<f32>(); var a0sa = vec4<f32>(); var a0sb = vec4<f32>();
