@@ -23,6 +23,9 @@ fn put(i: u32, j: u32, phase: u32, quad: u32, v: vec4<f32>) {
     y[((4u * i * p.sw) + 2u * j + phase) * p.cout4 + quad - p.b0.w] = y_put(activate(v, p.act));
 }
 
+// A row or column of x, and the nearest one inside for one outside of it: what is read there is multiplied with 0. -1 is 2^32 - 1.
+fn inside(at: u32, count: u32) -> u32 { return select(min(at, count - 1u), 0u, at > 0x7fffffffu); }
+
 // Of eight the one that c says: results leave in a loop, since a store written out for each would take most of the time to compile.
 fn pick(c: u32, v0: vec4<f32>, v1: vec4<f32>, v2: vec4<f32>, v3: vec4<f32>, v4: vec4<f32>, v5: vec4<f32>, v6: vec4<f32>, v7: vec4<f32>) -> vec4<f32> {
     let low = (c & 1u) == 1u;
@@ -63,17 +66,17 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(subgroup_invocation_id) 
     var b30 = vec4<f32>(); var b31 = vec4<f32>(); var b32 = vec4<f32>(); var b33 = vec4<f32>();
     var b34 = vec4<f32>(); var b35 = vec4<f32>(); var b36 = vec4<f32>(); var b37 = vec4<f32>();
     for (var d = 0u; d < 2u; d += 1u) {
-        let y0 = i0 + 0u + p.top + d + r - 1u; let r0 = select(0u, y0, y0 < p.h) * p.w; let n0 = select(0.0, 1.0, y0 < p.h);
-        let y1 = i0 + 1u + p.top + d + r - 1u; let r1 = select(0u, y1, y1 < p.h) * p.w; let n1 = select(0.0, 1.0, y1 < p.h);
-        let y2 = i0 + 2u + p.top + d + r - 1u; let r2 = select(0u, y2, y2 < p.h) * p.w; let n2 = select(0.0, 1.0, y2 < p.h);
-        let y3 = i0 + 3u + p.top + d + r - 1u; let r3 = select(0u, y3, y3 < p.h) * p.w; let n3 = select(0.0, 1.0, y3 < p.h);
+        let y0 = i0 + 0u + p.top + d + r - 1u; let r0 = inside(y0, p.h) * p.w; let n0 = select(0.0, 1.0, y0 < p.h);
+        let y1 = i0 + 1u + p.top + d + r - 1u; let r1 = inside(y1, p.h) * p.w; let n1 = select(0.0, 1.0, y1 < p.h);
+        let y2 = i0 + 2u + p.top + d + r - 1u; let r2 = inside(y2, p.h) * p.w; let n2 = select(0.0, 1.0, y2 < p.h);
+        let y3 = i0 + 3u + p.top + d + r - 1u; let r3 = inside(y3, p.h) * p.w; let n3 = select(0.0, 1.0, y3 < p.h);
         var wi = (wb + d * p.cin4 * 64u) / 2u;
         for (var k = 0u; k < p.cin4; k += 1u) {
             let b = k - p.b0.x;
             for (var e = 0u; e < 2u; e += 1u) {
                 // What lies outside of x is multiplied with 0.
                 let within = column + e < p.w;
-                let c = select(0u, column + e, within);
+                let c = inside(column + e, p.w);
                 let m = select(0.0, 1.0, within);
                 let w0 = wt[wi]; let w1 = wt[wi + 4u]; let w2 = wt[wi + 8u]; let w3 = wt[wi + 12u];
                 let u0 = w_lo(w0); let u1 = w_lo(w1); let u2 = w_lo(w2); let u3 = w_lo(w3);

@@ -39,6 +39,9 @@ fn sign(row: u32) -> f32 { return select(-1.0, 1.0, row == 1u); }
 // What A^T multiplies a product with for y0 and y1.
 fn shares(row: u32) -> vec2<f32> { return vec2(select(0.0, 1.0, row < 3u), select(sign(row), 0.0, row == 0u)); }
 
+// A row or column of x, and the nearest one inside for one outside of it: what is read there is multiplied with 0. -1 is 2^32 - 1.
+fn inside(at: u32, count: u32) -> u32 { return select(min(at, count - 1u), 0u, at > 0x7fffffffu); }
+
 // Of eight the one that c says: results leave in a loop, since a store written out for each would take most of the time to compile.
 fn pick(c: u32, v0: vec4<f32>, v1: vec4<f32>, v2: vec4<f32>, v3: vec4<f32>, v4: vec4<f32>, v5: vec4<f32>, v6: vec4<f32>, v7: vec4<f32>) -> vec4<f32> {
     let low = (c & 1u) == 1u;
@@ -100,12 +103,12 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(subgroup_invocation_id) 
         let c1 = column + second(q);
         let m0 = select(0.0, 1.0, c0 < p.w);
         let m1 = select(0.0, sign(q), c1 < p.w);
-        let k0 = select(0u, c0, c0 < p.w) * p.cin4 - p.b0.x;
-        let k1 = select(0u, c1, c1 < p.w) * p.cin4 - p.b0.x;
-        let r0 = row + 0u + first(r); let n0 = select(0.0, 1.0, r0 < p.h); let x0 = select(0u, r0, r0 < p.h) * p.w * p.cin4;
-        let r1 = row + 0u + second(r); let n1 = select(0.0, sign(r), r1 < p.h); let x1 = select(0u, r1, r1 < p.h) * p.w * p.cin4;
-        let r2 = row + 2u + first(r); let n2 = select(0.0, 1.0, r2 < p.h); let x2 = select(0u, r2, r2 < p.h) * p.w * p.cin4;
-        let r3 = row + 2u + second(r); let n3 = select(0.0, sign(r), r3 < p.h); let x3 = select(0u, r3, r3 < p.h) * p.w * p.cin4;
+        let k0 = inside(c0, p.w) * p.cin4 - p.b0.x;
+        let k1 = inside(c1, p.w) * p.cin4 - p.b0.x;
+        let r0 = row + 0u + first(r); let n0 = select(0.0, 1.0, r0 < p.h); let x0 = inside(r0, p.h) * p.w * p.cin4;
+        let r1 = row + 0u + second(r); let n1 = select(0.0, sign(r), r1 < p.h); let x1 = inside(r1, p.h) * p.w * p.cin4;
+        let r2 = row + 2u + first(r); let n2 = select(0.0, 1.0, r2 < p.h); let x2 = inside(r2, p.h) * p.w * p.cin4;
+        let r3 = row + 2u + second(r); let n3 = select(0.0, sign(r), r3 < p.h); let x3 = inside(r3, p.h) * p.w * p.cin4;
         var a00 = vec4<f32>(); var a01 = vec4<f32>(); var a02 = vec4<f32>(); var a03 = vec4<f32>();
         var a04 = vec4<f32>(); var a05 = vec4<f32>(); var a06 = vec4<f32>(); var a07 = vec4<f32>();
         var a10 = vec4<f32>(); var a11 = vec4<f32>(); var a12 = vec4<f32>(); var a13 = vec4<f32>();
