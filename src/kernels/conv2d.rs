@@ -546,7 +546,8 @@ pub fn upsample2x_conv2d_3x3_window(rec: &mut Recorder, x: &Tensor, weights: &Co
     let mut params = vec![x.height as u32, x.width as u32, x.quads() as u32, y.quads() as u32];
     let origin = [window.top as u32, window.left as u32];
     let (kernel, consts, rows, grid) = match rec.profile().families(x).upsample {
-        family if in_broadcast(rec, family, y.quads()) => {
+        // Eight rows of the result a workgroup: of planes too wide for one binding the other kernels write two, with the same bits.
+        family if in_broadcast(rec, family, y.quads()) && 8 * row_out * elem.bytes() <= rec.profile().max_binding => {
             let tiles = y.quads().div_ceil(2 * BROADCAST_LANES) as u32;
             params.extend([tiles, act as u32, sh as u32, sw as u32]);
             (&CONV2D_PHASE_BROADCAST, vec![], 4, [sw.div_ceil(8) as u32, sh.div_ceil(4) as u32, 4 * tiles])
