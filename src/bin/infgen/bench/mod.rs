@@ -149,7 +149,8 @@ pub fn bench(run: &Run, args: &BenchArgs) -> Result<()> {
 /// Refuses names that nothing has.
 fn check_names(names: &[String]) -> Result<()> {
     let ops: Vec<String> = CASES.iter().flat_map(|case| [case.op, case.op.within(SOFTWARE_FLOPS)]).map(Op::name).collect();
-    let others = ["upload", "readback", "decode"];
+    // The device's own peaks are measured always: alone by their name.
+    let others = ["peaks", "upload", "readback", "decode"];
     let known = |part: &str| ops.iter().any(|op| op.contains(part)) || others.iter().any(|name| part.contains(name) || name.contains(part));
     let Some(unknown) = names.iter().find(|part| !known(part)) else { return Ok(()) };
     let kinds: BTreeSet<&str> = ops.iter().filter_map(|op| op.split(' ').next()).chain(others).collect();
@@ -216,4 +217,19 @@ fn decodes(
         ))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_names;
+
+    /// `benches/compare.py` asks for the peaks alone, `benches/gpu-session.sh` for the others.
+    #[test]
+    fn names_in_use_are_known_and_others_refused() {
+        let known = |names: &[&str]| check_names(&names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>()).is_ok();
+        assert!(known(&["peak"]));
+        assert!(known(&["conv2d", "linear", "attention", "norm", "geglu", "decode", "upload", "readback"]));
+        assert!(known(&[]));
+        assert!(!known(&["conv2d", "convolution 9x9"]));
+    }
 }
