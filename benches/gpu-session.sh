@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Half an hour on a machine with a real GPU: correctness first, then variants, kernels, decodes and PyTorch beside them.
 #
-#   benches/gpu-session.sh pack DIR    here: builds, and puts everything that the other machine needs into DIR (110 MB) and into DIR.tar.xz (60 MB)
+#   benches/gpu-session.sh pack DIR    here: builds, and puts everything that the other machine needs into DIR (125 MB) and into DIR.tar.xz (63 MB)
 #   DIR/benches/gpu-session.sh         there: runs it all; results go to $OUT (default: ./gpu-session)
 #
 # There it needs a Vulkan driver and loader, no network, no compiler. To bring the loader: the package libvulkan1 unpacked into DIR/vulkan
 # (`pack` does that on Debian). NVIDIA's driver brings its own ICD file; where that is missing one is written. DEVICE=<number or name> picks the adapter
 # (default: the best), SIZES and DECODERS the decodes, PYTHON a Python with CUDA torch (skipped where there is none), REPEAT how often each kernel is timed.
-# PATIENCE multiplies the time that a step may take: 10 lets a software device rehearse the session. TESTS, for both: fewer tests, a smaller archive.
+# PATIENCE multiplies the time that a step may take: 10 lets a software device rehearse the session. TESTS, for both: fewer tests, a smaller archive
+# (37 MB with TESTS="kernels kernels_attention kernels_tile").
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tests=${TESTS:-kernels kernels_attention kernels_tile kernels_latent kernels_unet windows bounded models}
