@@ -16,15 +16,6 @@ fn put(i: u32, head: u32, quad: u32, sum: vec4<f32>) {
     y[i * p.heads * p.d8 * 2u + quad - p.b0.z] = y_put(sum * norm);
 }
 
-// Of eight the one that c says: results leave in a loop, since a store written out for each would take most of the time to compile.
-fn pick(c: u32, v0: vec4<f32>, v1: vec4<f32>, v2: vec4<f32>, v3: vec4<f32>, v4: vec4<f32>, v5: vec4<f32>, v6: vec4<f32>, v7: vec4<f32>) -> vec4<f32> {
-    let low = (c & 1u) == 1u;
-    let mid = (c & 2u) == 2u;
-    return select(
-        select(select(v0, v1, low), select(v2, v3, low), mid), select(select(v4, v5, low), select(v6, v7, low), mid), (c & 4u) == 4u,
-    );
-}
-
 @compute @workgroup_size(8)
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
     let g = wid + p.wg.xyz;

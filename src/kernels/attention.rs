@@ -69,7 +69,7 @@ pub const ATTENTION_LANES_BROADCAST: Kernel = Kernel {
 /// `attention_scores_broadcast.wgsl`
 pub const ATTENTION_SCORES_BROADCAST: Kernel = Kernel {
     name: "attention_scores_broadcast",
-    wgsl: include_str!("../../shaders/attention_scores_broadcast.wgsl"),
+    wgsl: concat!(include_str!("../../shaders/common/broadcast.wgsl"), include_str!("../../shaders/attention_scores_broadcast.wgsl")),
     ..ATTENTION_SCORES_LANES
 };
 
@@ -92,7 +92,7 @@ pub const ATTENTION_SOFTMAX_LANES: Kernel = Kernel {
 /// `attention_values_broadcast.wgsl`
 pub const ATTENTION_VALUES_BROADCAST: Kernel = Kernel {
     name: "attention_values_broadcast",
-    wgsl: include_str!("../../shaders/attention_values_broadcast.wgsl"),
+    wgsl: concat!(include_str!("../../shaders/common/broadcast.wgsl"), include_str!("../../shaders/attention_values_broadcast.wgsl")),
     ..ATTENTION_VALUES_LANES
 };
 

@@ -23,7 +23,11 @@ pub const CONV2D_3X3_PAIRS: Kernel = Kernel {
 /// `conv2d_3x3_broadcast.wgsl`
 pub const CONV2D_3X3_BROADCAST: Kernel = Kernel {
     name: "conv2d_3x3_broadcast",
-    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_3x3_broadcast.wgsl")),
+    wgsl: concat!(
+        include_str!("../../shaders/common/activation.wgsl"),
+        include_str!("../../shaders/common/broadcast.wgsl"),
+        include_str!("../../shaders/conv2d_3x3_broadcast.wgsl")
+    ),
     params: &["h", "w", "cin4", "cout4", "act", "oh", "ow", "top", "left", "rw", "rtop", "rleft", "stride"],
     bindings: CONV2D_3X3_PAIRS.bindings,
 };
@@ -31,7 +35,11 @@ pub const CONV2D_3X3_BROADCAST: Kernel = Kernel {
 /// `conv2d_winograd.wgsl`
 pub const CONV2D_WINOGRAD: Kernel = Kernel {
     name: "conv2d_winograd",
-    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_winograd.wgsl")),
+    wgsl: concat!(
+        include_str!("../../shaders/common/activation.wgsl"),
+        include_str!("../../shaders/common/broadcast.wgsl"),
+        include_str!("../../shaders/conv2d_winograd.wgsl")
+    ),
     params: &["h", "w", "cin4", "cout4", "act", "oh", "ow", "top", "left", "rw", "rtop", "rleft", "odd_row", "odd_column"],
     bindings: CONV2D_3X3_PAIRS.bindings,
 };
@@ -109,7 +117,11 @@ pub const CONV2D_PHASE_PAIRS: Kernel = Kernel {
 /// `conv2d_phase_broadcast.wgsl`
 pub const CONV2D_PHASE_BROADCAST: Kernel = Kernel {
     name: "conv2d_phase_broadcast",
-    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_phase_broadcast.wgsl")),
+    wgsl: concat!(
+        include_str!("../../shaders/common/activation.wgsl"),
+        include_str!("../../shaders/common/broadcast.wgsl"),
+        include_str!("../../shaders/conv2d_phase_broadcast.wgsl")
+    ),
     params: CONV2D_PHASE_TILE.params,
     bindings: CONV2D_PHASE_PAIRS.bindings,
 };

@@ -14,7 +14,11 @@ pub const LINEAR_LANES: Kernel = Kernel {
 /// `linear_broadcast.wgsl`
 pub const LINEAR_BROADCAST: Kernel = Kernel {
     name: "linear_broadcast",
-    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/linear_broadcast.wgsl")),
+    wgsl: concat!(
+        include_str!("../../shaders/common/activation.wgsl"),
+        include_str!("../../shaders/common/broadcast.wgsl"),
+        include_str!("../../shaders/linear_broadcast.wgsl")
+    ),
     params: LINEAR_LANES.params,
     bindings: LINEAR_LANES.bindings,
 };
