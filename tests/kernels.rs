@@ -151,7 +151,7 @@ fn conv2d_3x3_in_pairs_agrees_with_its_definition() {
 fn by_broadcasts(test: &str, configs: Vec<Config>) -> Vec<Config> {
     let configs: Vec<Config> = configs.into_iter().filter(|c| c.profile.broadcast && matches!(c.name, "f32" | "f16" | "packed")).collect();
     if configs.is_empty() {
-        skipped(test);
+        devices::skipped_broadcast(test);
     }
     configs
 }

@@ -72,6 +72,11 @@ pub fn skipped(test: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: no GPU adapter on this machine (REQUIRE_GPU=1 makes this a failure)");
 }
 
+/// Says that `test` leaves the kernels out whose lanes read for each other on this machine.
+pub fn skipped_broadcast(test: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: this is no software device with subgroups of 8 lanes");
+}
+
 /// Says that `test` leaves the kernels for matrix units out on this machine.
 pub fn skipped_matrix(test: &str) {
     assert!(std::env::var_os("REQUIRE_MATRIX").is_none_or(|v| v != "1"), "REQUIRE_MATRIX=1, but the device has no matrix units");
