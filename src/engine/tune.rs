@@ -4,15 +4,13 @@
 //! types and set of shaders, in the user's cache folder; who writes it first wins. A candidate whose result differs from that of
 //! the fixed choice by more than rounding, or that fails, is never taken.
 
-use std::fmt;
-
 use log::{debug, warn};
 use sha2::{Digest, Sha256};
 use web_time::Instant;
 
 use super::{Dtype, Tuning};
 use crate::error::Result;
-use crate::gpu::{DeviceProfile, Elem, Families, Gpu, KernelFamily, KernelPlan, Observer, Recorder, Tensor};
+use crate::gpu::{DeviceProfile, Elem, Families, Gpu, KernelFamily, KernelPlan, Observer, Operator, Recorder, Tensor};
 use crate::kernels::attention;
 use crate::kernels::conv2d::{self, ConvWeights, Packing};
 use crate::kernels::group_norm::{self, Norm};
@@ -35,25 +33,6 @@ fn tolerance(elem: Elem, family: KernelFamily) -> f64 {
         (Elem::Half, _) => 2e-3,
         (_, KernelFamily::Matrix | KernelFamily::NarrowMatrix) => 1e-4,
         _ => 1e-5,
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Op {
-    Conv,
-    Upsample,
-    Linear,
-    Attention,
-}
-
-impl fmt::Display for Op {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Op::Conv => "3x3 convolution",
-            Op::Upsample => "upsampling convolution",
-            Op::Linear => "linear layer",
-            Op::Attention => "attention",
-        })
     }
 }
 
@@ -84,12 +63,12 @@ async fn families(gpu: &Gpu, precision: Precision, fixed: &Families) -> Result<F
         return Ok(families);
     }
     let began = Instant::now();
-    let best = async |op: Op, fixed: KernelFamily| Bench::new(gpu, precision, op).await?.best(fixed).await;
+    let best = async |op: Operator, fixed: KernelFamily| Bench::new(gpu, precision, op).await?.best(fixed).await;
     let families = Families {
-        conv: best(Op::Conv, fixed.conv).await?,
-        upsample: best(Op::Upsample, fixed.upsample).await?,
-        linear: best(Op::Linear, fixed.linear).await?,
-        attention: best(Op::Attention, fixed.attention).await?,
+        conv: best(Operator::Conv, fixed.conv).await?,
+        upsample: best(Operator::Upsample, fixed.upsample).await?,
+        linear: best(Operator::Linear, fixed.linear).await?,
+        attention: best(Operator::Attention, fixed.attention).await?,
     };
     gpu.trim();
     debug!("kernels for {precision:?}, measured in {:.2} s: {families}", began.elapsed().as_secs_f64());
@@ -120,7 +99,7 @@ fn parse(bytes: &[u8]) -> Option<Families> {
 struct Bench<'a> {
     gpu: &'a Gpu,
     precision: Precision,
-    op: Op,
+    op: Operator,
     x: Tensor,
     weight: Tensor,
     /// The same for [`KernelFamily::Winograd`].
@@ -133,7 +112,7 @@ struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    async fn new(gpu: &'a Gpu, precision: Precision, op: Op) -> Result<Bench<'a>> {
+    async fn new(gpu: &'a Gpu, precision: Precision, op: Operator) -> Result<Bench<'a>> {
         // Enough workgroups for a large GPU, and not too much work for a small one. Any is right, so bits do not depend on this.
         let (side, channels) = match gpu.facts().kind.as_str() {
             "software" => (16, 64),
@@ -141,21 +120,21 @@ impl<'a> Bench<'a> {
             _ => (64, 256),
         };
         let (h, w) = match op {
-            Op::Conv => (side, side),
-            Op::Upsample => (side / 2, side),
-            Op::Linear | Op::Attention => (side * side / 2, 1),
+            Operator::Conv => (side, side),
+            Operator::Upsample => (side / 2, side),
+            Operator::Linear | Operator::Attention => (side * side / 2, 1),
         };
         let put = async |seed: u64, h: usize, w: usize, c: usize, amp: f32, elem: Elem| {
             let values: Vec<f32> = torch_cpu_randn(seed, h * w * c).into_iter().map(|v| v * amp).collect();
             gpu.resident("tuning", &crate::gpu::to_units(&values, c, elem), h, w, c, elem).await
         };
-        let taps = if matches!(op, Op::Linear | Op::Attention) { 1 } else { 9 };
+        let taps = if matches!(op, Operator::Linear | Operator::Attention) { 1 } else { 9 };
         let amp = (1.0 / (taps * channels) as f32).sqrt();
         let weight: Vec<f32> = torch_cpu_randn(2, channels * channels * taps).into_iter().map(|v| v * amp).collect();
         let packed = match op {
-            Op::Conv => conv2d::pack_square(&weight, channels, channels, 3),
-            Op::Upsample => conv2d::pack_phases(&weight, channels, channels),
-            Op::Linear | Op::Attention => linear::pack_linear(&weight, channels, channels),
+            Operator::Conv => conv2d::pack_square(&weight, channels, channels, 3),
+            Operator::Upsample => conv2d::pack_phases(&weight, channels, channels),
+            Operator::Linear | Operator::Attention => linear::pack_linear(&weight, channels, channels),
         };
         let Precision { activations: elem, weights } = precision;
         let resident = async |packed: &Packed| {
@@ -163,7 +142,7 @@ impl<'a> Bench<'a> {
             gpu.resident("tuning", &units, 1, 1, packed.values.len(), weights).await
         };
         let winograd = match op {
-            Op::Conv if gpu.profile().broadcast => Some(resident(&conv2d::pack_winograd(&weight, channels, channels)).await?),
+            Operator::Conv if gpu.profile().broadcast => Some(resident(&conv2d::pack_winograd(&weight, channels, channels)).await?),
             _ => None,
         };
         Ok(Bench {
@@ -186,7 +165,7 @@ impl<'a> Bench<'a> {
         let conv = || {
             let (cin, cout) = (self.channels, self.channels);
             let packing = match self.op {
-                Op::Conv => conv2d::packing(rec.profile(), elem, self.precision.weights, cin, cout),
+                Operator::Conv => conv2d::packing(rec.profile(), elem, self.precision.weights, cin, cout),
                 _ => Packing::Taps,
             };
             let weight = self.winograd.as_ref().filter(|_| packing == Packing::Winograd).unwrap_or(&weight).clone();
@@ -194,21 +173,21 @@ impl<'a> Bench<'a> {
         };
         match self.op {
             // As in a resnet: families differ in what they fuse.
-            Op::Conv => {
+            Operator::Conv => {
                 let norm = Norm { affine: &self.affine, silu: true };
                 let conv = conv();
                 conv2d::conv2d_3x3(rec, &self.x, Some(norm), &conv, Some(&self.residual), Act::None, elem)
             }
-            Op::Upsample => {
+            Operator::Upsample => {
                 let conv = conv();
                 conv2d::upsample2x_conv2d_3x3(rec, &self.x, &conv, Act::None, elem)
             }
-            Op::Linear => {
+            Operator::Linear => {
                 let layer = LinearWeights { weight, bias, inputs: self.channels, outputs: self.channels };
                 linear::linear(rec, &self.x, &layer, None, Act::None, elem)
             }
             // Heads of 64, or 32 on software.
-            Op::Attention => self.attention(rec, if self.channels > 64 { self.channels / 64 } else { 2 }),
+            Operator::Attention => self.attention(rec, if self.channels > 64 { self.channels / 64 } else { 2 }),
         }
     }
 
@@ -221,9 +200,9 @@ impl<'a> Bench<'a> {
         let mut rec = self.recorder(family);
         let y = self.record(&mut rec);
         let beside = match self.op {
-            Op::Conv | Op::Upsample => group_norm::statistics(&mut rec, &y),
-            Op::Linear => y.clone(),
-            Op::Attention => self.attention(&mut rec, 1),
+            Operator::Conv | Operator::Upsample => group_norm::statistics(&mut rec, &y),
+            Operator::Linear => y.clone(),
+            Operator::Attention => self.attention(&mut rec, 1),
         };
         rec.output("y", &y);
         rec.output("beside", &beside);
@@ -282,15 +261,7 @@ impl<'a> Bench<'a> {
 
     /// Whether `family` computes this operator with another kernel or grid than `fixed`.
     fn distinct(&self, family: KernelFamily, fixed: KernelFamily) -> bool {
-        // The families that are names of others for this operator.
-        let own = |family: KernelFamily| match (self.op, family) {
-            (Op::Linear | Op::Attention, KernelFamily::Pairs) => KernelFamily::Lanes,
-            (Op::Attention, KernelFamily::Broadcast | KernelFamily::Winograd) => KernelFamily::Lanes,
-            (Op::Linear | Op::Upsample, KernelFamily::Winograd) => KernelFamily::Broadcast,
-            (Op::Attention, KernelFamily::NarrowTile) => KernelFamily::Tile,
-            _ => family,
-        };
-        own(family) == family && family != own(fixed) && family.is_own(self.gpu.profile(), self.precision.weights)
+        family.runs_as(self.op) == family && family != fixed.runs_as(self.op) && family.is_own(self.gpu.profile(), self.precision.weights)
     }
 
     async fn agrees(&self, family: KernelFamily, expected: &[Vec<f32>; 2]) -> Result<bool> {
@@ -346,6 +317,18 @@ mod tests {
         assert!(off(&|got| got[4088..].fill(0.0)), "a missing tail");
         assert!(off(&|got| got.swap(0, 4)), "swapped elements");
         assert!(off(&|got| got.truncate(4095)), "too few");
+    }
+
+    #[test]
+    fn names_of_other_families_are_no_candidates_and_families_are() {
+        for op in [Operator::Conv, Operator::Upsample, Operator::Linear, Operator::Attention] {
+            for &family in KernelFamily::ALL {
+                let own = family.runs_as(op);
+                assert_eq!(own.runs_as(op), own, "{op}: {family}");
+            }
+            assert_eq!(KernelFamily::Broadcast.runs_as(op), KernelFamily::Broadcast, "{op}");
+        }
+        assert_eq!(KernelFamily::Winograd.runs_as(Operator::Attention), KernelFamily::Broadcast);
     }
 
     #[test]

@@ -24,7 +24,9 @@ pub use execute::{Observer, Outputs, Plane, Progress, Timing};
 pub use gate::Turn;
 pub use kernel::{Bind, HEADER_BYTES, Kernel, Storage, Variant};
 pub use plan::{Plan, align};
-pub use recorder::{Binding, DeviceProfile, Dispatch, Families, Footprint, KernelFamily, KernelPlan, MatrixUnits, Recorder, Recording};
+pub use recorder::{
+    Binding, DeviceProfile, Dispatch, Families, Footprint, KernelFamily, KernelPlan, MatrixUnits, Operator, Recorder, Recording,
+};
 pub(crate) use share::pitch as picture_pitch;
 pub use share::{Handles, Picture};
 pub use tensor::{Elem, Tensor};

@@ -57,6 +57,16 @@ impl KernelFamily {
         }
     }
 
+    /// The family whose kernels `operator` runs in this one: another one where this is a mere name of it.
+    pub fn runs_as(self, operator: Operator) -> KernelFamily {
+        match (operator, self) {
+            (Operator::Linear | Operator::Attention, KernelFamily::Pairs) => KernelFamily::Lanes,
+            (Operator::Upsample | Operator::Linear | Operator::Attention, KernelFamily::Winograd) => KernelFamily::Broadcast,
+            (Operator::Attention, KernelFamily::NarrowTile) => KernelFamily::Tile,
+            _ => self,
+        }
+    }
+
     /// Whether kernels use no workgroup memory, and norms are a pass of their own.
     pub(crate) fn is_plain(self) -> bool {
         matches!(self, KernelFamily::Lanes | KernelFamily::Pairs | KernelFamily::Broadcast | KernelFamily::Winograd)
@@ -74,6 +84,30 @@ impl fmt::Display for KernelFamily {
             KernelFamily::NarrowTile => "narrow-tile",
             KernelFamily::Matrix => "matrix",
             KernelFamily::NarrowMatrix => "narrow-matrix",
+        })
+    }
+}
+
+/// What has kernels of several families.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operator {
+    /// 3x3 convolutions of stride 1.
+    Conv,
+    /// Upsampling convolutions.
+    Upsample,
+    /// Linear layers and 1x1 convolutions.
+    Linear,
+    /// Attention.
+    Attention,
+}
+
+impl fmt::Display for Operator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Operator::Conv => "3x3 convolution",
+            Operator::Upsample => "upsampling convolution",
+            Operator::Linear => "linear layer",
+            Operator::Attention => "attention",
         })
     }
 }

@@ -1,6 +1,6 @@
 //! The operators at the shapes that the networks have when they decode (or denoise) 512x512.
 
-use infgen::gpu::{Elem, Gpu, KernelFamily, Recorder, Tensor};
+use infgen::gpu::{Elem, Gpu, KernelFamily, Operator, Recorder, Tensor};
 use infgen::kernels::Act;
 use infgen::kernels::attention::attention;
 use infgen::kernels::conv2d::{self, ConvWeights, Geometry, Packing};
@@ -264,32 +264,16 @@ impl Op {
         }
     }
 
-    /// The kernel families that compute it, where there is a choice.
-    pub fn families(self) -> &'static [KernelFamily] {
-        match self {
-            Op::Conv { .. } | Op::NormConv { .. } => KernelFamily::ALL,
-            Op::Upsample { .. } => &[
-                KernelFamily::Lanes,
-                KernelFamily::Pairs,
-                KernelFamily::Broadcast,
-                KernelFamily::Tile,
-                KernelFamily::NarrowTile,
-                KernelFamily::Matrix,
-                KernelFamily::NarrowMatrix,
-            ],
-            Op::Linear { .. } => &[
-                KernelFamily::Lanes,
-                KernelFamily::Broadcast,
-                KernelFamily::Tile,
-                KernelFamily::NarrowTile,
-                KernelFamily::Matrix,
-                KernelFamily::NarrowMatrix,
-            ],
-            Op::Attention { .. } => {
-                &[KernelFamily::Lanes, KernelFamily::Broadcast, KernelFamily::Tile, KernelFamily::Matrix, KernelFamily::NarrowMatrix]
-            }
-            _ => &[],
-        }
+    /// The kernel families that compute it each in its own way, where there is a choice.
+    pub fn families(self) -> Vec<KernelFamily> {
+        let operator = match self {
+            Op::Conv { .. } | Op::NormConv { .. } => Operator::Conv,
+            Op::Upsample { .. } => Operator::Upsample,
+            Op::Linear { .. } => Operator::Linear,
+            Op::Attention { .. } => Operator::Attention,
+            _ => return Vec::new(),
+        };
+        KernelFamily::ALL.iter().copied().filter(|family| family.runs_as(operator) == *family).collect()
     }
 }
 

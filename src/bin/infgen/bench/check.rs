@@ -1,8 +1,7 @@
 //! Results against the f64 definitions, at some positions of the very shapes that are timed: what is wrong is not worth timing.
 
-use infgen::gpu::{Elem, Gpu, Observer, Recorder};
+use infgen::gpu::{DeviceProfile, Elem, Gpu, Observer, Recorder};
 use infgen::kernels::conv2d::{self, Packing};
-use infgen::nn::Precision;
 use infgen::reference::{self, Activation, Bounded};
 use infgen::{Error, Result};
 
@@ -23,12 +22,13 @@ fn wide(values: &[f32]) -> Vec<f64> {
 }
 
 /// `(first index, expected values)` of runs of the result; `None` where this operator has no check here.
-fn expected(o: &Operands, packing: Option<Packing>) -> Option<Vec<(usize, Vec<Bounded>)>> {
+fn expected(o: &Operands, profile: &DeviceProfile) -> Option<Vec<(usize, Vec<Bounded>)>> {
     let (weight, bias) = (wide(&o.weight), wide(&o.bias));
     Some(match o.op {
         Op::Conv { h, w, cin, cout } | Op::NormConv { h, w, cin, cout } => {
+            let packing = conv2d::packing(profile, o.precision.activations, o.precision.weights, cin, cout);
             let pixel = |i: usize, j: usize| {
-                let winograd = (packing == Some(Packing::Winograd)).then_some((i % 2 == 1, j % 2 == 1));
+                let winograd = (packing == Packing::Winograd).then_some((i % 2 == 1, j % 2 == 1));
                 let mut sums = conv_at(o, (h, w, cin), cout, (i as i64 - 1, j as i64 - 1), &weight, &bias, winograd);
                 for (sum, &r) in sums.iter_mut().zip(o.residual.iter().skip((i * w + j) * cout)) {
                     *sum = sum.plus(r as f64);
@@ -144,14 +144,7 @@ fn valid(patch: &[f64], cin: usize, cout: usize, weight: &[f64], bias: &[f64]) -
 /// # Errors
 /// [`Error::Gpu`] names the first value that is off.
 pub fn check(gpu: &Gpu, rec: Recorder, record: &dyn Fn(&mut Recorder) -> infgen::gpu::Tensor, operands: &Operands) -> Result<Option<f64>> {
-    let Precision { activations, weights } = operands.precision;
-    let packing = match operands.op {
-        Op::Conv { cin, cout, .. } | Op::NormConv { cin, cout, .. } => {
-            Some(conv2d::packing(rec.profile(), activations, weights, cin, cout))
-        }
-        _ => None,
-    };
-    let Some(runs) = expected(operands, packing) else { return Ok(None) };
+    let Some(runs) = expected(operands, rec.profile()) else { return Ok(None) };
     let mut rec = rec;
     let y = record(&mut rec);
     rec.output("y", &y);

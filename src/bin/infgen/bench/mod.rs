@@ -86,9 +86,8 @@ pub fn bench(run: &Run, args: &BenchArgs) -> Result<()> {
         }
         let precision = case.precision(dtype);
         let families: Vec<Option<KernelFamily>> = match op.families() {
-            [] => vec![None],
-            all if args.variants => {
-                all.iter().copied().filter(|family| family.is_own(gpu.profile(), precision.weights)).map(Some).collect()
+            all if args.variants && !all.is_empty() => {
+                all.into_iter().filter(|family| family.is_own(gpu.profile(), precision.weights)).map(Some).collect()
             }
             _ => vec![None],
         };
