@@ -201,14 +201,14 @@ impl Engine {
     /// [`Error::NoAdapter`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn new(options: EngineOptions) -> Result<Engine> {
-        block(Engine::new_async(options))
+        block(Engine::new_async(options, &Observer::default()))
     }
 
-    /// [`Engine::new`], without blocking.
+    /// [`Engine::new`], without blocking; `observer` is told of kernels that are measured, and can cancel that.
     ///
     /// # Errors
-    /// [`Error::NoAdapter`].
-    pub async fn new_async(options: EngineOptions) -> Result<Engine> {
+    /// [`Error::NoAdapter`]; [`Error::Cancelled`].
+    pub async fn new_async(options: EngineOptions, observer: &Observer) -> Result<Engine> {
         let gpu = Gpu::new(&GpuOptions {
             device: options.device.clone(),
             memory_ceiling: options.memory,
@@ -221,7 +221,7 @@ impl Engine {
             ..GpuOptions::default()
         })
         .await?;
-        Engine::on_async(gpu, &options).await
+        Engine::on_async(gpu, &options, observer).await
     }
 
     /// An engine on a device that is open already, for instance on one that a window presents with
@@ -234,14 +234,15 @@ impl Engine {
     /// device does not say already: storage type, host memory, tuning.
     ///
     /// # Errors
-    /// Of kernels that are measured: [`Error::DeviceLost`], [`Error::OutOfMemory`].
+    /// Of kernels that are measured: [`Error::DeviceLost`], [`Error::OutOfMemory`], [`Error::Cancelled`].
     pub async fn on_async(
         #[cfg_attr(target_arch = "wasm32", expect(unused_mut, reason = "a page has no place to remember a choice"))] mut gpu: Gpu,
         options: &EngineOptions,
+        #[cfg_attr(target_arch = "wasm32", expect(unused_variables, reason = "nothing is measured in a page"))] observer: &Observer,
     ) -> Result<Engine> {
         #[cfg(not(target_arch = "wasm32"))]
         if options.kernels.is_none() {
-            let plan = tune::plan(&gpu, options.dtype, options.tuning).await?;
+            let plan = tune::plan(&gpu, options.dtype, options.tuning, observer).await?;
             gpu.set_kernels(plan);
         }
         let host_memory = options.host_memory.unwrap_or_else(host_memory);
@@ -295,21 +296,21 @@ impl Engine {
     /// Anything that can be wrong with weights (see [`Error`]), or too little memory for them.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn load_decoder(&self, weights: impl Into<Weights>) -> Result<Decoder> {
-        block(self.load_decoder_async(weights))
+        block(self.load_decoder_async(weights, &Observer::default()))
     }
 
-    /// [`Engine::load_decoder`], without blocking.
+    /// [`Engine::load_decoder`], without blocking; `observer` is told of each tensor and can cancel.
     ///
     /// # Errors
-    /// As [`Engine::load_decoder`].
-    pub async fn load_decoder_async(&self, weights: impl Into<Weights>) -> Result<Decoder> {
+    /// As [`Engine::load_decoder`]; [`Error::Cancelled`].
+    pub async fn load_decoder_async(&self, weights: impl Into<Weights>, observer: &Observer) -> Result<Decoder> {
         let weights = weights.into().open(Builtin::Decoder)?;
-        let decoder = Decoder(Arc::new(self.decoder(&weights).await?));
+        let decoder = Decoder(Arc::new(self.decoder(&weights, observer).await?));
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(decoder.clone());
         Ok(decoder)
     }
 
-    async fn decoder(&self, weights: &weights::Weights) -> Result<LoadedDecoder> {
+    async fn decoder(&self, weights: &weights::Weights, observer: &Observer) -> Result<LoadedDecoder> {
         let recognised = recognise::recognise(weights)?;
         let before = self.gpu.memory().current;
         let (network, facts) = match &recognised {
@@ -317,7 +318,7 @@ impl Engine {
                 let view = weights.view();
                 config.check(&view)?;
                 let load = async |loader: &Loader<'_>| InfgenDecoder::load(loader, config).await;
-                let network = Network::Infgen(Box::new(self.load(&view, self.precision(false), load).await?));
+                let network = Network::Infgen(Box::new(self.load(&view, self.precision(false), &config.tensors(), observer, load).await?));
                 let facts = DecoderFacts {
                     model: "InfGen decoder",
                     latent_channels: config.latent_channels,
@@ -333,9 +334,11 @@ impl Engine {
             }
             Recognised::Vae(vae) | Recognised::Checkpoint { vae: Some(vae), .. } if vae.decoder => {
                 let view = vae_keys::view(weights).ok_or_else(|| recognised.refuse(weights, "a decoder"))?;
-                view.check(&vae.config.tensors(false, true))?;
+                let tensors = vae.config.tensors(false, true);
+                view.check(&tensors)?;
                 let load = async |loader: &Loader<'_>| VaeDecoder::load(loader, &vae.config).await;
-                let network = Network::Vae(Box::new(self.load(&view, self.precision(vae.config.force_upcast), load).await?));
+                let precision = self.precision(vae.config.force_upcast);
+                let network = Network::Vae(Box::new(self.load(&view, precision, &tensors, observer, load).await?));
                 let facts = DecoderFacts {
                     model: "AutoencoderKL decoder",
                     latent_channels: vae.config.latent_channels,
@@ -351,9 +354,10 @@ impl Engine {
             }
             Recognised::Taesd { decoder: Some(config), latent_space, .. } => {
                 let view = taesd_keys::view(weights, Half::Decoder).ok_or_else(|| recognised.refuse(weights, "a decoder"))?;
-                view.check(&config.tensors(Half::Decoder))?;
+                let tensors = config.tensors(Half::Decoder);
+                view.check(&tensors)?;
                 let load = async |loader: &Loader<'_>| Taesd::load(loader, config, Half::Decoder).await;
-                let network = Network::Taesd(self.load(&view, self.precision(false), load).await?);
+                let network = Network::Taesd(self.load(&view, self.precision(false), &tensors, observer, load).await?);
                 let facts = DecoderFacts {
                     model: "TAESD decoder",
                     latent_channels: config.latent_channels,
@@ -381,23 +385,24 @@ impl Engine {
     /// As [`Engine::load_decoder`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn load_encoder(&self, weights: impl Into<Weights>) -> Result<Encoder> {
-        block(self.load_encoder_async(weights))
+        block(self.load_encoder_async(weights, &Observer::default()))
     }
 
-    /// [`Engine::load_encoder`], without blocking.
+    /// [`Engine::load_encoder`], without blocking; `observer` is told of each tensor and can cancel.
     ///
     /// # Errors
-    /// As [`Engine::load_decoder`].
-    pub async fn load_encoder_async(&self, weights: impl Into<Weights>) -> Result<Encoder> {
+    /// As [`Engine::load_decoder_async`].
+    pub async fn load_encoder_async(&self, weights: impl Into<Weights>, observer: &Observer) -> Result<Encoder> {
         let weights = weights.into().open(Builtin::Encoder)?;
         let recognised = recognise::recognise(&weights)?;
         let (network, facts) = match &recognised {
             Recognised::Vae(vae) | Recognised::Checkpoint { vae: Some(vae), .. } if vae.encoder => {
                 let view = vae_keys::view(&weights).ok_or_else(|| recognised.refuse(&weights, "an encoder"))?;
-                view.check(&vae.config.tensors(true, false))?;
+                let tensors = vae.config.tensors(true, false);
+                view.check(&tensors)?;
                 let config = &vae.config;
                 let load = async |loader: &Loader<'_>| VaeEncoder::load(loader, config).await;
-                let network = Box::new(self.load(&view, self.precision(config.force_upcast), load).await?);
+                let network = Box::new(self.load(&view, self.precision(config.force_upcast), &tensors, observer, load).await?);
                 let facts = EncoderFacts {
                     model: "AutoencoderKL encoder",
                     latent_channels: config.latent_channels,
@@ -409,9 +414,10 @@ impl Engine {
             }
             Recognised::Taesd { encoder: Some(config), latent_space, .. } => {
                 let view = taesd_keys::view(&weights, Half::Encoder).ok_or_else(|| recognised.refuse(&weights, "an encoder"))?;
-                view.check(&config.tensors(Half::Encoder))?;
+                let tensors = config.tensors(Half::Encoder);
+                view.check(&tensors)?;
                 let load = async |loader: &Loader<'_>| Taesd::load(loader, config, Half::Encoder).await;
-                let network = self.load(&view, self.precision(false), load).await?;
+                let network = self.load(&view, self.precision(false), &tensors, observer, load).await?;
                 let facts = EncoderFacts {
                     model: "TAESD encoder",
                     latent_channels: config.latent_channels,
@@ -426,10 +432,17 @@ impl Engine {
         Ok(Encoder { gpu: self.gpu.clone(), dtype: self.dtype, network, facts, host_memory: self.host_memory })
     }
 
-    /// What `load` makes of `view`. Under a ceiling that is too low for the weights the error says what all of them need.
-    async fn load<T>(&self, view: &View<'_>, precision: Precision, load: impl AsyncFn(&Loader<'_>) -> Result<T>) -> Result<T> {
+    /// What `load` makes of `view`, reading these `tensors`. Under a ceiling that is too low for the weights the error says what all of them need.
+    async fn load<T>(
+        &self,
+        view: &View<'_>,
+        precision: Precision,
+        tensors: &[(String, Vec<usize>)],
+        observer: &Observer,
+        load: impl AsyncFn(&Loader<'_>) -> Result<T>,
+    ) -> Result<T> {
         let before = self.gpu.held_bytes();
-        match load(&Loader::new(&self.gpu, view, precision)).await {
+        match load(&Loader::new(&self.gpu, view, precision).observed(observer, tensors)).await {
             Err(Error::MemoryCeiling { ceiling, .. }) => {
                 let planning = Loader::planning(&self.gpu, view, precision);
                 load(&planning).await?;
@@ -465,7 +478,7 @@ impl Engine {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let decoder = match current {
             Some(decoder) => decoder,
-            None => self.load_decoder_async(Weights::Builtin).await?,
+            None => self.load_decoder_async(Weights::Builtin, &observer.quiet()).await?,
         };
         decoder.decode_async(latent, width, height, observer).await
     }

@@ -47,7 +47,7 @@ fn engines(test: &str, host_memory: Option<u64>) -> Vec<(&'static str, Engine)> 
     ]
     .map(|(name, options)| (name, Engine::new(options).expect("an engine")))
     .into_iter()
-    .chain([("native f16", pollster::block_on(Engine::on_async(native, &base())).expect("an engine"))])
+    .chain([("native f16", pollster::block_on(Engine::on_async(native, &base(), &Observer::default())).expect("an engine"))])
     .collect()
 }
 

@@ -5,8 +5,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
-use infgen::Error;
 use infgen::weights::{ByteStream, Dtype, Fetched, Weights};
+use infgen::{Engine, EngineOptions, Error, Observer};
 use safetensors::tensor::TensorView;
 
 /// Pending once, as bytes from a network are.
@@ -112,4 +112,47 @@ fn a_connection_that_breaks_is_an_error_where_it_breaks() {
     assert!(pollster::block_on(weights.get_async("a", &[3])).is_ok());
     let error = pollster::block_on(weights.get_async("b", &[100, 2000])).unwrap_err().to_string();
     assert!(error.starts_with("w: ") && error.contains("reset"), "{error}");
+}
+
+/// Every tensor of a model is reported, and a cancel ends loading with nothing left on the device.
+#[test]
+fn loading_tells_how_far_it_is_and_can_be_cancelled() {
+    let device = std::env::var("INFGEN_DEVICE").ok();
+    let engine = match Engine::new(EngineOptions { device, ..EngineOptions::default() }) {
+        Ok(engine) => engine,
+        Err(Error::NoAdapter { detail }) => {
+            assert!(std::env::var_os("REQUIRE_GPU").is_none_or(|v| v != "1"), "REQUIRE_GPU=1, but: {detail}");
+            return eprintln!("SKIPPED: no GPU adapter on this machine (REQUIRE_GPU=1 makes this a failure)");
+        }
+        Err(error) => panic!("{error}"),
+    };
+    // Reports until `stop` of them have come, then the cancel.
+    let watched = |stop: usize| {
+        let (seen, handle) = (Arc::new(Mutex::new(Vec::new())), Arc::new(std::sync::OnceLock::<Observer>::new()));
+        let (inner, cancel) = (seen.clone(), handle.clone());
+        let observer = Observer::new(move |at| {
+            let mut seen = inner.lock().unwrap();
+            seen.push(at.done);
+            if seen.len() == stop {
+                cancel.get().unwrap().cancel();
+            }
+        });
+        handle.set(observer.clone()).unwrap();
+        (observer, seen)
+    };
+    for (which, stop) in [("decoder", 20), ("encoder", 20)] {
+        let load = |observer: &Observer| match which {
+            "decoder" => pollster::block_on(engine.load_decoder_async(infgen::Weights::Builtin, observer)).map(drop),
+            _ => pollster::block_on(engine.load_encoder_async(infgen::Weights::Builtin, observer)).map(drop),
+        };
+        // The decoder stays, as the one that `decode` uses.
+        let idle = engine.memory().current;
+        let (observer, seen) = watched(stop);
+        assert!(matches!(load(&observer), Err(Error::Cancelled)), "{which}");
+        assert_eq!((seen.lock().unwrap().len(), engine.memory().current), (stop, idle), "{which}: reports, memory");
+        let (observer, seen) = watched(usize::MAX);
+        load(&observer).unwrap();
+        let seen = seen.lock().unwrap();
+        assert!(seen[0] == 0.0 && seen.is_sorted() && (0.9..=1.0).contains(seen.last().unwrap()), "{which}: {seen:?}");
+    }
 }

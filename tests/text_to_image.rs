@@ -180,11 +180,11 @@ fn what_has_room_stays_for_the_next_prompt() {
     assert_eq!(run(&pipeline, &dog), (vec![], second.clone()));
     assert_eq!(run(&pipeline, &asked("a dog", 2, 72)).0, ["denoiser"], "a size that does not halve needs another form");
     let kept = gpu.memory().current - bare;
-    let planned = pipeline.plan(&cat, infgen::Weights::from(models.folder.join("vae")), (64, 64)).unwrap();
+    let planned = pipeline.plan(&cat, infgen::Weights::from(models.folder.join("vae")), (64, 64), &Observer::default()).unwrap();
     assert_eq!((pipeline.release() > 0, kept > 0, gpu.memory().current), (true, true, bare));
     assert_eq!(pipeline.release(), 0);
     assert_eq!(
-        pipeline.plan(&cat, infgen::Weights::from(models.folder.join("vae")), (64, 64)).unwrap(),
+        pipeline.plan(&cat, infgen::Weights::from(models.folder.join("vae")), (64, 64), &Observer::default()).unwrap(),
         planned,
         "what is kept does not count"
     );

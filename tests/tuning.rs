@@ -1,7 +1,8 @@
 //! Choosing kernels by measuring: what is chosen is remembered, what is remembered is used, and every form of a decode uses it.
 
 use infgen::gpu::{Families, KernelFamily, KernelPlan};
-use infgen::{Engine, EngineOptions, Error, Latent, Rect, Tuning, Weights};
+use infgen::{Engine, EngineOptions, Error, Latent, Observer, Rect, Tuning, Weights};
+use pollster::block_on;
 use sha2::{Digest, Sha256};
 
 fn options(folder: &std::path::Path, tuning: Tuning) -> EngineOptions {
@@ -35,6 +36,19 @@ fn a_choice_is_measured_once_remembered_and_used_by_every_form_of_a_decode() {
         let engine = open(options(folder.path(), Tuning::Gpus)).unwrap();
         assert_eq!((engine.gpu().profile().kernels, files().len()), (KernelPlan::fixed(true, engine.gpu().profile().broadcast), 0));
     }
+
+    // Cancelled on the way: nothing is remembered.
+    let handle = std::sync::Arc::new(std::sync::OnceLock::<Observer>::new());
+    let inner = handle.clone();
+    let observer = Observer::new(move |at| {
+        if at.layer.contains("linear") {
+            inner.get().unwrap().cancel();
+        }
+    });
+    handle.set(observer.clone()).unwrap();
+    let cancelled = block_on(Engine::new_async(options(folder.path(), Tuning::Always), &observer));
+    assert!(matches!(cancelled, Err(Error::Cancelled)), "{cancelled:?}");
+    assert_eq!(files().len(), 0);
 
     // Measured: a file for each storage type of activations, which says what is used.
     let engine = open(options(folder.path(), Tuning::Always)).unwrap();

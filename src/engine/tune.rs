@@ -10,7 +10,7 @@ use web_time::Instant;
 
 use super::{Dtype, Tuning};
 use crate::error::Result;
-use crate::gpu::{DeviceProfile, Elem, Families, Gpu, KernelFamily, KernelPlan, Observer, Operator, Recorder, Tensor};
+use crate::gpu::{DeviceProfile, Elem, Families, Gpu, KernelFamily, KernelPlan, Observer, Operator, Progress, Recorder, Tensor};
 use crate::kernels::attention;
 use crate::kernels::conv2d::{self, ConvWeights, Packing};
 use crate::kernels::group_norm::{self, Norm};
@@ -39,8 +39,8 @@ fn tolerance(elem: Elem, family: KernelFamily) -> f64 {
 /// The plan to use on `gpu` by an engine of storage type `dtype`: remembered, else measured and remembered.
 ///
 /// # Errors
-/// What running kernels may fail with; not being able to read or write the cache is none.
-pub(super) async fn plan(gpu: &Gpu, dtype: Dtype, tuning: Tuning) -> Result<KernelPlan> {
+/// What running kernels may fail with, [`crate::Error::Cancelled`]; not being able to read or write the cache is none.
+pub(super) async fn plan(gpu: &Gpu, dtype: Dtype, tuning: Tuning, observer: &Observer) -> Result<KernelPlan> {
     let fixed = gpu.profile().kernels;
     let software = gpu.profile().software;
     if tuning == Tuning::Off || (software && tuning == Tuning::Gpus) {
@@ -48,27 +48,30 @@ pub(super) async fn plan(gpu: &Gpu, dtype: Dtype, tuning: Tuning) -> Result<Kern
     }
     Ok(match dtype {
         Dtype::F16 => KernelPlan {
-            f16: families(gpu, Precision::F16, &fixed.f16).await?,
-            f32: families(gpu, Precision::F16_WEIGHTS, &fixed.f32).await?,
+            f16: families(gpu, Precision::F16, &fixed.f16, &observer.part(0.0, 0.5)).await?,
+            f32: families(gpu, Precision::F16_WEIGHTS, &fixed.f32, &observer.part(0.5, 0.5)).await?,
         },
-        Dtype::F32 => KernelPlan { f32: families(gpu, Precision::F32, &fixed.f32).await?, ..fixed },
+        Dtype::F32 => KernelPlan { f32: families(gpu, Precision::F32, &fixed.f32, observer).await?, ..fixed },
     })
 }
 
 /// The families for one pair of storage types.
-async fn families(gpu: &Gpu, precision: Precision, fixed: &Families) -> Result<Families> {
+async fn families(gpu: &Gpu, precision: Precision, fixed: &Families, observer: &Observer) -> Result<Families> {
     let key = key(gpu, precision);
     if let Some(families) = gpu.recall(&key).and_then(|bytes| parse(&bytes)) {
         debug!("kernels for {precision:?}, as remembered: {families}");
         return Ok(families);
     }
     let began = Instant::now();
-    let best = async |op: Operator, fixed: KernelFamily| Bench::new(gpu, precision, op).await?.best(fixed).await;
+    let best = async |at: usize, op: Operator, fixed: KernelFamily| {
+        observer.report(Progress { done: at as f64 / 4.0, layer: &format!("choosing kernels: {op}") });
+        Bench::new(gpu, precision, op, observer.quiet()).await?.best(fixed).await
+    };
     let families = Families {
-        conv: best(Operator::Conv, fixed.conv).await?,
-        upsample: best(Operator::Upsample, fixed.upsample).await?,
-        linear: best(Operator::Linear, fixed.linear).await?,
-        attention: best(Operator::Attention, fixed.attention).await?,
+        conv: best(0, Operator::Conv, fixed.conv).await?,
+        upsample: best(1, Operator::Upsample, fixed.upsample).await?,
+        linear: best(2, Operator::Linear, fixed.linear).await?,
+        attention: best(3, Operator::Attention, fixed.attention).await?,
     };
     gpu.trim();
     debug!("kernels for {precision:?}, measured in {:.2} s: {families}", began.elapsed().as_secs_f64());
@@ -100,6 +103,8 @@ struct Bench<'a> {
     gpu: &'a Gpu,
     precision: Precision,
     op: Operator,
+    /// Stops it.
+    observer: Observer,
     x: Tensor,
     weight: Tensor,
     /// The same for [`KernelFamily::Winograd`].
@@ -112,7 +117,7 @@ struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    async fn new(gpu: &'a Gpu, precision: Precision, op: Operator) -> Result<Bench<'a>> {
+    async fn new(gpu: &'a Gpu, precision: Precision, op: Operator, observer: Observer) -> Result<Bench<'a>> {
         // Enough workgroups for a large GPU, and not too much work for a small one. Any is right, so bits do not depend on this.
         let (side, channels) = match gpu.facts().kind.as_str() {
             "software" => (16, 64),
@@ -149,6 +154,7 @@ impl<'a> Bench<'a> {
             gpu,
             precision,
             op,
+            observer,
             x: put(1, h, w, channels, 1.0, elem).await?,
             weight: resident(&packed).await?,
             winograd,
@@ -206,7 +212,7 @@ impl<'a> Bench<'a> {
         };
         rec.output("y", &y);
         rec.output("beside", &beside);
-        let mut outputs = self.gpu.run(rec.finish(), &Observer::default()).await?;
+        let mut outputs = self.gpu.run(rec.finish(), &self.observer).await?;
         Ok([outputs.numbers("y"), outputs.numbers("beside")])
     }
 
@@ -219,7 +225,7 @@ impl<'a> Bench<'a> {
         let mut rec = self.recorder(family);
         self.record(&mut rec);
         let start = Instant::now();
-        let outputs = self.gpu.run_timed(rec.finish(), &Observer::default()).await?;
+        let outputs = self.gpu.run_timed(rec.finish(), &self.observer).await?;
         let timed: f64 = outputs.timings.iter().map(|t| t.seconds).sum();
         Ok(if timed > 0.0 { timed } else { start.elapsed().as_secs_f64() })
     }

@@ -102,7 +102,8 @@ impl<'a> Loader<'a> {
                 return Err(Error::Cancelled);
             }
             let count = shape.iter().product::<usize>() as u64;
-            let done = observed.done.fetch_add(count, std::sync::atomic::Ordering::Relaxed);
+            // Weights that two layers share are read twice, and counted.
+            let done = observed.done.fetch_add(count, std::sync::atomic::Ordering::Relaxed).min(observed.total);
             observed.observer.report(Progress { done: done as f64 / observed.total.max(1) as f64, layer: name });
         }
         if self.planned.is_some() {

@@ -191,9 +191,9 @@ impl Pipeline {
     }
 
     /// Peak bytes of loading the denoiser and of every call that `request` makes.
-    pub(super) async fn plan_denoiser(&self, request: &Request) -> Result<u64> {
+    pub(super) async fn plan_denoiser(&self, request: &Request, observer: &Observer) -> Result<u64> {
         let view = self.parts.unet_view()?;
-        let loader = Loader::planning(self.gpu(), &view, self.precision());
+        let loader = Loader::planning(self.gpu(), &view, self.precision()).observed(observer, &self.parts.unet.tensors());
         let unet = Unet::load(&loader, &self.parts.unet, self.any_size(request.width, request.height)).await?;
         self.peak_of_calls(&unet, request, loader.planned_bytes())
     }

@@ -344,10 +344,17 @@ impl Pipeline {
 
     /// What `request` and decoding one of its latents to `size` will need at most: text encoder and denoiser are recorded and planned without
     /// being loaded; the decoder is loaded for its plan and dropped. Encoding a picture is the first thing that a run does, and refused there.
+    /// `observer` is told how far the denoiser is, and can cancel.
     ///
     /// # Errors
     /// As [`Pipeline::generate_async`]; [`Error::MemoryCeiling`] with the smallest ceiling that would do.
-    pub async fn plan_async(&self, request: &Request, decoder: impl Into<crate::engine::Weights>, size: (usize, usize)) -> Result<u64> {
+    pub async fn plan_async(
+        &self,
+        request: &Request,
+        decoder: impl Into<crate::engine::Weights>,
+        size: (usize, usize),
+        observer: &Observer,
+    ) -> Result<u64> {
         self.check(request)?;
         let gpu = self.gpu();
         // Counted with everything else on the device, and freed where it is in the way.
@@ -357,7 +364,7 @@ impl Pipeline {
         let (w, h) = (request.width / scale, request.height / scale);
         {
             let view = self.parts.text_view()?;
-            let loader = Loader::planning(gpu, &view, self.precision());
+            let loader = Loader::planning(gpu, &view, self.precision()).observed(&observer.quiet(), &[]);
             let encoder = ClipText::load(&loader, &self.parts.text).await?;
             let mut rec = gpu.recorder();
             let embeddings = vec![0.0; self.parts.tokenizer.max_length() * self.parts.text.hidden_size];
@@ -365,10 +372,10 @@ impl Pipeline {
             rec.output("context", &y);
             peaks.push(gpu.peak_bytes(&rec.finish()) + loader.planned_bytes());
         }
-        peaks.push(self.plan_denoiser(request).await?);
+        peaks.push(self.plan_denoiser(request, observer).await?);
         // Decoders adapt to the ceiling; whether this one can is known once its weights are there. If not even they fit, what they ask for is a
         // lower bound, and the denoiser mostly needs more.
-        let decode = match self.engine.load_decoder_async(decoder).await {
+        let decode = match self.engine.load_decoder_async(decoder, &observer.quiet()).await {
             Ok(decoder) => decoder.estimate(&Latent::new([1, channels, h, w], vec![0.0; channels * h * w])?, size.0, size.1),
             Err(error) => Err(error),
         };
@@ -391,8 +398,14 @@ impl Pipeline {
     /// # Errors
     /// As [`Pipeline::plan_async`].
     #[cfg(not(target_arch = "wasm32"))]
-    pub fn plan(&self, request: &Request, decoder: impl Into<crate::engine::Weights>, size: (usize, usize)) -> Result<u64> {
-        pollster::block_on(self.plan_async(request, decoder, size))
+    pub fn plan(
+        &self,
+        request: &Request,
+        decoder: impl Into<crate::engine::Weights>,
+        size: (usize, usize),
+        observer: &Observer,
+    ) -> Result<u64> {
+        pollster::block_on(self.plan_async(request, decoder, size, observer))
     }
 
     /// Steps at the start that image to image leaves out.
@@ -466,7 +479,7 @@ impl Pipeline {
             }
         }
         let encoder = match &request.image {
-            Some(_) => Some(self.engine.load_encoder_async(self.parts.vae_path()?).await?),
+            Some(_) => Some(self.engine.load_encoder_async(self.parts.vae_path()?, &observer.quiet()).await?),
             None => None,
         };
         let encode = async |picture: &Image, draw: &[f32]| -> Result<Vec<f32>> {

@@ -292,14 +292,14 @@ impl Shell {
     fn start(&mut self) {
         let ViewerOptions { weights, compare, model, file, .. } = self.options.clone();
         let main = match &weights {
-            Some(path) => files::decoder(&self.engine, path),
+            Some(path) => files::decoder(&self.engine, path, &Observer::default()),
             None => files::builtin(&self.engine),
         };
         match main {
             Ok(decoder) => self.scene.load(Side::A, decoder),
             Err(error) => self.failed(&error),
         }
-        match compare.map(|path| files::decoder(&self.engine, &path)) {
+        match compare.map(|path| files::decoder(&self.engine, &path, &Observer::default())) {
             Some(Ok(decoder)) => self.scene.load(Side::B, decoder),
             Some(Err(error)) => self.failed(&error),
             None => {}

@@ -8,7 +8,7 @@ use winit::dpi::PhysicalSize;
 use super::app::ViewerOptions;
 use crate::engine::{Engine, EngineOptions};
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, GpuOptions, Handles};
+use crate::gpu::{Gpu, GpuOptions, Handles, Observer};
 
 /// Time one submission should take while a window shares the queue: two in flight and a frame stay below 50 ms.
 const SUBMISSION: Duration = Duration::from_millis(12);
@@ -43,7 +43,7 @@ pub fn open_engine(options: &ViewerOptions, instance: wgpu::Instance, surface: &
     // the bits, so a picture decoded before would have to be decoded again.
     let engine =
         EngineOptions { dtype: options.dtype, host_memory: options.host_memory, tuning: options.tuning, ..EngineOptions::default() };
-    Ok(Arc::new(pollster::block_on(Engine::on_async(gpu, &engine))?))
+    Ok(Arc::new(pollster::block_on(Engine::on_async(gpu, &engine, &Observer::default()))?))
 }
 
 /// Controls are laid out once a frame: what is pressed there must not count twice.

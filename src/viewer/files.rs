@@ -76,7 +76,7 @@ pub fn open(engine: &Engine, path: &Path, as_decoder: bool, observer: &Observer)
         match recognise(&weights)? {
             Recognised::Latent { .. } => {}
             Recognised::Checkpoint { unet: Some(_), .. } if !as_decoder => return model(engine, path).map(Opened::Model),
-            _ => return decoder(engine, path).map(Opened::Decoder),
+            _ => return decoder(engine, path, observer).map(Opened::Decoder),
         }
     }
     let latents = Latent::open(path)?;
@@ -95,9 +95,9 @@ pub fn model(engine: &Engine, path: &Path) -> Result<Box<Pipeline>> {
 /// Loads the decoder at `path`.
 ///
 /// # Errors
-/// As [`Engine::load_decoder`].
-pub fn decoder(engine: &Engine, path: &Path) -> Result<LoadedDecoder> {
-    Ok(LoadedDecoder { decoder: engine.load_decoder(path)?, name: name_of(path) })
+/// As [`Engine::load_decoder_async`].
+pub fn decoder(engine: &Engine, path: &Path, observer: &Observer) -> Result<LoadedDecoder> {
+    Ok(LoadedDecoder { decoder: pollster::block_on(engine.load_decoder_async(path, observer))?, name: name_of(path) })
 }
 
 /// The decoder that ships.
@@ -139,7 +139,7 @@ fn is_picture(path: &Path) -> bool {
 
 fn encode(engine: &Engine, path: &Path, observer: &Observer) -> Result<Document> {
     let picture = Image::open(path)?;
-    let encoder = engine.load_encoder(Weights::Builtin)?;
+    let encoder = pollster::block_on(engine.load_encoder_async(Weights::Builtin, &observer.quiet()))?;
     let (width, height) = encoded_size(picture.width(), picture.height(), encoder.facts().scale);
     if observer.is_cancelled() {
         return Err(Error::Cancelled);

@@ -207,7 +207,7 @@ impl WebEngine {
     pub fn open(half: bool, memory: Option<f64>, default_limits: bool) -> Promise {
         let dtype = if half { Dtype::F16 } else { Dtype::F32 };
         let options = EngineOptions { dtype, memory: memory.map(|bytes| bytes as u64), default_limits, ..EngineOptions::default() };
-        promise(async move { Ok(WebEngine(Rc::new(Engine::new_async(options).await?))) })
+        promise(async move { Ok(WebEngine(Rc::new(Engine::new_async(options, &Observer::default()).await?))) })
     }
 
     /// Facts about the device, as JSON.
@@ -232,7 +232,7 @@ impl WebEngine {
         let engine = self.0.clone();
         promise(async move {
             let weights = JsStream::open(source, &name).await?;
-            Ok(WebDecoder(engine.load_decoder_async(weights).await?))
+            Ok(WebDecoder(engine.load_decoder_async(weights, &Observer::default()).await?))
         })
     }
 
@@ -242,7 +242,7 @@ impl WebEngine {
         let engine = self.0.clone();
         promise(async move {
             let weights = JsStream::open(source, &name).await?;
-            Ok(WebEncoder(Rc::new(engine.load_encoder_async(weights).await?)))
+            Ok(WebEncoder(Rc::new(engine.load_encoder_async(weights, &Observer::default()).await?)))
         })
     }
 

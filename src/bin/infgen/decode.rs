@@ -96,7 +96,7 @@ pub fn decode(run: &Run, args: &DecodeArgs) -> Result<()> {
         (0..batch.batch()).try_for_each(|index| check_output(&path(index), region.w, region.h))?;
     }
     let engine = run.engine()?;
-    let decoder = run.stage("load", |_| engine.load_decoder(weights(args.weights.as_deref())))?;
+    let decoder = run.load_decoder(&engine, weights(args.weights.as_deref()))?;
     let facts = decoder.facts();
     let settings = json!({
         "latent": args.latent.file_name().map(|name| name.to_string_lossy()),

@@ -16,7 +16,7 @@ pub fn encode(run: &Run, args: &EncodeArgs) -> Result<()> {
     check_apart(&args.output, &[Some(&args.image)])?;
     let picture = run.stage("read", |_| open(&args.image))?;
     let engine = run.engine()?;
-    let encoder = run.stage("load", |_| engine.load_encoder(weights(args.weights.as_deref())))?;
+    let encoder = run.load_encoder(&engine, weights(args.weights.as_deref()))?;
     let scale = encoder.facts().scale;
     // diffusers' VaeImageProcessor rounds down to the multiple, too.
     let asked = args.size.map_or(picture.size(), |size| (size.width, size.height));

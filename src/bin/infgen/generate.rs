@@ -171,9 +171,9 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     run.say(&format!("model: {} ({}), {}", facts.path.display(), facts.unet, facts.text));
     // Planning a large model takes seconds, and without a ceiling nothing is refused.
     let planned = match run.common.memory {
-        Some(_) => {
-            Some(run.stage("plan", |_| pipeline.plan(&request, decoder_choice.weights(pipeline.parts())?, (size.width, size.height)))?)
-        }
+        Some(_) => Some(run.stage("plan", |observer| {
+            pipeline.plan(&request, decoder_choice.weights(pipeline.parts())?, (size.width, size.height), observer)
+        })?),
         None => None,
     };
     run.say(&format!(
@@ -238,7 +238,7 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     let model_name = args.model.trim_end_matches('/').rsplit('/').next().unwrap_or(&args.model).trim_end_matches(".safetensors").to_owned();
     drop(pipeline);
 
-    let decoder = run.stage("load", |_| engine.load_decoder(weights))?;
+    let decoder = run.load_decoder(&engine, weights)?;
     for (at, output) in outputs.iter().enumerate() {
         let (seed, index) = (seeds[at / args.batch], at % args.batch);
         request.seed = seed;

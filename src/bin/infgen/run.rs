@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use infgen::error::human_bytes;
-use infgen::{Engine, EngineOptions, Error, Observer, Result, Tuning, Weights};
+use infgen::{Decoder, Encoder, Engine, EngineOptions, Error, Observer, Result, Tuning, Weights};
+use pollster::block_on;
 use serde_json::{Map, Value, json};
 
 use crate::args::Common;
@@ -55,7 +56,7 @@ impl Run {
                 let _ = writeln!(std::io::stderr(), "infgen: cancelled");
                 std::process::exit(1)
             };
-            // Who asks twice does not want to wait; who asks once is not kept waiting by what cannot be cancelled, such as loading.
+            // Who asks twice does not want to wait; who asks once is not kept waiting by what cannot be cancelled, such as a driver's compiler.
             if cancel.is_cancelled() {
                 end();
             }
@@ -113,13 +114,23 @@ impl Run {
             tuning: if self.common.no_tune { Tuning::Off } else { Tuning::Gpus },
             ..other
         };
-        let engine = self.stage("device", |_| Engine::new(options))?;
+        let engine = self.stage("device", |observer| block_on(Engine::new_async(options, observer)))?;
         let facts = engine.device();
         self.say(&format!("device: {} ({}, {})", facts.name, facts.backend, facts.driver));
         if facts.kind == "software" {
             self.say("note: this is a software renderer; with a GPU and its driver the same runs in a fraction of the time");
         }
         Ok(engine)
+    }
+
+    /// Loads a decoder, which an interrupt stops.
+    pub fn load_decoder(&self, engine: &Engine, weights: Weights) -> Result<Decoder> {
+        self.stage("load", |observer| block_on(engine.load_decoder_async(weights, observer)))
+    }
+
+    /// Loads an encoder, which an interrupt stops.
+    pub fn load_encoder(&self, engine: &Engine, weights: Weights) -> Result<Encoder> {
+        self.stage("load", |observer| block_on(engine.load_encoder_async(weights, observer)))
     }
 
     /// What the bar shows in front of the layer: steps, files.

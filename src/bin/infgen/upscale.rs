@@ -30,8 +30,8 @@ pub fn upscale(run: &Run, args: &UpscaleArgs) -> Result<()> {
     check_output(&args.output, target.0, target.1)?;
     check_apart(&args.output, &[Some(&args.image)])?;
     let engine = run.engine()?;
-    let decoder = run.stage("load", |_| engine.load_decoder(weights(args.weights.as_deref())))?;
-    let encoder = run.stage("load", |_| engine.load_encoder(weights(args.encoder.as_deref())))?;
+    let decoder = run.load_decoder(&engine, weights(args.weights.as_deref()))?;
+    let encoder = run.load_encoder(&engine, weights(args.encoder.as_deref()))?;
     if !decoder.facts().any_size {
         let detail = format!("a {} has one output size only; upscaling needs an InfGen decoder", decoder.facts().model);
         return Err(Error::Invalid { what: "weights", detail });
