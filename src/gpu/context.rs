@@ -8,9 +8,11 @@ use std::time::Duration;
 use super::adapter::{self, AdapterFacts};
 #[cfg(not(target_arch = "wasm32"))]
 use super::cache::PipelineStore;
-use super::execute::{Done, Loss, Pace, UPLOAD_PORTION};
+use super::execute::UPLOAD_PORTION;
 use super::gate::Gate;
 use super::kernel::{Bind, Kernel, Storage, Variant};
+use super::loss::{Done, Loss};
+use super::pace::Pace;
 use super::pipelines::Pipelines;
 use super::plan::align;
 use super::recorder::{DeviceProfile, KernelFamily, KernelPlan, Recorder};

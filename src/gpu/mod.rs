@@ -11,6 +11,10 @@ mod convert;
 mod execute;
 mod gate;
 mod kernel;
+mod loss;
+mod observer;
+mod outputs;
+mod pace;
 mod pipelines;
 mod plan;
 mod recorder;
@@ -20,9 +24,10 @@ mod tensor;
 pub use adapter::{AdapterFacts, adapters};
 pub use context::{Gpu, GpuOptions, MemoryUse};
 pub use convert::to_units;
-pub use execute::{Observer, Outputs, Plane, Progress, Timing};
 pub use gate::Turn;
 pub use kernel::{Bind, HEADER_BYTES, Kernel, Storage, Variant};
+pub use observer::{Observer, Progress};
+pub use outputs::{Outputs, Plane, Timing};
 pub use plan::{Plan, align};
 pub use recorder::{
     Binding, DeviceProfile, Dispatch, Families, Footprint, KernelFamily, KernelPlan, MatrixUnits, Operator, Recorder, Recording,
