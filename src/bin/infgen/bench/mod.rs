@@ -187,7 +187,7 @@ fn decodes(
     if sizes.is_empty() {
         return Ok(());
     }
-    let decoder = run.load_decoder(&engine, weights(args.weights.as_deref()))?;
+    let decoder = run.load_decoder(engine, weights(args.weights.as_deref()))?;
     let channels = decoder.facts().latent_channels;
     for size in sizes {
         let side = if decoder.facts().any_size { 64 } else { size / decoder.facts().scale };
