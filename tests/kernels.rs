@@ -171,6 +171,15 @@ fn conv2d_3x3_by_broadcasts_agrees_with_its_definition() {
     suite.finish(if configs.is_empty() { 0 } else { 35 });
 }
 
+/// `[3, 3, cin]` around pixel (i, j) of `x`, zero outside.
+fn patch(x: &[f64], (h, w, cin): (usize, usize, usize), i: usize, j: usize) -> Vec<f64> {
+    let at = |n: usize| Some(((i + n / 3).checked_sub(1)?, (j + n % 3).checked_sub(1)?)).filter(|&(i, j)| i < h && j < w);
+    (0..9).flat_map(|n| at(n).map_or(vec![0.0; cin], |(i, j)| x[(i * w + j) * cin..][..cin].to_vec())).collect()
+}
+
+/// More than one tile of weights, and all lanes in use.
+const WIDER: [(usize, usize, usize, usize); 2] = [(6, 33, 32, 64), (5, 7, 3, 100)];
+
 /// The same sums by fewer products, of weights that are packed for it.
 #[test]
 fn conv2d_3x3_by_winograd_agrees_with_its_definition() {
@@ -180,7 +189,7 @@ fn conv2d_3x3_by_winograd_agrees_with_its_definition() {
     for config in &configs {
         let elem = config.elem;
         let both: &[bool] = if config.name == "packed" { &[false, true] } else { &[true] };
-        for (n, (h, w, cin, cout)) in WIDE.into_iter().chain([(6, 33, 32, 64), (5, 7, 3, 100)]).enumerate() {
+        for (n, (h, w, cin, cout)) in WIDE.into_iter().chain(WIDER).enumerate() {
             for &residual in both {
                 let (act, activation) = ACTS[n % ACTS.len()];
                 let label = format!("winograd {h}x{w} {cin}->{cout} {act:?} residual={residual}");
@@ -197,11 +206,8 @@ fn conv2d_3x3_by_winograd_agrees_with_its_definition() {
                     let mut sums = conv.reference(reference::Geometry::same(3));
                     for (pixel, sums) in sums.chunks_exact_mut(cout).enumerate() {
                         let (i, j) = (pixel / w, pixel % w);
-                        let at =
-                            |n: usize| Some(((i + n / 3).checked_sub(1)?, (j + n % 3).checked_sub(1)?)).filter(|&(i, j)| i < h && j < w);
-                        let taps = (0..9).map(|n| at(n).map_or(vec![0.0; cin], |(i, j)| x[(i * w + j) * cin..][..cin].to_vec()));
-                        let patch: Vec<f64> = taps.flatten().collect();
-                        let bounds = reference::winograd_bound(&patch, cin, &weight, cout, (i % 2 == 1, j % 2 == 1), elem == Elem::Half);
+                        let (patch, odd) = (patch(&x, (h, w, cin), i, j), (i % 2 == 1, j % 2 == 1));
+                        let bounds = reference::winograd_bound(reference::WINOGRAD, &patch, cin, &weight, cout, odd, elem == Elem::Half);
                         sums.iter_mut().zip(bounds).for_each(|(sum, bound)| sum.bound += bound);
                     }
                     let sums = sums.into_iter().zip(&added);
@@ -242,6 +248,41 @@ fn upsampling_convolution_agrees_with_upsampling_then_convolving() {
         }
     }
     suite.finish(60);
+}
+
+#[test]
+fn upsampling_convolution_by_winograd_agrees_with_its_definition() {
+    let test = "upsampling_convolution_by_winograd_agrees_with_its_definition";
+    let Some((mut suite, configs)) = start(test) else { return };
+    let configs = by_broadcasts(test, configs);
+    for config in &configs {
+        let elem = config.elem;
+        for (n, (h, w, cin, cout)) in WIDE.into_iter().chain(WIDER).enumerate() {
+            let (act, activation) = ACTS[n % ACTS.len()];
+            let label = format!("winograd {h}x{w} {cin}->{cout} {act:?}");
+            let conv = Conv::new(&label, (h, w, cin), cout, 3, elem);
+            let record = |rec: &mut Recorder| {
+                let (x, weights) = conv.upload(rec, elem, &conv2d::pack_phases_winograd(&conv.weight, cout, cin));
+                let weights = ConvWeights { packing: Packing::Winograd, ..weights };
+                conv2d::upsample2x_conv2d_3x3(rec, &x, &weights, act, elem)
+            };
+            suite.case(config, &label, record, || {
+                let (x, weight) = (wide(&conv.x), wide(&conv.weight));
+                let large = reference::upsample_nearest_2x(&x, conv.shape);
+                let mut sums =
+                    reference::conv2d(&large, (2 * h, 2 * w, cin), &weight, &wide(&conv.bias), cout, reference::Geometry::same(3));
+                for (pixel, sums) in sums.chunks_exact_mut(cout).enumerate() {
+                    let (i, j) = (pixel / (2 * w), pixel % (2 * w));
+                    let (patch, odd) = (patch(&x, conv.shape, i / 2, j / 2), (i % 2 == 1, j % 2 == 1));
+                    let products = reference::WINOGRAD_UPSAMPLING;
+                    let bounds = reference::winograd_bound(products, &patch, cin, &weight, cout, odd, elem == Elem::Half);
+                    sums.iter_mut().zip(bounds).for_each(|(sum, bound)| sum.bound += bound);
+                }
+                sums.into_iter().map(|v| activation.apply(v)).collect()
+            });
+        }
+    }
+    suite.finish(if configs.is_empty() { 0 } else { 33 });
 }
 
 #[test]
@@ -672,13 +713,18 @@ fn cutting_dispatches_changes_no_bit() {
             }
         }
     }
-    suite.finish(110);
+    suite.finish(120);
 }
 
 type Record = fn(&mut Recorder, Elem) -> Tensor;
 
 /// One call of each kernel, with planes of more than 16 KiB and weights of less than 12 KiB: only what has a footprint can be cut.
-const RECORDINGS: [(&str, Record); 14] = [
+const RECORDINGS: [(&str, Record); 15] = [
+    ("upsample2x_conv2d_3x3 by winograd, where it runs", |rec, elem| {
+        let packing = if rec.profile().broadcast { Packing::Winograd } else { Packing::Taps };
+        let (x, weights) = Conv::new("cut", (151, 5, 3), 29, 3, elem).record(rec, elem, |w| conv2d::pack_upsample(w, 29, 3, packing));
+        conv2d::upsample2x_conv2d_3x3(rec, &x, &ConvWeights { packing, ..weights }, Act::None, elem)
+    }),
     ("conv2d_3x3 by winograd, where it runs", |rec, elem| {
         let packing = if rec.profile().broadcast { Packing::Winograd } else { Packing::Taps };
         let (x, weights) = Conv::new("cut", (79, 19, 4), 29, 3, elem).record(rec, elem, |w| conv2d::pack_3x3(w, 29, 4, packing));

@@ -116,14 +116,15 @@ fn windows_of_an_upsampling_convolution_are_crops_of_the_whole() {
     everywhere("windows_of_an_upsampling_convolution_are_crops_of_the_whole", |config, family| {
         let ((h, w), (cin, cout), elem) = (PLANE, CHANNELS, config.elem);
         let x = stored(fill("windows.x", h * w * cin, 1.7, 0.0, 0), elem);
-        let weight = conv2d::pack_phases(&stored(fill("windows.w", cout * cin * 9, 0.2, 0.0, 0), config.weights), cout, cin);
+        let packing = if family == KernelFamily::Winograd { Packing::Winograd } else { Packing::Taps };
+        let weight = conv2d::pack_upsample(&stored(fill("windows.w", cout * cin * 9, 0.2, 0.0, 0), config.weights), cout, cin, packing);
         let bias = fill("windows.b", cout, 0.5, 0.0, 0);
         let part = |(y0, x0, height, width): Rectangle| {
             let (top, rows) = grown(y0, height, 1, 1, h);
             let (left, columns) = grown(x0, width, 1, 1, w);
             let input = cut(&x, w, cin, (top, left, rows, columns));
             run(config, family, |rec| {
-                let weights = upload(rec, &weight, &bias, CHANNELS, config.weights, Packing::Taps);
+                let weights = upload(rec, &weight, &bias, CHANNELS, config.weights, packing);
                 let x = rec.upload(&input, rows, columns, cin, elem);
                 let window = Window { height, width, top: (y0 - top) as i64, left: (x0 - left) as i64, odd: (false, false) };
                 conv2d::upsample2x_conv2d_3x3_window(rec, &x, &weights, Act::None, elem, window)

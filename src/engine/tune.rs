@@ -148,6 +148,9 @@ impl<'a> Bench<'a> {
         };
         let winograd = match op {
             Operator::Conv if gpu.profile().broadcast => Some(resident(&conv2d::pack_winograd(&weight, channels, channels)).await?),
+            Operator::Upsample if gpu.profile().broadcast => {
+                Some(resident(&conv2d::pack_phases_winograd(&weight, channels, channels)).await?)
+            }
             _ => None,
         };
         Ok(Bench {
@@ -170,10 +173,7 @@ impl<'a> Bench<'a> {
         let elem = self.precision.activations;
         let conv = || {
             let (cin, cout) = (self.channels, self.channels);
-            let packing = match self.op {
-                Operator::Conv => conv2d::packing(rec.profile(), elem, self.precision.weights, cin, cout),
-                _ => Packing::Taps,
-            };
+            let packing = conv2d::packing(rec.profile(), self.op, elem, self.precision.weights, cin, cout);
             let weight = self.winograd.as_ref().filter(|_| packing == Packing::Winograd).unwrap_or(&weight).clone();
             ConvWeights { weight, bias: bias.clone(), cin, cout, packing }
         };

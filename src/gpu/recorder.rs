@@ -20,7 +20,7 @@ pub enum KernelFamily {
     /// `*_broadcast` where the device's subgroups allow it ([`DeviceProfile::broadcast`]) and there are more than 28 output channels, else as
     /// [`KernelFamily::Pairs`]: made for software rasterisers too, the lanes of a subgroup read for each other.
     Broadcast,
-    /// `conv2d_winograd` for convolutions whose weights are packed for it ([`crate::kernels::conv2d::packing`]), anything else as
+    /// `conv2d_winograd` and `conv2d_phase_winograd` for convolutions whose weights are packed for them ([`crate::kernels::conv2d::packing`]), anything else as
     /// [`KernelFamily::Broadcast`].
     Winograd,
     /// `*_tile`: tiles staged in workgroup memory, for GPUs. Two tiles of output channels a workgroup where none is left over.
@@ -61,7 +61,7 @@ impl KernelFamily {
     pub fn runs_as(self, operator: Operator) -> KernelFamily {
         match (operator, self) {
             (Operator::Linear | Operator::Attention, KernelFamily::Pairs) => KernelFamily::Lanes,
-            (Operator::Upsample | Operator::Linear | Operator::Attention, KernelFamily::Winograd) => KernelFamily::Broadcast,
+            (Operator::Linear | Operator::Attention, KernelFamily::Winograd) => KernelFamily::Broadcast,
             (Operator::Attention, KernelFamily::NarrowTile) => KernelFamily::Tile,
             _ => self,
         }
@@ -155,7 +155,8 @@ impl KernelPlan {
             return KernelPlan::uniform(KernelFamily::Pairs);
         }
         let others = KernelFamily::Broadcast;
-        let families = Families { conv: KernelFamily::Winograd, upsample: others, linear: others, attention: others };
+        let convs = KernelFamily::Winograd;
+        let families = Families { conv: convs, upsample: convs, linear: others, attention: others };
         KernelPlan { f16: families, f32: families }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::group_norm::{Norm, norm_apply};
 use super::{Act, BROADCAST_LANES, Packed, channel_lanes, in_broadcast, lanes, limit, matrix, product, tiles};
-use crate::gpu::{Bind, Binding, DeviceProfile, Dispatch, Elem, Footprint, Kernel, KernelFamily, Recorder, Tensor};
+use crate::gpu::{Bind, Binding, DeviceProfile, Dispatch, Elem, Footprint, Kernel, KernelFamily, Operator, Recorder, Tensor};
 
 /// `conv2d_3x3_lanes.wgsl`
 pub const CONV2D_3X3_LANES: Kernel = Kernel {
@@ -38,10 +38,23 @@ pub const CONV2D_WINOGRAD: Kernel = Kernel {
     wgsl: concat!(
         include_str!("../../shaders/common/activation.wgsl"),
         include_str!("../../shaders/common/broadcast.wgsl"),
-        include_str!("../../shaders/conv2d_winograd.wgsl")
+        include_str!("../../shaders/conv2d_winograd.wgsl"),
+        include_str!("../../shaders/common/winograd.wgsl")
     ),
     params: &["h", "w", "cin4", "cout4", "act", "oh", "ow", "top", "left", "rw", "rtop", "rleft", "odd_row", "odd_column"],
     bindings: CONV2D_3X3_PAIRS.bindings,
+};
+
+/// `conv2d_phase_winograd.wgsl`
+pub const CONV2D_PHASE_WINOGRAD: Kernel = Kernel {
+    name: "conv2d_phase_winograd",
+    wgsl: concat!(
+        include_str!("../../shaders/common/activation.wgsl"),
+        include_str!("../../shaders/common/broadcast.wgsl"),
+        include_str!("../../shaders/conv2d_phase_winograd.wgsl"),
+        include_str!("../../shaders/common/winograd.wgsl")
+    ),
+    ..CONV2D_WINOGRAD
 };
 
 /// `conv2d_3x3_tile.wgsl`
@@ -165,17 +178,19 @@ pub struct ConvWeights {
 pub enum Packing {
     /// By taps, for every kernel family: [`pack_square`], [`pack_phases`].
     Taps,
-    /// For `conv2d_winograd` alone: [`pack_winograd`].
+    /// For `conv2d_winograd` or `conv2d_phase_winograd` alone: [`pack_winograd`], [`pack_phases_winograd`].
     Winograd,
 }
 
-/// How to pack a 3x3 convolution of stride 1 for a device, for activations and weights of these types.
+/// How to pack a 3x3 convolution of stride 1, or an upsampling one, for a device, for activations and weights of these types.
 ///
-/// Winograd's weights are 16/9 of the memory and are rounded once more. Where only weights are in f16 that rounding would be most of the
-/// error, and they most of the memory (text to image), so these stay as they are. Of few channels the transforms are too large a part.
-pub fn packing(profile: &DeviceProfile, activations: Elem, weights: Elem, cin: usize, cout: usize) -> Packing {
+/// Winograd's weights for the former are 16/9 of the memory and are rounded once more; for the latter they are 9/16 of the phases', sums of more taps, and
+/// their products are of differences. Where only weights are in f16 that would be most of the error, and they most of the memory (text to image), so these
+/// stay as they are. Of few channels the transforms are too large a part.
+pub fn packing(profile: &DeviceProfile, operator: Operator, activations: Elem, weights: Elem, cin: usize, cout: usize) -> Packing {
     let families = profile.kernels.of(activations);
-    let wanted = families.conv == KernelFamily::Winograd && profile.broadcast && activations == weights;
+    let family = if operator == Operator::Upsample { families.upsample } else { families.conv };
+    let wanted = family == KernelFamily::Winograd && profile.broadcast && activations == weights;
     if wanted && cin >= 32 && cout >= 32 { Packing::Winograd } else { Packing::Taps }
 }
 
@@ -193,19 +208,39 @@ pub fn pack_square(weight: &[f32], cout: usize, cin: usize, k: usize) -> Packed 
     pack(cout, cin, k, |o, c, dy, dx| weight[((o * cin + c) * k + dy) * k + dx])
 }
 
+/// Packs torch's `[cout, cin, 3, 3]` for [`upsample2x_conv2d_3x3`] as `packing` says.
+pub fn pack_upsample(weight: &[f32], cout: usize, cin: usize, packing: Packing) -> Packed {
+    match packing {
+        Packing::Taps => pack_phases(weight, cout, cin),
+        Packing::Winograd => pack_phases_winograd(weight, cout, cin),
+    }
+}
+
 /// Winograd's G for F(2, 3).
 const G: [[f64; 3]; 4] = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
 
 /// Packs `G w G^T` of torch's `[cout, cin, 3, 3]`, summed in f64, as `[cout4 / 8][4 r][4 q][cin4][4 c][8]` quads of output channels.
 pub fn pack_winograd(weight: &[f32], cout: usize, cin: usize) -> Packed {
+    pack_transformed(weight, cout, cin, &G)
+}
+
+/// The same for an upsampling convolution: the sum of a row's taps, its first, its last.
+const G_PHASES: [[f64; 3]; 3] = [[1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]];
+
+/// [`pack_winograd`] for `conv2d_phase_winograd`: `[cout4 / 8][3 r][3 q][cin4][4 c][8]` quads of output channels.
+pub fn pack_phases_winograd(weight: &[f32], cout: usize, cin: usize) -> Packed {
+    pack_transformed(weight, cout, cin, &G_PHASES)
+}
+
+fn pack_transformed(weight: &[f32], cout: usize, cin: usize, g: &[[f64; 3]]) -> Packed {
     assert_eq!(weight.len(), cout * cin * 9);
     let (cout4, cin4) = (cout.div_ceil(4), cin.div_ceil(4));
-    let mut values = Vec::with_capacity(cout4.next_multiple_of(8) * cin4 * 256);
+    let mut values = Vec::with_capacity(cout4.next_multiple_of(8) * cin4 * 16 * g.len() * g.len());
     for tile in 0..cout4.div_ceil(8) {
-        for (r, q) in (0..16).map(|n| (n / 4, n % 4)) {
+        for (r, q) in (0..g.len() * g.len()).map(|n| (n / g.len(), n % g.len())) {
             for c in 0..4 * cin4 {
                 for o in 32 * tile..32 * (tile + 1) {
-                    let tap = |dy: usize, dx: usize| G[r][dy] * G[q][dx] * weight[((o * cin + c) * 3 + dy) * 3 + dx] as f64;
+                    let tap = |dy: usize, dx: usize| g[r][dy] * g[q][dx] * weight[((o * cin + c) * 3 + dy) * 3 + dx] as f64;
                     let sum = || (0..9).map(|n| tap(n / 3, n % 3)).sum::<f64>() as f32;
                     values.push(if o < cout && c < cin { sum() } else { 0.0 });
                 }
@@ -541,7 +576,7 @@ pub(crate) fn statistics_in_store(rec: &mut Recorder, x: &Tensor, blocks: &Bindi
     true
 }
 
-/// `act(conv3x3(nearest2x(x)) + bias)` without ever storing the enlarged image; `weights` from [`pack_phases`].
+/// `act(conv3x3(nearest2x(x)) + bias)` without ever storing the enlarged image; `weights` from [`pack_upsample`].
 ///
 /// `x` is `[h, w, cin]`, the result `[2h, 2w, cout]`.
 pub fn upsample2x_conv2d_3x3(rec: &mut Recorder, x: &Tensor, weights: &ConvWeights, act: Act, elem: Elem) -> Tensor {
@@ -558,6 +593,7 @@ pub fn upsample2x_conv2d_3x3_window(rec: &mut Recorder, x: &Tensor, weights: &Co
     let mut params = vec![x.height as u32, x.width as u32, x.quads() as u32, y.quads() as u32];
     let origin = [window.top as u32, window.left as u32];
     let (kernel, consts, rows, grid) = match rec.profile().families(x).upsample {
+        _ if weights.packing == Packing::Winograd => return upsample2x_winograd(rec, x, weights, act, y, window),
         // Eight rows of the result a workgroup: of planes too wide for one binding the other kernels write two, with the same bits.
         family if in_broadcast(rec, family, y.quads()) && 8 * row_out * elem.bytes() <= rec.profile().max_binding => {
             let tiles = y.quads().div_ceil(2 * BROADCAST_LANES) as u32;
@@ -603,6 +639,28 @@ pub fn upsample2x_conv2d_3x3_window(rec: &mut Recorder, x: &Tensor, weights: &Co
         params,
         grid,
         flops: 32 * product([sh, sw, weights.cin, weights.cout]),
+    });
+    y
+}
+
+/// By Winograd, 2 small rows a workgroup.
+fn upsample2x_winograd(rec: &mut Recorder, x: &Tensor, weights: &ConvWeights, act: Act, y: Tensor, window: Window) -> Tensor {
+    const ROWS: usize = 2;
+    let mut params: Vec<u32> = [x.height, x.width, x.quads(), y.quads(), act as usize, y.height, y.width].map(|n| n as u32).into();
+    params.extend([window.top as u32, window.left as u32, 0, 0, 0, 0, 0]);
+    rec.dispatch(Dispatch {
+        kernel: &CONV2D_PHASE_WINOGRAD,
+        consts: vec![("RESIDUAL", 0)],
+        bindings: vec![
+            Binding::part(x, Footprint::rows((x.width * x.quads()) as u64, ROWS, 1 - window.top, ROWS + 2)),
+            Binding::whole(&weights.weight),
+            Binding::whole(&weights.bias),
+            Binding::whole(&weights.bias),
+            Binding::part(&y, Footprint::rows((y.width * y.quads()) as u64, 2 * ROWS, 0, 2 * ROWS)),
+        ],
+        params,
+        grid: [window.width.div_ceil(8) as u32, window.height.div_ceil(ROWS) as u32, y.quads().div_ceil(2 * BROADCAST_LANES) as u32],
+        flops: 32 * product([window.height, window.width, weights.cin, weights.cout]),
     });
     y
 }

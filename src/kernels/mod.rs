@@ -49,6 +49,7 @@ pub const ALL: &[&Kernel] = &[
     &conv2d::CONV2D_PHASE_PAIRS,
     &conv2d::CONV2D_PHASE_TILE,
     &conv2d::CONV2D_WINOGRAD,
+    &conv2d::CONV2D_PHASE_WINOGRAD,
     &geglu::GEGLU,
     &group_norm::GROUP_NORM_FOLD,
     &group_norm::GROUP_NORM_ROWS,

@@ -2,7 +2,7 @@
 
 use super::Loader;
 use crate::error::Result;
-use crate::gpu::{Elem, Recorder, Tensor};
+use crate::gpu::{Elem, Operator, Recorder, Tensor};
 use crate::kernels::Act;
 use crate::kernels::conv2d::{self, Conv3x3Call, ConvWeights, Geometry, Packing, Residual, Window};
 use crate::kernels::group_norm::Norm;
@@ -29,7 +29,7 @@ fn columns(values: &[f32], rows: usize, inner: usize, sources: &[usize]) -> Vec<
 
 /// Packs `[cout, cin, 3, 3]` for this device and uploads it.
 async fn upload_3x3(loader: &Loader<'_>, name: &str, values: &[f32], cin: usize, cout: usize) -> Result<(Packing, Tensor)> {
-    let packing = loader.packing_3x3(cin, cout);
+    let packing = loader.packing(Operator::Conv, cin, cout);
     Ok((packing, loader.upload_weight(name, &conv2d::pack_3x3(values, cout, cin, packing).values).await?))
 }
 
@@ -102,7 +102,7 @@ impl Conv3x3 {
     }
 }
 
-/// Nearest-2x upsampling, then a 3x3 convolution with padding 1; computed as four 2x2 convolutions of the small image.
+/// Nearest-2x upsampling, then a 3x3 convolution with padding 1; computed from the small image.
 #[derive(Debug)]
 pub struct UpsampleConv(ConvWeights);
 
@@ -111,8 +111,9 @@ impl UpsampleConv {
     pub async fn load(loader: &Loader<'_>, path: &str, (cin, cout): (usize, usize), with_bias: bool) -> Result<UpsampleConv> {
         let name = format!("{path}.weight");
         let values = loader.read(&name, &[cout, cin, 3, 3]).await?;
-        let weight = loader.upload_weight(&name, &conv2d::pack_phases(&values, cout, cin).values).await?;
-        Ok(UpsampleConv(ConvWeights { weight, bias: bias(loader, path, cout, with_bias).await?, cin, cout, packing: Packing::Taps }))
+        let packing = loader.packing(Operator::Upsample, cin, cout);
+        let weight = loader.upload_weight(&name, &conv2d::pack_upsample(&values, cout, cin, packing).values).await?;
+        Ok(UpsampleConv(ConvWeights { weight, bias: bias(loader, path, cout, with_bias).await?, cin, cout, packing }))
     }
 
     /// Output channels.

@@ -1,7 +1,7 @@
 //! From a weights file to packed tensors on the device, one at a time.
 
 use crate::error::{Error, Result};
-use crate::gpu::{Elem, Gpu, Observer, Progress, Tensor};
+use crate::gpu::{Elem, Gpu, Observer, Operator, Progress, Tensor};
 use crate::kernels::conv2d::{self, Packing};
 use crate::weights::View;
 
@@ -81,10 +81,10 @@ impl<'a> Loader<'a> {
         self.precision
     }
 
-    /// How a 3x3 convolution's weights are packed here.
-    pub fn packing_3x3(&self, cin: usize, cout: usize) -> Packing {
+    /// How the weights of a 3x3 or an upsampling convolution are packed here.
+    pub fn packing(&self, operator: Operator, cin: usize, cout: usize) -> Packing {
         let Precision { activations, weights } = self.precision;
-        conv2d::packing(self.gpu.profile(), activations, weights, cin, cout)
+        conv2d::packing(self.gpu.profile(), operator, activations, weights, cin, cout)
     }
 
     /// Whether the file has `name`.

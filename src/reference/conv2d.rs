@@ -89,27 +89,43 @@ pub fn upsample_nearest_2x(x: &[f64], (h, w, c): (usize, usize, usize)) -> Vec<f
     y
 }
 
-/// How far the sums of one pixel of a 3x3 convolution may be off where they are computed by Winograd's F(2x2, 3x3) in f32 (Lavin and Gray 2016,
+/// A product of Winograd's that a result takes, along one axis: which of its three inputs it reads, and the sizes of G's row.
+type Product = (&'static [usize], [f64; 3]);
+
+/// The products of F(2, 3) that the first and the second of two results take.
+pub const WINOGRAD: [&[Product]; 2] = [
+    &[(&[0, 2], [1.0, 0.0, 0.0]), (&[1, 2], [0.5, 0.5, 0.5]), (&[1, 2], [0.5, 0.5, 0.5])],
+    &[(&[0, 1], [0.5, 0.5, 0.5]), (&[0, 1], [0.5, 0.5, 0.5]), (&[0, 2], [0.0, 0.0, 1.0])],
+];
+
+/// The same where the two results are those of one pixel, enlarged twice; its inputs are the small pixels around it.
+pub const WINOGRAD_UPSAMPLING: [&[Product]; 2] =
+    [&[(&[1], [1.0, 1.0, 1.0]), (&[0, 1], [1.0, 0.0, 0.0])], &[(&[1], [1.0, 1.0, 1.0]), (&[1, 2], [0.0, 0.0, 1.0])]];
+
+/// How far the sums of one pixel of a 3x3 convolution may be off where they are computed by Winograd's `products` in f32 (Lavin and Gray 2016,
 /// arXiv:1509.09308), for each output channel.
 ///
 /// `patch` is `[3, 3, cin]` around the pixel, zero outside of the plane, `weight` `[cout, cin, 3, 3]`; `odd` says whether the pixel's row and column
 /// are odd. `rounded` where the transformed weights are stored as f16.
-pub fn winograd_bound(patch: &[f64], cin: usize, weight: &[f64], cout: usize, odd: (bool, bool), rounded: bool) -> Vec<f64> {
+pub fn winograd_bound(
+    products: [&[Product]; 2],
+    patch: &[f64],
+    cin: usize,
+    weight: &[f64],
+    cout: usize,
+    odd: (bool, bool),
+    rounded: bool,
+) -> Vec<f64> {
     assert_eq!((patch.len(), weight.len()), (9 * cin, cout * cin * 9));
-    // For each product that a pixel takes: which two of its three inputs it reads, and the sizes of G's row.
-    let products = |odd: bool| match odd {
-        false => [([0, 2], [1.0, 0.0, 0.0]), ([1, 2], [0.5, 0.5, 0.5]), ([1, 2], [0.5, 0.5, 0.5])],
-        true => [([0, 1], [0.5, 0.5, 0.5]), ([0, 1], [0.5, 0.5, 0.5]), ([0, 2], [0.0, 0.0, 1.0])],
-    };
     // Sums over the channels and the products; transforms of both operands before, of the result behind.
     let roundings = gamma(cin + 32) + if rounded { 1.0 / 2048.0 } else { 0.0 };
     let subnormal = if rounded { 1.0 / 16384.0 / 1024.0 } else { 0.0 };
     let bound = |o: usize| {
         let mut bound = TINY;
         for c in 0..cin {
-            for (rows, g_rows) in products(odd.0) {
-                for (columns, g_columns) in products(odd.1) {
-                    let x: f64 = rows.iter().flat_map(|a| columns.map(|b| patch[(a * 3 + b) * cin + c].abs())).sum();
+            for (rows, g_rows) in products[odd.0 as usize] {
+                for (columns, g_columns) in products[odd.1 as usize] {
+                    let x: f64 = rows.iter().flat_map(|a| columns.iter().map(move |b| patch[(a * 3 + b) * cin + c].abs())).sum();
                     let at = |n: usize| weight[(o * cin + c) * 9 + n].abs() * g_rows[n / 3] * g_columns[n % 3];
                     bound += x * (roundings * (0..9).map(at).sum::<f64>() + subnormal);
                 }

@@ -19,6 +19,7 @@ pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
             pairs().into_iter().flat_map(|(lc, cl, pl)| [0, 1].map(|r| vec![("LC", lc), ("CL", cl), ("PL", pl), ("RESIDUAL", r)])).collect()
         }
         "linear_broadcast" | "conv2d_3x3_broadcast" | "conv2d_winograd" => [0, 1].map(|r| vec![("RESIDUAL", r)]).into(),
+        "conv2d_phase_winograd" => vec![vec![("RESIDUAL", 0)]],
         "conv2d_phase_pairs" => pairs().map(|(lc, cl, pl)| vec![("LC", lc), ("CL", cl), ("PL", pl)]).into(),
         "conv2d_3x3_tile" => tiles()
             .into_iter()

@@ -358,16 +358,21 @@ impl Operands {
                 };
                 let bias = row(&self.bias, Elem::F32).await?;
                 let weights = ConvWeights { weight: row(&packed.values, stored).await?, bias, cin, cout, packing: Packing::Taps };
-                // Families of 3x3 convolutions read weights of either packing.
+                // Families read weights of either packing.
+                let operator = if matches!(op, Op::Upsample { .. }) { Operator::Upsample } else { Operator::Conv };
                 let winograd = match op {
-                    Op::Conv { .. } | Op::NormConv { .. } if gpu.profile().broadcast => {
-                        let weight = row(&conv2d::pack_winograd(&self.weight, cout, cin).values, stored).await?;
-                        ConvWeights { weight, packing: Packing::Winograd, ..weights.clone() }
+                    Op::Stride2 { .. } => weights.clone(),
+                    _ if gpu.profile().broadcast => {
+                        let packed = match operator {
+                            Operator::Upsample => conv2d::pack_phases_winograd(&self.weight, cout, cin),
+                            _ => conv2d::pack_winograd(&self.weight, cout, cin),
+                        };
+                        ConvWeights { weight: row(&packed.values, stored).await?, packing: Packing::Winograd, ..weights.clone() }
                     }
                     _ => weights.clone(),
                 };
                 let taps = weights.clone();
-                let packed_for = move |rec: &Recorder| match conv2d::packing(rec.profile(), elem, stored, cin, cout) {
+                let packed_for = move |rec: &Recorder| match conv2d::packing(rec.profile(), operator, elem, stored, cin, cout) {
                     Packing::Taps => taps.clone(),
                     Packing::Winograd => winograd.clone(),
                 };
@@ -381,7 +386,7 @@ impl Operands {
                             conv2d::conv2d_3x3(rec, &x, Some(norm), &packed_for(rec), Some(&residual), Act::None, elem)
                         })
                     }
-                    Op::Upsample { .. } => Box::new(move |rec| conv2d::upsample2x_conv2d_3x3(rec, &x, &weights, Act::None, elem)),
+                    Op::Upsample { .. } => Box::new(move |rec| conv2d::upsample2x_conv2d_3x3(rec, &x, &packed_for(rec), Act::None, elem)),
                     Op::Stride2 { .. } => {
                         let geometry = Geometry { kernel: 3, stride: 2, pad_before: 1, pad_after: 1 };
                         Box::new(move |rec| conv2d::conv2d_strided(rec, &x, &weights, geometry, Act::None, elem))

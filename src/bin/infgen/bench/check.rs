@@ -1,6 +1,6 @@
 //! Results against the f64 definitions, at some positions of the very shapes that are timed: what is wrong is not worth timing.
 
-use infgen::gpu::{DeviceProfile, Elem, Gpu, Observer, Recorder};
+use infgen::gpu::{DeviceProfile, Elem, Gpu, Observer, Operator, Recorder};
 use infgen::kernels::conv2d::{self, Packing};
 use infgen::reference::{self, Activation, Bounded};
 use infgen::{Error, Result};
@@ -26,7 +26,7 @@ fn expected(o: &Operands, profile: &DeviceProfile) -> Option<Vec<(usize, Vec<Bou
     let (weight, bias) = (wide(&o.weight), wide(&o.bias));
     Some(match o.op {
         Op::Conv { h, w, cin, cout } | Op::NormConv { h, w, cin, cout } => {
-            let packing = conv2d::packing(profile, o.precision.activations, o.precision.weights, cin, cout);
+            let packing = conv2d::packing(profile, Operator::Conv, o.precision.activations, o.precision.weights, cin, cout);
             let pixel = |i: usize, j: usize| {
                 let winograd = (packing == Packing::Winograd).then_some((i % 2 == 1, j % 2 == 1));
                 let mut sums = conv_at(o, (h, w, cin), cout, (i as i64 - 1, j as i64 - 1), &weight, &bias, winograd);
@@ -45,21 +45,32 @@ fn expected(o: &Operands, profile: &DeviceProfile) -> Option<Vec<(usize, Vec<Bou
             positions(h.div_ceil(2) * ow).into_iter().map(|at| pixel(at / ow, at % ow)).collect()
         }
         Op::Upsample { h, w, cin, cout } => {
-            // A pixel of the large image through the 3x3 kernel: its neighbours are pixels of the small one.
-            let pixel = |i: usize, j: usize| {
+            let packing = conv2d::packing(profile, Operator::Upsample, o.precision.activations, o.precision.weights, cin, cout);
+            // The 3x3 patch around (i, j) of the plane that is `larger` times the small one in each direction.
+            let patch = |i: usize, j: usize, larger: usize| {
                 let mut patch = vec![0.0; 9 * cin];
                 for (tap, to) in patch.chunks_exact_mut(cin).enumerate() {
                     let (y, x) = ((i + tap / 3) as i64 - 1, (j + tap % 3) as i64 - 1);
-                    if (0..2 * h as i64).contains(&y) && (0..2 * w as i64).contains(&x) {
-                        let from = (y as usize / 2 * w + x as usize / 2) * cin;
+                    if (0..(larger * h) as i64).contains(&y) && (0..(larger * w) as i64).contains(&x) {
+                        let from = (y as usize / larger * w + x as usize / larger) * cin;
                         to.iter_mut().zip(&o.x[from..]).for_each(|(to, &v)| *to = v as f64);
                     }
                 }
-                let mut sums = valid(&patch, cin, cout, &weight, &bias);
-                // Weights of a phase are sums of up to four, rounded to their storage type.
-                if o.precision.weights == Elem::Half {
+                patch
+            };
+            // A pixel of the large image through the 3x3 kernel: its neighbours are pixels of the small one.
+            let pixel = |i: usize, j: usize| {
+                let rounded = o.precision.weights == Elem::Half;
+                let large = patch(i, j, 2);
+                let mut sums = valid(&large, cin, cout, &weight, &bias);
+                if packing == Packing::Winograd {
+                    let (small, odd) = (patch(i / 2, j / 2, 1), (i % 2 == 1, j % 2 == 1));
+                    let bounds = reference::winograd_bound(reference::WINOGRAD_UPSAMPLING, &small, cin, &weight, cout, odd, rounded);
+                    sums.iter_mut().zip(bounds).for_each(|(sum, bound)| sum.bound += bound);
+                } else if rounded {
+                    // Weights of a phase are sums of up to four, rounded to their storage type.
                     let size: Vec<f64> = weight.iter().map(|w| w.abs()).collect();
-                    let sizes = valid(&patch.iter().map(|v: &f64| v.abs()).collect::<Vec<_>>(), cin, cout, &size, &[]);
+                    let sizes = valid(&large.iter().map(|v: &f64| v.abs()).collect::<Vec<_>>(), cin, cout, &size, &[]);
                     sums.iter_mut().zip(sizes).for_each(|(sum, size)| sum.bound += size.value / 2048.0);
                 }
                 ((i * 2 * w + j) * cout, sums)
@@ -123,7 +134,7 @@ fn conv_at(
     }
     let mut sums = valid(&patch, cin, cout, weight, bias);
     if let Some(odd) = winograd {
-        let bounds = reference::winograd_bound(&patch, cin, weight, cout, odd, o.precision.weights == Elem::Half);
+        let bounds = reference::winograd_bound(reference::WINOGRAD, &patch, cin, weight, cout, odd, o.precision.weights == Elem::Half);
         sums.iter_mut().zip(bounds).for_each(|(sum, bound)| sum.bound += bound);
     }
     if !o.affine.is_empty() {
