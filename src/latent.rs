@@ -163,6 +163,13 @@ impl Latent {
         }
     }
 
+    /// What the header of a `.npy` file says, and its shape as `[B, C, h, w]`.
+    pub(crate) fn npy_facts(source: &Source) -> Result<(npy::Facts, [usize; 4])> {
+        let facts = npy::facts(source, MAX_ELEMENTS)?;
+        let shape = Self::dims(source.path(), &facts.shape)?;
+        Ok((facts, shape))
+    }
+
     /// The tensor `latent` of `weights`.
     ///
     /// # Errors

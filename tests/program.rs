@@ -49,7 +49,7 @@ fn refused(arguments: &[&str], output: &Path, words: &[&str]) {
     assert!(!output.exists(), "{} was left behind", output.display());
     let siblings = std::fs::read_dir(output.parent().unwrap()).unwrap().filter(|f| {
         let name = f.as_ref().unwrap().file_name();
-        name.to_string_lossy().contains("tmp")
+        name.to_string_lossy().ends_with(".part")
     });
     assert_eq!(siblings.count(), 0, "a temporary file was left behind");
 }
@@ -407,6 +407,68 @@ fn an_output_that_is_an_input_is_refused() {
     }
     let stderr = infgen(&["decode", "--latent", &latent, "--size", "9x7", "-o", &other]).stderr;
     assert!(String::from_utf8_lossy(&stderr).contains("what is read"), "{}", String::from_utf8_lossy(&stderr));
+
+    // Weights are inputs too, whole folders of them, and so is what a batch's own names would replace.
+    let folder = std::path::PathBuf::from(fixture.weights());
+    let one = fixture.text("one-000.npy");
+    std::fs::copy(&latent, &one).unwrap();
+    for (input, weights, asked, kept) in [
+        (&latent, folder.clone(), folder.join("model.safetensors"), folder.join("model.safetensors")),
+        (&one, folder, fixture.folder.path().join("one.npy"), std::path::PathBuf::from(&one)),
+    ] {
+        let before = std::fs::read(&kept).unwrap();
+        let (weights, asked) = (weights.display().to_string(), asked.display().to_string());
+        let result = infgen(&["decode", "-q", "--latent", input, "--weights", &weights, "--size", "9x7", "-o", &asked]);
+        let stderr = String::from_utf8_lossy(&result.stderr);
+        assert!(result.status.code() == Some(1) && stderr.contains("what is read"), "{asked}: {stderr}");
+        assert_eq!(std::fs::read(&kept).unwrap(), before, "{asked}");
+    }
+}
+
+/// Files that have no end, that claim more than they hold, or whose names a terminal would obey.
+#[cfg(target_os = "linux")]
+#[test]
+fn files_that_are_not_what_they_seem_are_refused_at_once() {
+    let f = Fixture::new();
+    let (fifo, output) = (f.text("pipe.png"), f.at("o.npy"));
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let o = output.display().to_string();
+    for arguments in [
+        &["encode", "-q", "--image", &fifo, "-o", &o][..],
+        &["upscale", "-q", "--image", &fifo, "--scale", "2", "-o", &o],
+        &["decode", "-q", "--latent", &fifo, "--size", "8x8", "-o", &o],
+        &["inspect", &fifo],
+    ] {
+        refused(arguments, &output, &["pipe.png", "not a regular file"]);
+    }
+
+    // Three thousand bytes that claim 2^28 pixels.
+    let jpeg = f.at("large.jpg");
+    Image::new(64, 64, vec![0.25; 3 * 64 * 64]).unwrap().save(&jpeg, &[]).unwrap();
+    let mut bytes = std::fs::read(&jpeg).unwrap();
+    let frame = bytes.windows(2).position(|marker| marker[0] == 0xff && (0xc0..0xc3).contains(&marker[1])).unwrap();
+    bytes[frame + 5..frame + 9].copy_from_slice(&[0x40, 0, 0x40, 0]);
+    std::fs::write(&jpeg, bytes).unwrap();
+    refused(&["encode", "-q", "--image", &jpeg.display().to_string(), "-o", &o], &output, &["large.jpg", "cannot hold 16384x16384"]);
+
+    let named = f.at("named.safetensors");
+    let data = [0u8; 4];
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &data).unwrap();
+    let name = format!("\u{1b}[31m{}", "x".repeat(1 << 20));
+    std::fs::write(&named, safetensors::serialize([(name, view)], None).unwrap()).unwrap();
+    let result = infgen(&["decode", "-q", "--latent", &named.display().to_string(), "--size", "8x8", "-o", &o]);
+    assert_eq!(result.status.code(), Some(1));
+    assert!(result.stderr.len() < 4000 && result.stderr.iter().filter(|c| c.is_ascii_control()).count() == 1, "{}", result.stderr.len());
+
+    // Half a gigabyte of which only the header is looked at.
+    let large = f.at("large.npy");
+    let mut header = b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f8', 'fortran_order': True, 'shape': (4, 4096, 4096), }".to_vec();
+    header.resize(127, b' ');
+    header.push(b'\n');
+    std::fs::write(&large, &header).unwrap();
+    std::fs::OpenOptions::new().write(true).open(&large).unwrap().set_len(128 + 8 * 4 * 4096 * 4096).unwrap();
+    let facts = done(&["inspect", &large.display().to_string()]);
+    assert_eq!((facts["parameters"].as_u64(), facts["dtypes"]["F64"].as_u64()), (Some(4 * 4096 * 4096), Some(1)), "{facts}");
 }
 
 /// Readers that stop early, and disks that are full.
@@ -429,6 +491,45 @@ fn standard_output_that_ends_is_no_panic() {
     assert!(code == Some(1) && stderr.starts_with("infgen: standard output") && stderr.lines().count() == 1, "{stderr}");
 }
 
+/// Nobody who reads progress and notes is no reason to stop.
+#[cfg(target_os = "linux")]
+#[test]
+fn standard_error_that_is_full_is_no_panic() {
+    if !has_device() {
+        return;
+    }
+    let f = Fixture::new();
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let (latent, weights, output) = (f.text("latent.safetensors"), f.weights(), f.at("o.png"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_infgen"));
+    command.args(["decode", "--latent", &latent, "--weights", &weights, "--size", "9x7", "-o"]).arg(&output);
+    assert_eq!(command.stderr(full).status().unwrap().code(), Some(0));
+    assert!(output.exists());
+}
+
+/// A limit of the shell on the size of files is an error like a full disk, not a signal that ends the program.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_limit_on_file_sizes_is_an_error() {
+    if !has_device() {
+        return;
+    }
+    let f = Fixture::new();
+    let (latent, weights, output) = (f.text("latent.safetensors"), f.weights(), f.at("o.npy"));
+    let decode = "ulimit -f 1; exec \"$0\" decode -q --latent \"$1\" --weights \"$2\" --size 64x64 -o \"$3\"";
+    let ended = Command::new("sh")
+        .args(["-c", decode, env!("CARGO_BIN_EXE_infgen"), &latent, &weights])
+        .arg(&output)
+        // What the driver's own cache makes of the limit is not the point.
+        .env("MESA_SHADER_CACHE_DISABLE", "true")
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.code() == Some(1) && stderr.lines().count() == 1 && stderr.contains("o.npy"), "{:?}: {stderr}", ended.status);
+    let left: Vec<_> = std::fs::read_dir(f.folder.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().starts_with(".infgen") || name == "o.npy"), "{left:?}");
+}
+
 /// What ends a terminal or a service ends it politely, and `nohup` keeps it running.
 #[cfg(unix)]
 #[test]
@@ -443,9 +544,13 @@ fn signals_leave_no_unfinished_file() {
     }
     let f = Fixture::new();
     let (program, latent) = (env!("CARGO_BIN_EXE_infgen"), f.text("latent.safetensors"));
-    for (before, signal, size, status) in
-        [(vec![], "-HUP", "3000x3000", Some(1)), (vec![], "-TERM", "3000x3000", Some(1)), (vec!["nohup"], "-HUP", "700x700", Some(0))]
-    {
+    for (before, signals, size, status) in [
+        (vec![], &["-HUP"][..], "3000x3000", Some(1)),
+        (vec![], &["-TERM"], "3000x3000", Some(1)),
+        // Who asks twice does not wait for what is running.
+        (vec![], &["-INT", "-INT"], "3000x3000", Some(1)),
+        (vec!["nohup"], &["-HUP"], "700x700", Some(0)),
+    ] {
         let folder = tempfile::tempdir().unwrap();
         let picture = folder.path().join("o.png");
         let (weights, output) = (f.weights(), picture.display().to_string());
@@ -462,15 +567,22 @@ fn signals_leave_no_unfinished_file() {
         let files = || std::fs::read_dir(folder.path()).unwrap().map(|f| f.unwrap().file_name()).collect::<Vec<_>>();
         let begun = std::time::Instant::now();
         while files().is_empty() {
-            assert!(begun.elapsed().as_secs() < 300 && child.try_wait().unwrap().is_none(), "{signal}: it ended before it began its file");
+            assert!(
+                begun.elapsed().as_secs() < 300 && child.try_wait().unwrap().is_none(),
+                "{signals:?}: it ended before it began its file"
+            );
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        for (n, signal) in signals.iter().enumerate() {
+            std::thread::sleep(std::time::Duration::from_millis(20 * n as u64));
+            let sent = Command::new("kill").args([*signal, &child.id().to_string()]).status().unwrap().success();
+            assert!(sent || n > 0, "{signal}");
+        }
         let ended = child.wait_with_output().unwrap();
         let stderr = String::from_utf8_lossy(&ended.stderr);
-        assert_eq!(ended.status.code(), status, "{before:?} {signal}: {:?}: {stderr}", ended.status);
-        assert!(status == Some(0) || stderr == "infgen: cancelled\n", "{signal}: {stderr}");
+        assert_eq!(ended.status.code(), status, "{before:?} {signals:?}: {:?}: {stderr}", ended.status);
+        assert!(status == Some(0) || stderr == "infgen: cancelled\n", "{signals:?}: {stderr}");
         let left = if status == Some(0) { vec![std::ffi::OsString::from("o.png")] } else { vec![] };
-        assert_eq!(files(), left, "{before:?} {signal}");
+        assert_eq!(files(), left, "{before:?} {signals:?}");
     }
 }

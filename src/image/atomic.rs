@@ -3,14 +3,54 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
 
+/// Temporary files that are there now.
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Removes the temporary files of everything that is being written: for a process that is about to end without unwinding.
+pub fn remove_unfinished() {
+    for path in UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        // It may just have got its name.
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// Keeps a file in the list above.
+struct Listed(PathBuf);
+
+impl Listed {
+    fn new(path: &Path) -> Listed {
+        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).push(path.to_owned());
+        Listed(path.to_owned())
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).retain(|path| *path != self.0);
+    }
+}
+
+/// Writes `bytes` to `path`, whole or not at all.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_whole(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
+    let path = path.as_ref();
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(bytes).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+    file.commit()
+}
+
 /// A temporary file beside its target; dropped without [`AtomicFile::commit`], it is removed.
 pub(crate) struct AtomicFile {
     temp: NamedTempFile,
+    _listed: Listed,
     /// What messages call it.
     path: PathBuf,
     /// Where it goes: `path` with links followed.
@@ -32,6 +72,9 @@ impl AtomicFile {
                 return Err(io(io::Error::new(io::ErrorKind::PermissionDenied, "the file exists and is read-only")));
             }
             Ok(_) => std::fs::canonicalize(path).map_err(io)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_symlink() => {
+                return Err(io(io::Error::new(io::ErrorKind::NotFound, "a link to something that is not there")));
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
             Err(error) => return Err(io(error)),
         };
@@ -55,7 +98,7 @@ impl AtomicFile {
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
         let temp = builder.tempfile_in(folder).map_err(io)?;
-        Ok(Self { temp, path: path.to_owned(), target })
+        Ok(Self { _listed: Listed::new(temp.path()), temp, path: path.to_owned(), target })
     }
 
     /// The open file, for positioned writes.

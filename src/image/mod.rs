@@ -18,6 +18,8 @@ use std::path::Path;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 
 #[cfg(not(target_arch = "wasm32"))]
+pub use atomic::{remove_unfinished, write_whole};
+#[cfg(not(target_arch = "wasm32"))]
 pub use format::check_writable;
 pub use format::{OutputFormat, batch_path};
 #[cfg(not(target_arch = "wasm32"))]
@@ -121,6 +123,10 @@ impl Image {
         let pixels = u64::from(width) * u64::from(height);
         if pixels == 0 || pixels > MAX_PIXELS {
             return Err(malformed(format!("{width}x{height} pixels; from 1 to {MAX_PIXELS} are read")));
+        }
+        // Each block of 8 x 8 pixels takes a bit at least, of the brightness alone.
+        if format == ImageFormat::Jpeg && pixels / 512 > bytes.len() as u64 {
+            return Err(malformed(format!("{} bytes cannot hold {width}x{height} pixels", bytes.len())));
         }
         if format == ImageFormat::Png && png_bytes(bytes, width, height) / MAX_DEFLATE_RATIO > bytes.len() as u64 {
             return Err(malformed(format!("{} bytes cannot hold {width}x{height} pixels", bytes.len())));

@@ -10,6 +10,10 @@ use image::DynamicImage;
 
 use super::{FORMAT, MAX_PIXELS, RowSource, one_line, rgb_f32};
 use crate::error::{Error, Result};
+use crate::weights::source::open_regular;
+
+/// Most bytes of text that compressed chunks of a picture may hold in all.
+const MAX_PACKED_TEXT: usize = 8 << 20;
 
 /// What a PNG says of itself before its pixels.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,7 +34,7 @@ impl PngFacts {
     pub fn open(path: impl AsRef<Path>) -> Result<Option<PngFacts>> {
         let path = path.as_ref();
         let io = |source| Error::Io { path: path.to_owned(), source };
-        let mut file = File::open(path).map_err(io)?;
+        let mut file = open_regular(path)?;
         let mut signature = Vec::new();
         Read::by_ref(&mut file).take(8).read_to_end(&mut signature).map_err(io)?;
         if signature != b"\x89PNG\r\n\x1a\n" {
@@ -43,8 +47,20 @@ impl PngFacts {
         let info = reader.info();
         let mut texts: Vec<(String, String)> = Vec::new();
         texts.extend(info.uncompressed_latin1_text.iter().map(|chunk| (chunk.keyword.clone(), chunk.text.clone())));
-        texts.extend(info.compressed_latin1_text.iter().filter_map(|chunk| Some((chunk.keyword.clone(), chunk.get_text().ok()?))));
-        texts.extend(info.utf8_text.iter().filter_map(|chunk| Some((chunk.keyword.clone(), chunk.get_text().ok()?))));
+        // What is too much, or does not unpack, is left out like any other chunk that says nothing to us.
+        let mut left = MAX_PACKED_TEXT;
+        for mut chunk in info.compressed_latin1_text.iter().cloned() {
+            if let (Ok(()), Ok(text)) = (chunk.decompress_text_with_limit(left), chunk.get_text()) {
+                left = left.saturating_sub(text.len());
+                texts.push((chunk.keyword, text));
+            }
+        }
+        for mut chunk in info.utf8_text.iter().cloned() {
+            if let (Ok(()), Ok(text)) = (chunk.decompress_text_with_limit(left), chunk.get_text()) {
+                left = left.saturating_sub(text.len());
+                texts.push((chunk.keyword, text));
+            }
+        }
         Ok(Some(PngFacts { width: info.width as usize, height: info.height as usize, texts }))
     }
 }
@@ -73,9 +89,8 @@ impl PngRows {
     /// [`Error::Io`]; [`Error::Malformed`] for a picture of more than 2^28 pixels or a broken header.
     pub fn open(path: impl AsRef<Path>) -> Result<Option<PngRows>> {
         let path = path.as_ref();
-        let io = |source| Error::Io { path: path.to_owned(), source };
         let mut signature = [0; 8];
-        let mut file = File::open(path).map_err(io)?;
+        let mut file = open_regular(path)?;
         if file.read_exact(&mut signature).is_err() || signature != *b"\x89PNG\r\n\x1a\n" {
             return Ok(None);
         }
@@ -94,7 +109,7 @@ impl PngRows {
     }
 
     fn start(&self) -> Result<png::Reader<BufReader<File>>> {
-        let file = File::open(&self.path).map_err(|source| Error::Io { path: self.path.clone(), source })?;
+        let file = open_regular(&self.path)?;
         let mut decoder = png::Decoder::new(BufReader::new(file));
         decoder.set_transformations(png::Transformations::EXPAND);
         decoder.read_info().map_err(|error| self.malformed(&error.to_string()))
@@ -225,6 +240,24 @@ mod tests {
     use super::super::Image;
     use super::*;
     use image::{ExtendedColorType, ImageEncoder};
+
+    #[test]
+    fn texts_are_read_up_to_what_a_person_could_have_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("picture.png");
+        let mut encoder = png::Encoder::new(File::create(&path).unwrap(), 1, 1);
+        encoder.add_ztxt_chunk("small".into(), "settings".into()).unwrap();
+        for n in 0..3 {
+            encoder.add_ztxt_chunk(format!("large {n}"), " ".repeat(5 << 20)).unwrap();
+        }
+        encoder.add_itxt_chunk("last".into(), "words".into()).unwrap();
+        let mut writer = encoder.write_header().unwrap();
+        writer.write_image_data(&[7]).unwrap();
+        writer.finish().unwrap();
+        let texts = PngFacts::open(&path).unwrap().unwrap().texts;
+        let read: Vec<(&str, usize)> = texts.iter().map(|(key, text)| (key.as_str(), text.len())).collect();
+        assert_eq!(read, [("small", 8), ("large 0", 5 << 20), ("last", 5)]);
+    }
 
     #[test]
     fn png_rows_are_those_of_the_whole_picture_in_any_order() {

@@ -11,10 +11,20 @@ const MAGIC: &[u8] = b"\x93NUMPY";
 const MAX_HEADER_BYTES: u64 = 1 << 16;
 const MAX_DIMS: usize = 8;
 
-/// Reads a little-endian f2, f4 or f8 array in C or Fortran order: its shape and its values in C order.
-///
-/// Values outside f32's range become infinite; the caller looks for those.
-pub(crate) fn read(source: &Source, max_elements: usize) -> Result<(Vec<usize>, Vec<f32>)> {
+/// What the header says, which the file's length bears out.
+pub(crate) struct Facts {
+    pub shape: Vec<usize>,
+    /// Bytes of a value: 2, 4 or 8.
+    pub width: u64,
+    fortran: bool,
+    /// Where the values begin.
+    start: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Reads the header of an array as [`read`] takes them.
+pub(crate) fn facts(source: &Source, max_elements: usize) -> Result<Facts> {
     let malformed = |detail: &str| source.malformed(FORMAT, detail);
     let head = source.read_up_to(0, 12)?;
     let (version, length) = match head[..] {
@@ -51,7 +61,15 @@ pub(crate) fn read(source: &Source, max_elements: usize) -> Result<(Vec<usize>, 
         return Err(source.malformed(FORMAT, format!("shape {shape:?} takes {promised} bytes of data, the file has {present}")));
     }
 
-    let bytes = source.read_up_to(start, promised as usize)?;
+    Ok(Facts { shape, width, fortran, start, bytes: promised })
+}
+
+/// Reads a little-endian f2, f4 or f8 array in C or Fortran order: its shape and its values in C order.
+///
+/// Values outside f32's range become infinite; the caller looks for those.
+pub(crate) fn read(source: &Source, max_elements: usize) -> Result<(Vec<usize>, Vec<f32>)> {
+    let Facts { shape, width, fortran, start, bytes } = facts(source, max_elements)?;
+    let bytes = source.read_up_to(start, bytes as usize)?;
     let values: Vec<f32> = match width {
         2 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
         4 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),

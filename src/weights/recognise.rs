@@ -365,14 +365,16 @@ pub struct Inspection {
 /// As [`Weights::open`], [`Latent::open`] and [`recognise`].
 pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection> {
     let path = path.as_ref();
-    if path.is_file() && Source::open(path)?.sniff()? == Content::Npy {
-        let latent = Latent::open(path)?;
-        let (shape, values) = (latent.shape(), latent.data().len());
+    if path.is_file()
+        && let source = Source::open(path)?
+        && source.sniff()? == Content::Npy
+    {
+        let (facts, shape) = Latent::npy_facts(&source)?;
         return Ok(Inspection {
-            bytes: 4 * values as u64,
+            bytes: facts.bytes,
             tensors: 1,
-            parameters: values as u64,
-            dtypes: BTreeMap::from([("F32".into(), 1)]),
+            parameters: facts.bytes / facts.width,
+            dtypes: BTreeMap::from([(format!("F{}", 8 * facts.width), 1)]),
             metadata: BTreeMap::new(),
             recognised: Recognised::Latent { shape, latent_space: None },
             problem: None,

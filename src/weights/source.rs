@@ -50,6 +50,22 @@ pub(crate) struct Source {
     store: Store,
 }
 
+/// Opens a file that has an end: no folder, and neither a FIFO, which would wait for its other end, nor a device.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn open_regular(path: &Path) -> Result<File> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    let meta = std::fs::metadata(path).map_err(io)?;
+    if meta.is_dir() {
+        return Err(io(io::ErrorKind::IsADirectory.into()));
+    }
+    if !meta.is_file() {
+        return Err(io(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
+    }
+    File::open(path).map_err(io)
+}
+
 enum Store {
     File(Mutex<File>),
     Bytes(Cow<'static, [u8]>),
@@ -59,17 +75,8 @@ enum Store {
 impl Source {
     /// Opens a regular file; its length is taken now and trusted by every later check.
     pub fn open(path: &Path) -> Result<Self> {
-        let io = |source| Error::Io { path: path.to_owned(), source };
-        // Before opening: opening a FIFO would wait for its other end.
-        let meta = std::fs::metadata(path).map_err(io)?;
-        if meta.is_dir() {
-            return Err(io(io::ErrorKind::IsADirectory.into()));
-        }
-        if !meta.is_file() {
-            return Err(io(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
-        }
-        let file = File::open(path).map_err(io)?;
-        let len = file.metadata().map_err(io)?.len();
+        let file = open_regular(path)?;
+        let len = file.metadata().map_err(|source| Error::Io { path: path.to_owned(), source })?.len();
         Ok(Self { path: path.to_owned(), len, store: Store::File(Mutex::new(file)) })
     }
 

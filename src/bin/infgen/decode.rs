@@ -59,10 +59,19 @@ pub fn check_output(output: &Path, width: usize, height: usize) -> Result<()> {
     check_writable(output)
 }
 
-/// Refuses an output that would replace one of the `inputs`.
-pub fn check_apart(output: &Path, inputs: &[Option<&PathBuf>]) -> Result<()> {
+/// Refuses an output that would replace one of the `inputs`, or a part of one: a file of a folder, weights beside their index.
+pub fn check_apart(output: &Path, inputs: &[Option<&Path>]) -> Result<()> {
     let Ok(place) = output.canonicalize() else { return Ok(()) };
-    match inputs.iter().flatten().any(|input| input.canonicalize().is_ok_and(|input| input == place)) {
+    let is_one_of = |path: &Path, endings: &[&str]| path.extension().is_some_and(|ending| endings.iter().any(|e| ending == *e));
+    let replaced = |input: &Path| match input.canonicalize() {
+        Ok(input) if input.is_dir() => is_one_of(&place, &["safetensors", "json", "txt"]) && place.starts_with(input),
+        Ok(input) if is_one_of(&input, &["json"]) => {
+            place == input || (is_one_of(&place, &["safetensors"]) && place.parent() == input.parent())
+        }
+        Ok(input) => place == input,
+        Err(_) => false,
+    };
+    match inputs.iter().flatten().any(|input| replaced(input)) {
         true => {
             let detail = format!("{} is what is read: choose another name", output.display());
             Err(Error::Invalid { what: "output", detail })
@@ -84,16 +93,20 @@ pub fn decode(run: &Run, args: &DecodeArgs) -> Result<()> {
     let region = args.region.unwrap_or(Rect { x: 0, y: 0, w: width, h: height });
     check_size(width, height)?;
     check_region(region, width, height)?;
+    let inputs = [Some(&*args.latent), args.weights.as_deref()];
     // Only --explain goes without one: it plans a picture in 8 bits then.
     let output = args.output.as_deref().unwrap_or(Path::new("picture.png"));
     if !args.explain {
         OutputFormat::from_path(output)?.check_size(region.w, region.h)?;
-        check_apart(output, &[Some(&args.latent)])?;
+        check_apart(output, &inputs)?;
     }
     let batch = run.stage("read", |_| Latent::open(&args.latent))?;
     let path = |index| if batch.batch() > 1 { batch_path(output, index) } else { output.to_owned() };
     if !args.explain {
-        (0..batch.batch()).try_for_each(|index| check_output(&path(index), region.w, region.h))?;
+        (0..batch.batch()).try_for_each(|index| {
+            check_output(&path(index), region.w, region.h)?;
+            check_apart(&path(index), &inputs)
+        })?;
     }
     let engine = run.engine()?;
     let decoder = run.load_decoder(&engine, weights(args.weights.as_deref()))?;

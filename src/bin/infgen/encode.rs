@@ -13,7 +13,7 @@ use crate::run::{Run, weights};
 pub fn encode(run: &Run, args: &EncodeArgs) -> Result<()> {
     Latent::check_ending(&args.output)?;
     check_writable(&args.output)?;
-    check_apart(&args.output, &[Some(&args.image)])?;
+    check_apart(&args.output, &[Some(&args.image), args.weights.as_deref()])?;
     let picture = run.stage("read", |_| open(&args.image))?;
     let engine = run.engine()?;
     let encoder = run.load_encoder(&engine, weights(args.weights.as_deref()))?;

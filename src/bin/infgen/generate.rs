@@ -1,5 +1,6 @@
 //! `infgen generate`
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Instant;
@@ -53,6 +54,13 @@ impl DecoderChoice {
             DecoderChoice::Builtin => Weights::Builtin,
             DecoderChoice::File(path) => Weights::Path(path.clone()),
         })
+    }
+
+    fn path(&self) -> Option<&Path> {
+        match self {
+            DecoderChoice::Vae | DecoderChoice::Builtin => None,
+            DecoderChoice::File(path) => Some(path),
+        }
     }
 
     fn name(&self) -> String {
@@ -125,12 +133,18 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     };
     for output in &outputs {
         check_output(output, size.width, size.height)?;
-        if [&args.save_latent, &args.preview].into_iter().flatten().any(|other| other == output) {
+    }
+    let mut inputs = vec![args.image.as_deref(), args.mask.as_deref(), args.init_noise.as_deref(), Some(&*model), decoder_choice.path()];
+    inputs.extend(args.loras.iter().map(|lora| Some(&*lora.path)));
+    let mut places = HashSet::new();
+    for output in outputs.iter().chain(&args.save_latent).chain(&args.preview) {
+        check_apart(output, &inputs)?;
+        // The same file may be called by several names.
+        let folder = output.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+        let place = folder.canonicalize().ok().zip(output.file_name()).map_or(output.clone(), |(folder, name)| folder.join(name));
+        if !places.insert(place) {
             return Err(invalid("output", format!("{} is asked for twice: choose other names", output.display())));
         }
-    }
-    for output in outputs.iter().chain(&args.save_latent).chain(&args.preview) {
-        check_apart(output, &[args.image.as_ref(), args.mask.as_ref(), args.init_noise.as_ref()])?;
     }
 
     let sampler = args.sampler.map(Sampler::from);

@@ -11,7 +11,6 @@ mod upscale;
 #[cfg(feature = "viewer")]
 mod view;
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use args::{Args, Command};
@@ -45,8 +44,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             run.clear();
-            // Not `eprintln`, which panics where the terminal is gone.
-            let _ = writeln!(std::io::stderr(), "infgen: {}{}", error.to_string().replace('\n', " "), options(&error));
+            run::complain(&format!("infgen: {}{}", run::one_line(&error.to_string()), options(&error)));
             ExitCode::FAILURE
         }
     }

@@ -52,8 +52,8 @@ impl Run {
         let cancel = observer.clone();
         let interrupted = move || {
             let end = || {
-                // Not `eprintln`, which panics where the terminal is gone.
-                let _ = writeln!(std::io::stderr(), "infgen: cancelled");
+                infgen::image::remove_unfinished();
+                complain("infgen: cancelled");
                 std::process::exit(1)
             };
             // Who asks twice does not want to wait; who asks once is not kept waiting by what cannot be cancelled, such as a driver's compiler.
@@ -74,6 +74,9 @@ impl Run {
             let interrupted = interrupted.clone();
             std::thread::spawn(move || signals.forever().for_each(|_| interrupted()));
         }
+        // A file that grows past a limit set by the shell: with the signal taken, the write fails, as on a full disk.
+        #[cfg(unix)]
+        let _ = signal_hook::flag::register(libc::SIGXFSZ, Arc::default());
         // Without a handler an interrupt still ends the program, only less politely.
         let _ = ctrlc::set_handler(interrupted);
         Run { common, bar, started: Instant::now(), stages: RefCell::default(), observer, status }
@@ -145,14 +148,14 @@ impl Run {
     /// A line that matters also to those who asked for no progress; scripts find it in the JSON object.
     pub fn warn(&self, line: &str) {
         if !self.common.json {
-            self.bar.suspend(|| eprintln!("warning: {line}"));
+            self.bar.suspend(|| complain(&format!("warning: {}", one_line(line))));
         }
     }
 
     /// A line for people, on stderr.
     pub fn say(&self, line: &str) {
         if !self.common.quiet && !self.common.json {
-            self.bar.suspend(|| eprintln!("{line}"));
+            self.bar.suspend(|| complain(&one_line(line)));
         }
     }
 
@@ -205,6 +208,21 @@ impl Run {
             self.say(&format!("{}; peak GPU memory {}", stages.join(", "), human_bytes(peak)));
             Ok(())
         }
+    }
+}
+
+/// A line on stderr. Not by `eprintln`, which panics where the terminal is gone or the disk behind it is full.
+pub fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// `text` on one line that a terminal can show: names out of files may hold anything.
+pub fn one_line(text: &str) -> String {
+    const LONGEST: usize = 2000;
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    match text.char_indices().nth(LONGEST) {
+        None => text.chars().map(plain).collect(),
+        Some((end, _)) => text[..end].chars().map(plain).chain(" ... ".chars()).collect(),
     }
 }
 

@@ -28,7 +28,7 @@ pub fn upscale(run: &Run, args: &UpscaleArgs) -> Result<()> {
     };
     check_size(target.0, target.1)?;
     check_output(&args.output, target.0, target.1)?;
-    check_apart(&args.output, &[Some(&args.image)])?;
+    check_apart(&args.output, &[Some(&args.image), args.weights.as_deref(), args.encoder.as_deref()])?;
     let engine = run.engine()?;
     let decoder = run.load_decoder(&engine, weights(args.weights.as_deref()))?;
     let encoder = run.load_encoder(&engine, weights(args.encoder.as_deref()))?;

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use infgen::error::human_bytes;
 use infgen::gpu::{DeviceProfile, Elem, KernelFamily, KernelPlan, Recorder};
+use infgen::image::{check_writable, write_whole};
 use infgen::nn::Precision;
 use infgen::{Dtype, Engine, EngineOptions, Error, Latent, Result};
 use serde_json::{Value, json};
@@ -57,6 +58,7 @@ impl Report<'_> {
 
 pub fn bench(run: &Run, args: &BenchArgs) -> Result<()> {
     check_names(&args.names)?;
+    args.output.as_deref().map_or(Ok(()), check_writable)?;
     let engine = run.engine_with(EngineOptions { unchecked: args.unchecked, ..EngineOptions::default() })?;
     let gpu = engine.gpu();
     let software = engine.device().kind == "software";
@@ -132,7 +134,7 @@ pub fn bench(run: &Run, args: &BenchArgs) -> Result<()> {
     });
     if let Some(path) = &args.output {
         let text = serde_json::to_string_pretty(&run.report(&engine, facts.clone())).expect("a tree of values");
-        std::fs::write(path, text).map_err(|source| Error::Io { path: path.clone(), source })?;
+        write_whole(path, text.as_bytes())?;
     }
     if let Some(first) = wrong.first() {
         let detail = format!("{} of the kernels are wrong, the first: {first}", wrong.len());
