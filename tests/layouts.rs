@@ -59,6 +59,38 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// What diffusers' pipelines make of a folder's JSON files beyond their own fields.
+#[test]
+fn the_index_names_the_scheduler_and_early_unets_are_of_their_real_size() {
+    let case = Case::open();
+    let models = models(&case);
+    let folder = models.scratch.path().join("told");
+    let facts = |index: &str, unet: &[(&str, serde_json::Value)]| {
+        copy(&models.folder, &folder);
+        std::fs::write(folder.join("model_index.json"), index).unwrap();
+        let path = folder.join("unet/config.json");
+        let mut config: serde_json::Map<_, _> = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        config.extend(unet.iter().map(|(name, value)| (name.to_string(), value.clone())));
+        std::fs::write(&path, serde_json::to_string(&config).unwrap()).unwrap();
+        let parts = Parts::open(&folder).unwrap();
+        (parts.scheduler(None).map(|scheduler| scheduler.sampler()), parts.native_size.0 / parts.scale())
+    };
+    let own = facts(r#"{"_class_name": "StableDiffusionPipeline"}"#, &[]).0.unwrap();
+    assert_ne!(own, Sampler::EulerAncestral);
+    let index = |class: &str| format!(r#"{{"_class_name": "StableDiffusionPipeline", "scheduler": ["diffusers", "{class}"]}}"#);
+    let (named, _) = facts(&index("EulerAncestralDiscreteScheduler"), &[]);
+    assert_eq!(named.unwrap(), Sampler::EulerAncestral);
+    let error = facts(&index("UniPCMultistepScheduler"), &[]).0.unwrap_err().to_string();
+    assert!(error.contains("UniPCMultistepScheduler") && error.contains("--sampler"), "{error}");
+
+    let size = |version: &str, size: serde_json::Value| facts("{}", &[("_diffusers_version", version.into()), ("sample_size", size)]).1;
+    assert_eq!(size("0.6.0", 16.into()), 64);
+    assert_eq!(size("0.8.1", 96.into()), 96);
+    assert_eq!(size("0.6.0", vec![16, 16].into()), 16);
+    assert_eq!(size("0.9.0", 16.into()), 16);
+    assert_eq!(size("0.42.1", 16.into()), 16);
+}
+
 #[test]
 fn parts_of_different_models_are_refused() {
     let case = Case::open();

@@ -158,6 +158,40 @@ fn a_sampler_named_keeps_what_the_folder_sets_and_nothing_else() {
     assert_eq!(timesteps(&karras, None, 10)[1], 916.0);
 }
 
+/// A folder of a sampler that is not here can be used with one that is: fields that this one does not read are not looked at.
+#[test]
+fn fields_of_other_samplers_do_not_matter() {
+    let path = Path::new("scheduler_config.json");
+    let folder = |class: &str, fields: &str| {
+        format!(r#"{{"_class_name": "{class}", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", {fields}}}"#)
+    };
+    let plain = folder("DDIMScheduler", r#""solver_order": 2"#);
+    for other in [
+        folder("UniPCMultistepScheduler", r#""solver_order": 2, "solver_type": "bh2""#),
+        folder("DEISMultistepScheduler", r#""solver_order": 2, "solver_type": "logrho", "algorithm_type": "deis""#),
+    ] {
+        assert!(Scheduler::from_json(&other, None, path).is_err(), "{other}");
+        for sampler in Sampler::ALL {
+            let [got, expected] =
+                [&other, &plain].map(|json| Scheduler::from_json(json, Some(sampler), path).unwrap().schedule(7, 0, 0.0).unwrap());
+            assert_eq!(got, expected, "{sampler}: {other}");
+        }
+    }
+    let of = |fields: &str, sampler: Sampler| Scheduler::from_json(&folder("PNDMScheduler", fields), Some(sampler), path);
+    for (fields, readers) in [
+        (r#""thresholding": true"#, "ddim ddpm dpmpp-2m dpmpp-2m-karras lcm"),
+        (r#""use_beta_sigmas": true"#, "euler heun dpmpp-2m dpmpp-2m-karras"),
+        (r#""variance_type": "learned_range""#, "ddpm"),
+        (r#""interpolation_type": "cubic""#, "euler"),
+        (r#""solver_order": 9"#, "dpmpp-2m dpmpp-2m-karras"),
+    ] {
+        for sampler in Sampler::ALL {
+            let reads = readers.split(' ').any(|name| name == sampler.name());
+            assert_eq!(of(fields, sampler).is_err(), reads, "{sampler}: {fields}");
+        }
+    }
+}
+
 #[test]
 fn wrong_configs_and_step_counts_are_errors_that_say_what_to_do() {
     let path = Path::new("scheduler_config.json");

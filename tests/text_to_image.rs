@@ -9,7 +9,7 @@ use infgen::models::unet::Unet;
 use infgen::nn::{Loader, Precision};
 use infgen::pipeline::{Keep, Parts, Pipeline, PipelineOptions, Request};
 use infgen::schedulers::{Prediction, Sampler};
-use infgen::{Dtype, Engine, EngineOptions, Observer};
+use infgen::{Dtype, Engine, EngineOptions, Latent, Observer};
 
 fn engine(dtype: Dtype) -> Option<Engine> {
     let options = EngineOptions { device: std::env::var("INFGEN_DEVICE").ok(), dtype, ..EngineOptions::default() };
@@ -42,6 +42,10 @@ fn request(run: &Run) -> Request {
         image: run.image.then_some(image),
         strength: run.strength,
         mask: run.mask.then_some(mask),
+        init_noise: run.given.map(|seed| {
+            let (w, h) = (run.width / 8, run.height / 8);
+            Latent::new([1, 4, h, w], infgen::noise::torch_cpu_randn(seed, 4 * h * w)).unwrap()
+        }),
         ..Request::new(run.prompt.clone(), run.width, run.height)
     }
 }

@@ -471,7 +471,8 @@ impl Pipeline {
         let (channels, scale) = (self.parts.latent_channels(), self.parts.scale());
         let count = channels * (request.width / scale) * (request.height / scale);
         let nine = self.parts.is_inpainting();
-        let from_noise = request.image.is_none() || (request.mask.is_some() && request.strength == 1.0);
+        // Given noise is where diffusers' inpainting starts, whatever the strength.
+        let from_noise = request.image.is_none() || (request.mask.is_some() && (request.strength == 1.0 || request.init_noise.is_some()));
         if request.image.is_some() {
             loaded.push("vae_encoder");
             if self.gpu().memory_ceiling().is_some() {

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::models::clip_config::ClipTextConfig;
 use crate::models::unet_config::UnetConfig;
 use crate::models::vae_config::VaeConfig;
-use crate::schedulers::{Prediction, Sampler, Scheduler, SchedulerConfig};
+use crate::schedulers::{Prediction, Sampler, Scheduler, SchedulerConfig, with_class};
 use crate::tokenizer::ClipTokenizer;
 use crate::weights::recognise::{self, Recognised};
 use crate::weights::{View, Weights, clip_keys, unet_keys};
@@ -136,7 +136,7 @@ impl Parts {
     }
 
     fn from_folder(path: &Path) -> Result<Parts> {
-        check_index(path)?;
+        let named = check_index(path)?;
         let component = |name: &str| -> Result<Weights> {
             let folder = path.join(name);
             if folder.is_dir() {
@@ -188,7 +188,9 @@ impl Parts {
         }
         let scheduler_path = path.join("scheduler").join("scheduler_config.json");
         let scheduler = match std::fs::read_to_string(&scheduler_path) {
-            Ok(json) => SchedulerSource::Json { json, path: scheduler_path },
+            Ok(json) => {
+                SchedulerSource::Json { json: named.into_iter().fold(json, |json, class| with_class(json, &class)), path: scheduler_path }
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 notes.push(format!(
                     "{}: missing; taken for a model that predicts the noise, with the sampler pndm, as SD 1.5 is. Otherwise: --prediction, --sampler",
@@ -201,8 +203,14 @@ impl Parts {
         let sample_size = unet_weights.config_json().and_then(|json| serde_json::from_str::<Value>(json).ok()).and_then(|config| {
             let size = &config["sample_size"];
             let sides = |height: &Value, width: &Value| Some((height.as_u64()?, width.as_u64()?));
+            // As StableDiffusionPipeline takes it: UNets made from SD 1.x in the first months said 32.
+            let early = config["_diffusers_version"].as_str().is_some_and(|version| {
+                let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+                (parts.next(), parts.next()) < (Some(0), Some(9))
+            });
             match size.as_array().map(Vec::as_slice) {
                 Some([height, width]) => sides(height, width),
+                _ if early && size.as_u64().is_some_and(|side| side < 64) => Some((64, 64)),
                 _ => sides(size, size),
             }
         });
@@ -339,11 +347,12 @@ fn whole_file_in(folder: &Path) -> Option<PathBuf> {
     files.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).min()
 }
 
-/// Refuses pipelines of other families by the name in `model_index.json`.
+/// Refuses pipelines of other families by the name in `model_index.json`. Gives the scheduler's class that stands there: it counts, and the one in the
+/// scheduler's own config does not.
 ///
 /// # Errors
 /// [`Error::UnknownModel`] with the name; [`Error::Io`] and [`Error::Malformed`] for a file that cannot be read.
-pub fn check_index(folder: &Path) -> Result<()> {
+pub fn check_index(folder: &Path) -> Result<Option<String>> {
     const SUPPORTED: [&str; 7] = [
         "StableDiffusionPipeline",
         "StableDiffusionImg2ImgPipeline",
@@ -356,18 +365,17 @@ pub fn check_index(folder: &Path) -> Result<()> {
     let path = folder.join("model_index.json");
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(Error::Io { path, source }),
     };
     let index: Value =
         serde_json::from_str(&text).map_err(|e| Error::Malformed { path: path.clone(), format: "model index", detail: e.to_string() })?;
     match index["_class_name"].as_str() {
-        Some(class) if SUPPORTED.contains(&class) => Ok(()),
-        None => Ok(()),
-        Some(class) => {
+        Some(class) if !SUPPORTED.contains(&class) => {
             let detail =
                 format!("its model_index.json says {class}; `infgen generate` runs Stable Diffusion 1.x and 2.x (StableDiffusionPipeline)");
             Err(unknown(folder, detail))
         }
+        _ => Ok(index["scheduler"][1].as_str().map(str::to_owned)),
     }
 }

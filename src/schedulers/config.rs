@@ -216,12 +216,23 @@ impl SchedulerConfig {
         // `null` is the class's default for every field that knows it.
         merged.extend(given.into_iter().filter(|(_, value)| !value.is_null()));
         let all = Value::Object(merged).to_string();
-        let parsed: SchedulerConfig = serde_json::from_str(&all).map_err(|e| config(explain_json::<SchedulerConfig>(&all, &e)))?;
-        parsed.check().map_err(config)?;
+        let mut parsed: SchedulerConfig = serde_json::from_str(&all).map_err(|e| config(explain_json::<SchedulerConfig>(&all, &e)))?;
+        // Those of UniPC and DEIS, as DPMSolverMultistepScheduler takes them.
+        if ["bh1", "bh2", "logrho"].contains(&&*parsed.solver_type) {
+            parsed.solver_type = "midpoint".into();
+        }
+        if parsed.algorithm_type == "deis" {
+            parsed.algorithm_type = "dpmsolver++".into();
+        }
+        parsed.check(sampler).map_err(config)?;
         Ok(parsed)
     }
 
-    pub(super) fn check(&self) -> Result<(), String> {
+    /// Only of fields that the sampler's class reads: a config may be that of another one.
+    pub(super) fn check(&self, sampler: Sampler) -> Result<(), String> {
+        let dpm = matches!(sampler, Sampler::DpmSolver | Sampler::DpmSolverKarras);
+        let euler = sampler == Sampler::Euler;
+        let sigmas = dpm || euler || sampler == Sampler::Heun;
         let known = |name: &str, value: &str, all: &[&str]| match all.contains(&value) {
             true => Ok(()),
             false => Err(format!("{name} `{value}` is not known to this version ({} are)", all.join(", "))),
@@ -241,28 +252,30 @@ impl SchedulerConfig {
         if !(0..self.num_train_timesteps as i64).contains(&self.steps_offset) {
             return Err(format!("steps_offset is {}", self.steps_offset));
         }
-        if self.thresholding {
+        if self.thresholding && (dpm || matches!(sampler, Sampler::Ddim | Sampler::Ddpm | Sampler::Lcm)) {
             return Err("dynamic thresholding is for models that make pixels; set `thresholding` to false".into());
         }
-        if self.use_beta_sigmas || self.use_flow_sigmas {
-            return Err(
-                "use_beta_sigmas and use_flow_sigmas are not known to this version; use --sampler dpmpp-2m-karras or another".into()
-            );
+        if (self.use_beta_sigmas && sigmas) || (self.use_flow_sigmas && dpm) {
+            return Err("use_beta_sigmas and use_flow_sigmas are not known to this version; use --sampler ddim or another".into());
         }
-        if [self.use_karras_sigmas, self.use_exponential_sigmas, self.use_lu_lambdas].into_iter().filter(|&on| on).count() > 1 {
+        if sigmas && [self.use_karras_sigmas, self.use_exponential_sigmas, self.use_lu_lambdas].into_iter().filter(|&on| on).count() > 1 {
             return Err("only one of use_karras_sigmas, use_exponential_sigmas and use_lu_lambdas can be true".into());
         }
-        known("interpolation_type", &self.interpolation_type, &["linear", "log_linear"])?;
-        known("timestep_type", &self.timestep_type, &["discrete", "continuous"])?;
-        known("algorithm_type", &self.algorithm_type, &["dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver"])?;
-        known("solver_type", &self.solver_type, &["midpoint", "heun"])?;
-        if let Some(variance) = &self.variance_type {
+        if euler {
+            known("interpolation_type", &self.interpolation_type, &["linear", "log_linear"])?;
+            known("timestep_type", &self.timestep_type, &["discrete", "continuous"])?;
+        }
+        if let Some(variance) = self.variance_type.as_ref().filter(|_| sampler == Sampler::Ddpm) {
             known("variance_type", variance, &["fixed_small", "fixed_small_log", "fixed_large"])?;
         }
-        match self.solver_order {
-            1..=3 => Ok(()),
-            order => Err(format!("solver_order is {order}, it must be 1, 2 or 3")),
+        if dpm {
+            known("algorithm_type", &self.algorithm_type, &["dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver"])?;
+            known("solver_type", &self.solver_type, &["midpoint", "heun"])?;
+            if !(1..=3).contains(&self.solver_order) {
+                return Err(format!("solver_order is {}, it must be 1, 2 or 3", self.solver_order));
+            }
         }
+        Ok(())
     }
 }
 
@@ -273,6 +286,17 @@ fn object(json: &str, path: &Path) -> Result<serde_json::Map<String, Value>> {
     match serde_json::from_str(&plain).map_err(|e| malformed(e.to_string()))? {
         Value::Object(given) => Ok(given),
         _ => Err(malformed("it is no JSON object".into())),
+    }
+}
+
+/// The same config under the name of another class; what is no JSON object stays as it is, to be refused where it is read.
+pub(crate) fn with_class(json: String, class: &str) -> String {
+    match object(&json, Path::new("")) {
+        Ok(mut fields) => {
+            fields.insert("_class_name".into(), class.into());
+            Value::Object(fields).to_string()
+        }
+        Err(_) => json,
     }
 }
 

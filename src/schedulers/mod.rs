@@ -14,6 +14,7 @@ mod variance_preserving;
 use std::fmt;
 use std::path::Path;
 
+pub(crate) use config::with_class;
 pub use config::{BetaSchedule, FinalSigmas, Prediction, SchedulerConfig, Spacing};
 pub use expr::{Combination, State};
 
@@ -131,7 +132,7 @@ impl Scheduler {
     /// [`Error::Invalid`] for a config that contradicts itself or that this sampler cannot follow.
     pub fn new(sampler: Sampler, config: SchedulerConfig) -> Result<Scheduler> {
         let invalid = |detail: String| Error::Invalid { what: "scheduler", detail };
-        config.check().map_err(invalid)?;
+        config.check(sampler).map_err(invalid)?;
         let knows_samples = !matches!(sampler, Sampler::Pndm | Sampler::EulerAncestral);
         if config.prediction_type == Prediction::Sample && !knows_samples {
             return Err(invalid(format!("{sampler} is not defined for models that predict the sample; use ddim, euler or dpmpp-2m")));
@@ -226,8 +227,11 @@ impl Scheduler {
         .map_err(invalid)?;
         let whole = schedule.calls.iter().all(|c| c.timestep.is_finite() && c.updates.iter().all(|u| u.value.is_finite()));
         if !whole {
-            let detail = "a coefficient is infinite: a table rescaled to zero terminal SNR needs a model of v-prediction, and spacing `trailing` or `linspace` needs it too";
-            return Err(Error::Invalid { what: "scheduler", detail: detail.into() });
+            let detail = match self.config.rescale_betas_zero_snr {
+                true => "a coefficient is infinite: a table rescaled to zero terminal SNR needs a model of v-prediction, and spacing `trailing` or `linspace` needs it too".into(),
+                false => format!("a coefficient of {} is infinite or undefined in {steps} steps with this config: take another number of steps, or another sampler", self.sampler),
+            };
+            return Err(Error::Invalid { what: "scheduler", detail });
         }
         Ok(schedule)
     }

@@ -87,6 +87,9 @@ pub struct Run {
     pub eta: f64,
     #[serde(default)]
     pub clip_skip: usize,
+    /// Seed of the first noise, where that is given.
+    #[serde(default)]
+    pub given: Option<u64>,
     #[serde(default)]
     pub ids: Vec<u32>,
 }

@@ -137,6 +137,10 @@ def runs():
     yield {**base, "name": "sd2-euler", "sd2": True, "sampler": "euler", "steps": 3, "width": 80, "height": 48, "prompt": "Café, 東京! 🙂"}
     yield {**base, "name": "sd2-dpmpp-2m-karras", "sd2": True, "sampler": "dpmpp-2m-karras", "steps": 4, "rescale": 0.7}
     yield {**base, "name": "sd2-pndm", "sd2": True, "sampler": "pndm", "steps": 4, "clip_skip": 1, "cfg": 1.0}
+    # The first noise given: inpainting starts from it alone, whatever the strength.
+    yield {**base, "name": "given", "sampler": "euler", "given": 7, "steps": 3}
+    yield {**base, "name": "inpaint-given", "sampler": "ddim", "given": 7, "image": True, "mask": True, "strength": 0.6, "steps": 5}
+    yield {**base, "name": "inpaint-nine-given", "sampler": "ddim", "given": 7, "image": True, "mask": True, "nine": True, "strength": 0.6, "steps": 5}
     yield {**base, "name": "inpaint-whole", "sampler": "ddim", "image": True, "mask": True, "strength": 1.0, "steps": 3}
 
 
@@ -205,6 +209,9 @@ def make(out: Path) -> None:
                 args |= {"height": run["height"], "width": run["width"]}
             if run.get("rescale"):
                 args["guidance_rescale"] = run["rescale"]
+            if run.get("given"):
+                shape = (1, 4, run["height"] // 8, run["width"] // 8)
+                args["latents"] = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(run["given"]))
             args |= {key: run[key] for key in ("eta", "clip_skip") if run.get(key)}
             expected[run["name"]] = np.ascontiguousarray(pipe(**args).images.numpy(), np.float32)
             listed.append(run)
