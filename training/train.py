@@ -353,7 +353,8 @@ def main():
                 mean["d"] = mean.get("d", 0.0) + share * ld.item()
             opt_d.step()
         with torch.no_grad():
-            k = min(0.999, (1 + step) / (10 + step))
+            # Weights that a run begins with are worth as much as its own: a short average would drop them within a hundred steps.
+            k = 0.999 if a.init else min(0.999, (1 + step) / (10 + step))
             torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - k)
         step += 1
         mean["psnr"] = -10 * math.log10(mean["mse"] / 4 + 1e-10)

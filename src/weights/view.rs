@@ -167,16 +167,15 @@ impl<'a> View<'a> {
         Ok(())
     }
 
-    /// [`Error::TensorType`] unless the tensor is stored as f32.
+    /// [`Error::Config`] unless the tensor is stored as f32.
     pub(crate) fn require_f32(&self, name: &str) -> Result<()> {
         let file_name = self.file_name(name);
         match self.weights.entry(&file_name)?.dtype {
             Dtype::F32 => Ok(()),
-            other => Err(Error::TensorType {
-                path: self.path().to_owned(),
-                tensor: file_name,
-                got: format!("{other}, and this one must be stored as F32"),
-            }),
+            other => {
+                let detail = format!("tensor `{file_name}` has type {other}; this one must be stored as F32");
+                Err(Error::Config { path: self.path().to_owned(), detail })
+            }
         }
     }
 
