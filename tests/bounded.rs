@@ -77,7 +77,11 @@ fn smallest(engine: &Engine, plan: impl Fn() -> infgen::Result<WorkPlan>) -> u64
     let refused = plan();
     engine.gpu().set_memory_ceiling(None);
     match refused {
-        Err(Error::MemoryCeiling { needed, .. }) => needed,
+        Err(Error::MemoryCeiling { needed, .. }) => {
+            let free = plan().expect("a plan without a ceiling").peak_bytes;
+            assert!(needed <= free, "{needed} bytes are asked for where {free} do");
+            needed
+        }
         other => panic!("a ceiling of next to nothing: {other:?}"),
     }
 }

@@ -168,8 +168,18 @@ impl Work<'_> {
             let (peak_bytes, flops) = (self.gpu.peak_bytes(&recording), recording.flops());
             return Ok(WorkPlan { peak_bytes, flops, layers: layers.collect(), schedule: None });
         }
-        let schedule = self.schedule(None, self.gpu.memory_ceiling())?;
+        let schedule = self.schedule(None, self.gpu.memory_ceiling()).map_err(|error| self.or_whole(error, &recording))?;
         Ok(WorkPlan { peak_bytes: schedule.peak_bytes, flops: schedule.flops, layers: vec![], schedule: Some(schedule) })
+    }
+
+    /// A refusal of every schedule, where one recording would do with less: of tiny planes, bands take more than they save.
+    fn or_whole(&self, error: Error, recording: &Recording) -> Error {
+        match error {
+            Error::MemoryCeiling { needed, ceiling } if self.gpu.check_bindings(recording).is_ok() => {
+                Error::MemoryCeiling { needed: needed.min(self.gpu.peak_bytes(recording)), ceiling }
+            }
+            other => other,
+        }
     }
 
     /// Computes what tokens share and keeps it on the device.
@@ -209,7 +219,7 @@ impl Work<'_> {
             };
             return sink(0..self.height, rows);
         }
-        self.scheduled(None, None, observer, sink).await.map(|_| ())
+        self.scheduled(None, None, observer, sink).await.map(|_| ()).map_err(|error| self.or_whole(error, &planned))
     }
 
     /// Computes everything that regions share: all statistics and plane `keep`.

@@ -40,7 +40,7 @@ impl Observer {
         Observer { cancelled: self.cancelled.clone(), ..Observer::default() }
     }
 
-    /// Asks the run to stop; it ends with [`Error::Cancelled`] once what is in flight is done.
+    /// Asks the run to stop; it ends with [`crate::Error::Cancelled`] once what is in flight is done.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }

@@ -77,7 +77,7 @@ pub struct Timing {
     pub layer: String,
     /// Seconds on the GPU.
     pub seconds: f64,
-    /// Operations, see [`Dispatch::flops`].
+    /// Operations, see [`super::Dispatch::flops`].
     pub flops: u64,
     /// Bytes moved at least.
     pub bytes: u64,
