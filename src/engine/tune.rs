@@ -136,21 +136,18 @@ impl<'a> Bench<'a> {
         let taps = if matches!(op, Operator::Linear | Operator::Attention) { 1 } else { 9 };
         let amp = (1.0 / (taps * channels) as f32).sqrt();
         let weight: Vec<f32> = torch_cpu_randn(2, channels * channels * taps).into_iter().map(|v| v * amp).collect();
-        let packed = match op {
-            Operator::Conv => conv2d::pack_square(&weight, channels, channels, 3),
-            Operator::Upsample => conv2d::pack_phases(&weight, channels, channels),
+        let pack = |packing: Packing| match op {
+            Operator::Conv => conv2d::pack_3x3(&weight, channels, channels, packing),
+            Operator::Upsample => conv2d::pack_upsample(&weight, channels, channels, packing),
             Operator::Linear | Operator::Attention => linear::pack_linear(&weight, channels, channels),
         };
         let Precision { activations: elem, weights } = precision;
-        let resident = async |packed: &Packed| {
+        let resident = async |packed: Packed| {
             let units = crate::gpu::to_units(&packed.values, packed.values.len(), weights);
             gpu.resident("tuning", &units, 1, 1, packed.values.len(), weights).await
         };
         let winograd = match op {
-            Operator::Conv if gpu.profile().broadcast => Some(resident(&conv2d::pack_winograd(&weight, channels, channels)).await?),
-            Operator::Upsample if gpu.profile().broadcast => {
-                Some(resident(&conv2d::pack_phases_winograd(&weight, channels, channels)).await?)
-            }
+            Operator::Conv | Operator::Upsample if gpu.profile().broadcast => Some(resident(pack(Packing::Winograd)).await?),
             _ => None,
         };
         Ok(Bench {
@@ -159,7 +156,7 @@ impl<'a> Bench<'a> {
             op,
             observer,
             x: put(1, h, w, channels, 1.0, elem).await?,
-            weight: resident(&packed).await?,
+            weight: resident(pack(Packing::Taps)).await?,
             winograd,
             bias: put(3, 1, 1, channels, 1.0, Elem::F32).await?,
             affine: put(4, 2, 1, channels, 1.0, Elem::F32).await?,

@@ -124,11 +124,14 @@ impl Image {
         if pixels == 0 || pixels > MAX_PIXELS {
             return Err(malformed(format!("{width}x{height} pixels; from 1 to {MAX_PIXELS} are read")));
         }
-        // Each block of 8 x 8 pixels takes a bit at least, of the brightness alone.
-        if format == ImageFormat::Jpeg && pixels / 512 > bytes.len() as u64 {
-            return Err(malformed(format!("{} bytes cannot hold {width}x{height} pixels", bytes.len())));
-        }
-        if format == ImageFormat::Png && png_bytes(bytes, width, height) / MAX_DEFLATE_RATIO > bytes.len() as u64 {
+        let least = match format {
+            ImageFormat::Png => png_bytes(bytes, width, height) / MAX_DEFLATE_RATIO,
+            // Each block of 8 x 8 pixels takes a bit at least, of the brightness alone.
+            ImageFormat::Jpeg => pixels / 512,
+            // A few bytes can be a plain picture of any size.
+            _ => 0,
+        };
+        if least > bytes.len() as u64 {
             return Err(malformed(format!("{} bytes cannot hold {width}x{height} pixels", bytes.len())));
         }
         let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);

@@ -189,7 +189,11 @@ impl Parts {
         let scheduler_path = path.join("scheduler").join("scheduler_config.json");
         let scheduler = match std::fs::read_to_string(&scheduler_path) {
             Ok(json) => {
-                SchedulerSource::Json { json: named.into_iter().fold(json, |json, class| with_class(json, &class)), path: scheduler_path }
+                let json = match named {
+                    Some(class) => with_class(json, &class),
+                    None => json,
+                };
+                SchedulerSource::Json { json, path: scheduler_path }
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 notes.push(format!(

@@ -264,15 +264,20 @@ impl Op {
         }
     }
 
+    /// What it is where kernels of several families compute it.
+    fn operator(self) -> Option<Operator> {
+        match self {
+            Op::Conv { .. } | Op::NormConv { .. } => Some(Operator::Conv),
+            Op::Upsample { .. } => Some(Operator::Upsample),
+            Op::Linear { .. } => Some(Operator::Linear),
+            Op::Attention { .. } => Some(Operator::Attention),
+            _ => None,
+        }
+    }
+
     /// The kernel families that compute it each in its own way, where there is a choice.
     pub fn families(self) -> Vec<KernelFamily> {
-        let operator = match self {
-            Op::Conv { .. } | Op::NormConv { .. } => Operator::Conv,
-            Op::Upsample { .. } => Operator::Upsample,
-            Op::Linear { .. } => Operator::Linear,
-            Op::Attention { .. } => Operator::Attention,
-            _ => return Vec::new(),
-        };
+        let Some(operator) = self.operator() else { return Vec::new() };
         KernelFamily::ALL.iter().copied().filter(|family| family.runs_as(operator) == *family).collect()
     }
 }
@@ -352,29 +357,27 @@ impl Operands {
             | Op::NormConv { h, w, cin, cout }
             | Op::Upsample { h, w, cin, cout }
             | Op::Stride2 { h, w, cin, cout } => {
-                let packed = match op {
-                    Op::Upsample { .. } => conv2d::pack_phases(&self.weight, cout, cin),
-                    _ => conv2d::pack_square(&self.weight, cout, cin, 3),
-                };
                 let bias = row(&self.bias, Elem::F32).await?;
-                let weights = ConvWeights { weight: row(&packed.values, stored).await?, bias, cin, cout, packing: Packing::Taps };
-                // Families read weights of either packing.
-                let operator = if matches!(op, Op::Upsample { .. }) { Operator::Upsample } else { Operator::Conv };
-                let winograd = match op {
-                    Op::Stride2 { .. } => weights.clone(),
-                    _ if gpu.profile().broadcast => {
-                        let packed = match operator {
-                            Operator::Upsample => conv2d::pack_phases_winograd(&self.weight, cout, cin),
-                            _ => conv2d::pack_winograd(&self.weight, cout, cin),
-                        };
-                        ConvWeights { weight: row(&packed.values, stored).await?, packing: Packing::Winograd, ..weights.clone() }
-                    }
+                let put_weights = async |packing: Packing| -> Result<ConvWeights> {
+                    let packed = match op {
+                        Op::Upsample { .. } => conv2d::pack_upsample(&self.weight, cout, cin, packing),
+                        _ => conv2d::pack_3x3(&self.weight, cout, cin, packing),
+                    };
+                    Ok(ConvWeights { weight: row(&packed.values, stored).await?, bias: bias.clone(), cin, cout, packing })
+                };
+                let weights = put_weights(Packing::Taps).await?;
+                // Families read weights of either packing; of another stride only one.
+                let operator = op.operator();
+                let winograd = match operator {
+                    Some(_) if gpu.profile().broadcast => put_weights(Packing::Winograd).await?,
                     _ => weights.clone(),
                 };
                 let taps = weights.clone();
-                let packed_for = move |rec: &Recorder| match conv2d::packing(rec.profile(), operator, elem, stored, cin, cout) {
-                    Packing::Taps => taps.clone(),
-                    Packing::Winograd => winograd.clone(),
+                let packed_for = move |rec: &Recorder| match operator
+                    .map(|operator| conv2d::packing(rec.profile(), operator, elem, stored, cin, cout))
+                {
+                    Some(Packing::Winograd) => winograd.clone(),
+                    Some(Packing::Taps) | None => taps.clone(),
                 };
                 let x = put(&self.x, h, w, cin, elem).await?;
                 match op {
