@@ -11,7 +11,7 @@
 # (37 MB with TESTS="kernels kernels_attention kernels_tile").
 set -euo pipefail
 cd "$(dirname "$0")/.."
-tests=${TESTS:-kernels kernels_attention kernels_tile kernels_latent kernels_unet windows bounded models}
+tests=${TESTS:-kernels kernels_conv2d kernels_attention kernels_tile kernels_latent kernels_unet windows bounded models}
 
 if [[ "${1:-}" == pack ]]; then
     to=${2:?usage: $0 pack DIR}

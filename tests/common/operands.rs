@@ -1,12 +1,14 @@
 //! Operands of kernel cases.
 
 use infgen::gpu::{Elem, KernelFamily, Recorder, Tensor};
-use infgen::kernels::Packed;
+use infgen::kernels::conv2d::{ConvWeights, Packing};
+use infgen::kernels::{Act, Packed};
+use infgen::reference::{self, Activation, Bounded};
 
 use super::devices::{Config, configs, skipped, skipped_matrix};
-use super::stored;
 use super::suite::Suite;
 use super::synthetic::fill;
+use super::{stored, wide};
 
 /// Values of the argument `arg` of a case, as stored.
 pub fn values(label: &str, arg: &str, len: usize, amp: f32, elem: Elem) -> Vec<f32> {
@@ -57,4 +59,53 @@ pub const MIXED: &str = "f32 and f16 weights, matrix units";
 /// How far from an activation what is multiplied may be: in [`MIXED`] the sum of two f16, a sixteenth as large.
 pub fn staged(config: &Config, x: f64) -> f64 {
     if config.name == MIXED { (x.abs() + 1.0) * f64::powi(2.0, -20) } else { 0.0 }
+}
+
+/// Every activation, and its definition.
+pub const ACTS: [(Act, Activation); 6] = [
+    (Act::None, Activation::Identity),
+    (Act::Relu, Activation::Relu),
+    (Act::Silu, Activation::Silu),
+    (Act::GeluErf, Activation::GeluErf),
+    (Act::GeluTanh, Activation::GeluTanh),
+    (Act::QuickGelu, Activation::GeluQuick),
+];
+
+/// Operands of a convolution.
+pub struct Conv {
+    pub shape: (usize, usize, usize),
+    pub cout: usize,
+    pub x: Vec<f32>,
+    pub weight: Vec<f32>,
+    pub bias: Vec<f32>,
+}
+
+impl Conv {
+    pub fn new(label: &str, shape: (usize, usize, usize), cout: usize, kernel: usize, elem: Elem) -> Conv {
+        let (h, w, cin) = shape;
+        let amp = (3.0 / (cin * kernel * kernel) as f32).sqrt();
+        Conv {
+            shape,
+            cout,
+            x: values(label, "x", h * w * cin, 1.7, elem),
+            weight: values(label, "weight", cout * cin * kernel * kernel, amp, elem),
+            bias: values(label, "bias", cout, 0.5, Elem::F32),
+        }
+    }
+
+    pub fn upload(&self, rec: &mut Recorder, elem: Elem, pack: &Packed) -> (Tensor, ConvWeights) {
+        let (h, w, cin) = self.shape;
+        let x = rec.upload(&self.x, h, w, cin, elem);
+        let weight = packed(rec, pack, elem);
+        let bias = vector(rec, &self.bias);
+        (x, ConvWeights { weight, bias, cin, cout: self.cout, packing: Packing::Taps })
+    }
+
+    pub fn record(&self, rec: &mut Recorder, elem: Elem, pack: impl FnOnce(&[f32]) -> Packed) -> (Tensor, ConvWeights) {
+        self.upload(rec, elem, &pack(&self.weight))
+    }
+
+    pub fn reference(&self, geometry: reference::Geometry) -> Vec<Bounded> {
+        reference::conv2d(&wide(&self.x), self.shape, &wide(&self.weight), &wide(&self.bias), self.cout, geometry)
+    }
 }
