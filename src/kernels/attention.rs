@@ -59,10 +59,11 @@ pub const ATTENTION_LANES: Kernel = Kernel {
     bindings: &[Bind::X, Bind::X, Bind::X, Bind::Y],
 };
 
-/// [`ATTENTION_LANES`] whose lanes read keys and values for each other
+/// [`ATTENTION_LANES`] whose lanes read keys and values for each other, in octets
 pub const ATTENTION_LANES_BROADCAST: Kernel = Kernel {
     name: "attention_lanes+broadcast",
     wgsl: concat!(include_str!("../../shaders/attention_lanes.wgsl"), include_str!("../../shaders/common/keys_together.wgsl")),
+    bindings: &[Bind::X, Bind::X8, Bind::X8, Bind::Y],
     ..ATTENTION_LANES
 };
 
@@ -146,8 +147,9 @@ pub fn attention(rec: &mut Recorder, q: &Tensor, k: &Tensor, v: &Tensor, heads: 
     }
     let flash = if lanes && profile.software && d4 <= LANES_MAX_QUADS {
         let consts = vec![("D4", d4 as u32), ("WG", 8)];
-        let kernel = if in_broadcast(rec, family, BROADCAST_LANES) { &ATTENTION_LANES_BROADCAST } else { &ATTENTION_LANES };
-        Flash { kernel, range: None, consts, queries: (8 * LANES_QUERIES) as usize, keys: 8 }
+        let octets = d4.is_multiple_of(2) && in_broadcast(rec, family, BROADCAST_LANES);
+        let kernel = if octets { &ATTENTION_LANES_BROADCAST } else { &ATTENTION_LANES };
+        Flash { kernel, range: None, consts, queries: (8 * LANES_QUERIES) as usize, keys: 4 }
     } else {
         Flash::matrix(&profile, family, d4, q.elem).unwrap_or_else(|| Flash::new(&profile, family, d4))
     };

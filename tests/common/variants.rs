@@ -64,7 +64,8 @@ pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
                 .map(|set| ["D4", "T", "WG", "KEYS", "QN", "VK"].into_iter().zip(set).collect())
                 .into()
         }
-        // Also with lanes that read for each other.
+        // Lanes that read for each other take octets.
+        "attention_lanes" if kernel.bindings[1] == Bind::X8 => [2, 6, 8].map(|d4| vec![("D4", d4), ("WG", 8)]).to_vec(),
         "attention_lanes" => [1, 5, 8].map(|d4| vec![("D4", d4), ("WG", 8)]).to_vec(),
         "attention" | "attention_range" => [
             (1, 1, 8, 1),
