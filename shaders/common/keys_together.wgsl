@@ -1,25 +1,30 @@
-// attention_lanes: each of 8 lanes reads half a key and half a value of a block of four for all, in octets, see conv2d_3x3_broadcast: lane l
-// the first or second two octets of key l % 4. A workgroup is one subgroup, D4 even.
+// attention_lanes: each of 8 lanes reads a part of a key and of a value of a block of four for all, in octets, see conv2d_3x3_broadcast: lane l
+// reads from key l % 4, lanes below 4 the first two octets of every four. A workgroup is one subgroup, D4 even.
 @group(0) @binding(2) var<storage, read> k: array<X8>;
 @group(0) @binding(3) var<storage, read> v: array<X8>;
-
-fn octet(first: u32, lane: u32, head: u32) -> u32 { return (min(first + lane % 4u, p.m - 1u) * p.heads * D4 + head) / 2u; }
 
 // Octet i of a head is in use where this says so: the others are read within the head too.
 fn inside(i: u32) -> u32 { return min(i, D4 / 2u - 1u); }
 
-fn keys(first: u32, lane: u32, head: u32) -> Block {
-    let at = octet(first, lane, head) - u32(i32(p.b0.y) / 2);
-    let a = k[at + inside(lane / 4u * 2u)];
-    let b = k[at + inside(lane / 4u * 2u + 1u)];
+fn keys(at: u32, i: u32) -> Block {
+    let a = k[at + inside(i)];
+    let b = k[at + inside(i + 1u)];
     return handed_round(x_lo(a), x_hi(a), x_lo(b), x_hi(b));
 }
 
-fn values(first: u32, lane: u32, head: u32) -> Block {
-    let at = octet(first, lane, head) - u32(i32(p.b0.z) / 2);
-    let a = v[at + inside(lane / 4u * 2u)];
-    let b = v[at + inside(lane / 4u * 2u + 1u)];
+fn values(at: u32, i: u32) -> Block {
+    let a = v[at + inside(i)];
+    let b = v[at + inside(i + 1u)];
     return handed_round(x_lo(a), x_hi(a), x_lo(b), x_hi(b));
+}
+
+fn four(first: u32, lane: u32, head: u32) -> Keys {
+    let at = (min(first + lane % 4u, p.m - 1u) * p.heads * D4 + head) / 2u;
+    let k0 = at - u32(i32(p.b0.y) / 2);
+    let v0 = at - u32(i32(p.b0.z) / 2);
+    let i = lane / 4u * 2u;
+    if D4 <= 8u { return Keys(keys(k0, i), Block(), values(v0, i), Block()); }
+    return Keys(keys(k0, i), keys(k0, 4u + i), values(v0, i), values(v0, 4u + i));
 }
 
 fn handed_round(a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>) -> Block {

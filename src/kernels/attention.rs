@@ -111,9 +111,11 @@ const SCORES_BYTES: usize = 8 << 20;
 /// Most keys of the three passes: beyond, a chunk is a few queries, and recording alone takes minutes.
 const THREE_PASSES_MAX_KEYS: usize = 1 << 17;
 
-/// Widest head of [`ATTENTION_LANES`], in quads, and the queries that one of its lanes takes.
+/// Widest head of [`ATTENTION_LANES`], in quads; [`ATTENTION_LANES_BROADCAST`] takes twice that.
 const LANES_MAX_QUADS: usize = 8;
-const LANES_QUERIES: u32 = 8;
+
+/// Widest head of which a lane takes 8 queries; 4 of wider ones: Mesa 25 compiles for 35 s where heads of 64 have 8 (65 instead of 53 GFLOP/s).
+const LANES_MAX_QUADS_OF_8: usize = 10;
 
 /// Largest head that the kernel takes: 16 quads a lane on 64 lanes.
 pub const MAX_HEAD_DIM: usize = 4096;
@@ -141,15 +143,17 @@ pub fn attention(rec: &mut Recorder, q: &Tensor, k: &Tensor, v: &Tensor, heads: 
     }
     let family = profile.families(q).attention;
     let lanes = family.is_plain();
-    if lanes && profile.software && d4 > LANES_MAX_QUADS && d4.is_multiple_of(2) && m <= THREE_PASSES_MAX_KEYS {
+    let octets = d4.is_multiple_of(2) && in_broadcast(rec, family, BROADCAST_LANES);
+    let widest = if octets { 2 * LANES_MAX_QUADS } else { LANES_MAX_QUADS };
+    if lanes && profile.software && d4 > widest && d4.is_multiple_of(2) && m <= THREE_PASSES_MAX_KEYS {
         three_passes(rec, [q, k, v, &y], heads, scale, causal);
         return y;
     }
-    let flash = if lanes && profile.software && d4 <= LANES_MAX_QUADS {
-        let consts = vec![("D4", d4 as u32), ("WG", 8)];
-        let octets = d4.is_multiple_of(2) && in_broadcast(rec, family, BROADCAST_LANES);
+    let flash = if lanes && profile.software && d4 <= widest {
+        let run = if d4 > LANES_MAX_QUADS_OF_8 { 4 } else { 8 };
+        let consts = vec![("D4", d4 as u32), ("WG", 8), ("RUN", run)];
         let kernel = if octets { &ATTENTION_LANES_BROADCAST } else { &ATTENTION_LANES };
-        Flash { kernel, range: None, consts, queries: (8 * LANES_QUERIES) as usize, keys: 4 }
+        Flash { kernel, range: None, consts, queries: (8 * run) as usize, keys: 4 }
     } else {
         Flash::matrix(&profile, family, d4, q.elem).unwrap_or_else(|| Flash::new(&profile, family, d4))
     };

@@ -65,8 +65,10 @@ pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
                 .into()
         }
         // Lanes that read for each other take octets.
-        "attention_lanes" if kernel.bindings[1] == Bind::X8 => [2, 6, 8].map(|d4| vec![("D4", d4), ("WG", 8)]).to_vec(),
-        "attention_lanes" => [1, 5, 8].map(|d4| vec![("D4", d4), ("WG", 8)]).to_vec(),
+        "attention_lanes" if kernel.bindings[1] == Bind::X8 => {
+            [(2, 8), (8, 8), (10, 8), (16, 4)].map(|(d4, run)| vec![("D4", d4), ("WG", 8), ("RUN", run)]).to_vec()
+        }
+        "attention_lanes" => [1, 5, 8].map(|d4| vec![("D4", d4), ("WG", 8), ("RUN", 8)]).to_vec(),
         "attention" | "attention_range" => [
             (1, 1, 8, 1),
             (5, 1, 64, 5),
