@@ -393,7 +393,7 @@ const RECORDINGS: [(&str, Record); 15] = [
         let q = rec.upload(&values("cut", "q", 299 * 80, 2.0, elem), 299, 1, 80, elem);
         let k = rec.upload(&values("cut", "k", 37 * 80, 2.0, elem), 37, 1, 80, elem);
         let v = rec.upload(&values("cut", "v", 37 * 80, 2.0, elem), 37, 1, 80, elem);
-        attention(rec, &q, &k, &v, 2, 0.25, false, elem)
+        attention(rec, &q, &k, &v, 1, 0.25, false, elem)
     }),
     ("inpe_features", |rec, _| {
         let b = vector(rec, &values("cut", "B", 99, 69.0, Elem::F32));

@@ -75,6 +75,7 @@ pub const CONV2D_3X3_TILE_STATISTICS: Kernel = Kernel {
     wgsl: concat!(
         include_str!("../../shaders/common/activation.wgsl"),
         include_str!("../../shaders/conv2d_3x3_tile.wgsl"),
+        include_str!("../../shaders/common/moments.wgsl"),
         include_str!("../../shaders/common/block_statistics.wgsl")
     ),
     bindings: &[Bind::X, Bind::W, Bind::F32, Bind::F32, Bind::YRead, Bind::Y, Bind::F32Write],
@@ -98,6 +99,7 @@ pub const CONV2D_3X3_MATRIX_STATISTICS: Kernel = Kernel {
     wgsl: concat!(
         include_str!("../../shaders/common/activation.wgsl"),
         include_str!("../../shaders/conv2d_3x3_matrix.wgsl"),
+        include_str!("../../shaders/common/moments.wgsl"),
         include_str!("../../shaders/common/block_statistics.wgsl")
     ),
     ..CONV2D_3X3_TILE_STATISTICS

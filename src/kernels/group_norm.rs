@@ -7,7 +7,7 @@ use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Ten
 /// `group_norm_stats.wgsl`
 pub const GROUP_NORM_STATS: Kernel = Kernel {
     name: "group_norm_stats",
-    wgsl: include_str!("../../shaders/group_norm_stats.wgsl"),
+    wgsl: concat!(include_str!("../../shaders/common/moments.wgsl"), include_str!("../../shaders/group_norm_stats.wgsl")),
     params: &["h", "w", "c4", "limit"],
     bindings: &[Bind::X, Bind::F32Write],
 };
