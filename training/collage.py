@@ -30,7 +30,7 @@ def gradient(w, h, rng):
 
 
 def piece(w, h, pictures, rng):
-    """[h,w,3]: a window of a picture, never enlarged: recoloured, as tones between two colours, or as it is."""
+    """[h,w,3]: a window of a picture, enlarged only where all of it has fewer pixels: recoloured, as tones between two colours, or as it is."""
     _, a = rng.choice(pictures)
     H, W = a.shape[:2]
     k = min(W / w, H / h)
@@ -101,6 +101,7 @@ def stored(cache: Path):
 
 def make(pictures, cache: Path, count, seed):
     """`count` collages of `pictures` as .npy beside them; what exists is kept. Returns all that are stored."""
+    cache.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         f = cache / f"collage-{i:04}.npy"
         if not f.exists():
