@@ -154,6 +154,23 @@ fn check_decoder(engine: &Engine, name: &str, dice: &mut Dice, decoder: &Decoder
     let (whole, scheduled) = check(engine, &label, dice, (width, 3), plan, run);
     assert!(scheduled >= 3, "{label}: schedules were used");
 
+    // What a refusal to prepare names does for rectangles too.
+    engine.gpu().trim();
+    engine.gpu().set_memory_ceiling(Some(engine.gpu().held_bytes() + 1));
+    let needed = match decoder.prepare(&latent, width, height) {
+        Err(Error::MemoryCeiling { needed, .. }) => needed,
+        other => panic!("{label}: {other:?}"),
+    };
+    engine.gpu().set_memory_ceiling(Some(needed));
+    let decoding = decoder.prepare(&latent, width, height).unwrap_or_else(|e| panic!("{label}: {e}"));
+    for (x, y) in [(0, 0), (width / 2, height / 2), (width - 3, height - 2)] {
+        let rect = Rect { x, y, w: 3, h: 2 };
+        let region = decoding.region(rect).unwrap_or_else(|e| panic!("{label} {rect:?} under {needed} bytes: {e}"));
+        assert_eq!(same(region.data(), &crop(&whole, width, rect), 3, 3), Ok(()), "{label} {rect:?} under {needed} bytes");
+    }
+    engine.gpu().set_memory_ceiling(None);
+    drop(decoding);
+
     // Rectangles, prepared with plenty of memory and with little.
     let least = smallest(engine, plan);
     for ceiling in [None, Some(least + least / 8)] {

@@ -139,7 +139,7 @@ impl Job<'_> {
 
     /// Bytes that a single pixel of `area` takes at most: of the one in the middle, which has most around it, and of those behind it on the
     /// diagonal, since what upsampling computes besides depends on where they lie.
-    fn pixel_bytes(&self, have: &Have<'_>, area: &Area) -> Result<u64> {
+    pub(super) fn pixel_bytes(&self, have: &Have<'_>, area: &Area) -> Result<u64> {
         const PHASES: usize = 16;
         let middle = |range: &Range<usize>| (range.start + range.len() / 2) / PHASES * PHASES;
         let (row, column) = (middle(&area.rows), middle(&area.columns));

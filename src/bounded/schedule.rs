@@ -106,13 +106,13 @@ fn speed(gpu: &Gpu) -> (f64, f64, f64) {
 }
 
 impl Job<'_> {
-    /// Plans the job. `keep`: instead of giving the picture, keep this plane and all statistics for regions.
+    /// Plans the job. `keep`: instead of giving the picture, keep this plane and all statistics for regions, with room for the least of them.
     ///
     /// # Errors
     /// [`Error::MemoryCeiling`] with the smallest ceiling that would do; [`Error::BufferTooLarge`] where the device
     /// cannot do it with any.
     pub fn schedule(&self, budget: &Budget, keep: Option<usize>) -> Result<Schedule> {
-        let search = |look| Search { job: self, budget, keep, look, fits: Default::default() };
+        let search = |look| Search::new(self, budget, keep, look);
         let fits = |best: &Candidate| budget.device.is_none_or(|ceiling| best.peak <= ceiling);
         let mut best = search(Look::Quick).best().map(|best| self.counted(&search(Look::Exact), best)).transpose()?;
         if best.as_ref().is_some_and(|best| !fits(best)) {
@@ -201,6 +201,8 @@ struct Search<'a> {
     keep: Option<usize>,
     look: Look,
     fits: RefCell<HashMap<Question, Option<Fit>>>,
+    /// What the smallest piece of a picture takes, by what is kept.
+    pieces: RefCell<HashMap<Kept, Option<u64>>>,
 }
 
 #[derive(Clone, Copy)]
@@ -213,7 +215,23 @@ struct Fit {
     traffic: u64,
 }
 
-impl Search<'_> {
+impl<'a> Search<'a> {
+    fn new(job: &'a Job<'a>, budget: &'a Budget, keep: Option<usize>, look: Look) -> Search<'a> {
+        Search { job, budget, keep, look, fits: Default::default(), pieces: Default::default() }
+    }
+
+    /// Bytes besides what is `kept` and the norms' scales that a pixel takes, the least of which a region is made.
+    fn piece(&self, kept: &Kept) -> Option<u64> {
+        if let Some(bytes) = self.pieces.borrow().get(kept) {
+            return *bytes;
+        }
+        let (job, stored) = (self.job, self.planned(kept));
+        let have = Have { job, stored: &stored, affines: None };
+        let bytes = job.pixel_bytes(&have, &Area { rows: 0..job.height, columns: 0..job.width }).ok();
+        self.pieces.borrow_mut().insert(kept.clone(), bytes);
+        bytes
+    }
+
     fn planned(&self, kept: &Kept) -> Vec<Option<Stored>> {
         let mut stored: Vec<Option<Stored>> = (0..self.job.chain.planes.len()).map(|_| None).collect();
         for &(plane, store) in kept {
@@ -440,6 +458,14 @@ impl Search<'_> {
         next.source = source;
         kept.retain(|&(p, _)| !dropped(p));
         next.kept = kept;
+        if self.keep.is_some() && plane == self.last_plane() {
+            let affines: u64 = (0..=plane).map(|p| job.affine_bytes(p)).sum();
+            let peak = self.budget.held + affines + self.device_bytes(&next.kept) + self.piece(&next.kept)?;
+            if self.budget.device.is_some_and(|ceiling| peak > ceiling) {
+                return None;
+            }
+            next.peak = next.peak.max(peak);
+        }
         Some(next)
     }
 
@@ -466,7 +492,7 @@ impl Search<'_> {
     /// The least GPU memory: everything that may go to the host does, in bands of the least height.
     fn smallest(&self) -> Option<u64> {
         let budget = Budget { device: None, host: u64::MAX, ..*self.budget };
-        let least = Search { job: self.job, budget: &budget, keep: self.keep, look: Look::Least, fits: Default::default() };
+        let least = Search::new(self.job, &budget, self.keep, Look::Least);
         Some(least.search(1, |plane| least.spilled(plane))?.peak)
     }
 
