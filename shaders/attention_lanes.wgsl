@@ -1,10 +1,10 @@
-// attention_lanes: y[i, h] = sum_j softmax_j(scale * q[i, h] . k[j, h]) v[j, h] for narrow heads, eight queries an invocation
+// attention_lanes: y[i, h] = sum_j softmax_j(scale * q[i, h] . k[j, h]) v[j, h] for narrow heads, RUN queries an invocation
 // Source   Dao et al. 2022 (arXiv:2205.14135), online softmax with blocks of 4 keys as unit
-// Layout   q, y [n, heads * D4]; k, v [m, heads * D4]; a head is a run of D4 <= 8 quads
-// Grid     x: heads, y: runs of 8 * WG queries
+// Layout   q, y [n, heads * D4]; k, v [m, heads * D4]; a head is a run of D4 <= 16 quads
+// Grid     x: heads, y: runs of RUN * WG queries
 // Reads    keys and values by one of common/keys_alone.wgsl and common/keys_together.wgsl
 // Memory   no workgroup storage: made for software rasterisers, where a load costs as much as eight multiply-adds, so every
-//          quad of a key or value serves eight queries. All queries' sums together are far more than a processor's registers: a query takes
+//          quad of a key or value serves RUN queries. All queries' sums together are far more than a processor's registers: a query takes
 //          four keys at a time, so that its 16 partial scores stay in registers and a sum is read and written once for four keys. Nothing is
 //          indexed by a loop, since such an index costs a load for each lane
 // Numerics f32; blocks start at absolute key indices 0, 4, 8 ..., so neither the grid nor the number of queries changes a bit;
