@@ -5,8 +5,7 @@ frozen encoder's latent of that. From a view any number of training samples foll
 latent's own and the window's, cut some patch-aligned crops out of the target; the matching crops of the query grid
 go through the decoder. Targets are never enlarged pictures.
 
-  python data.py --data DIR --weights DIR --cache DIR [--space sd] [--rounds 8] [--collages 256]
-decodes pictures, makes collages of them (collage.py) and encodes views of both.
+  python data.py --data DIR --weights DIR --cache DIR [--space sd] [--rounds 8]    decodes pictures and encodes views
 """
 import argparse
 import os
@@ -36,11 +35,6 @@ def decode_all(data: Path, cache: Path):
                 tmp.rename(npy)
             out.append((npy.stem, np.load(npy, mmap_mode="r")))
     return out
-
-
-def split(pictures):
-    """(kept out for validation, to learn from): every 32nd is never drawn and in no collage."""
-    return pictures[::32], [p for i, p in enumerate(pictures) if i % 32]
 
 
 def resample(a, box, size):
@@ -188,14 +182,12 @@ class Sampler:
 
 
 def main():
-    import collage  # it needs this module
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--data", type=Path, required=True)
     ap.add_argument("--weights", type=Path, help="folder of the TAESD files (default: DATA/weights)")
     ap.add_argument("--cache", type=Path, required=True)
     ap.add_argument("--space", choices=("sd", "sdxl"), default="sd")
     ap.add_argument("--rounds", type=int, default=8)
-    ap.add_argument("--collages", type=int, default=256, help="pictures of shapes, with two rounds of views")
     ap.add_argument("--seed", type=int, default=0)
     a = ap.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
@@ -204,9 +196,7 @@ def main():
     enc = taesd.load(taesd.encoder(), (a.weights or a.data / "weights") / f"{name}_encoder.safetensors")
     order = list(pictures)
     random.Random(a.seed).shuffle(order)
-    enc, views = enc.to(memory_format=torch.channels_last), a.cache / f"views-{a.space}"
-    make_views(collage.make(split(pictures)[1], a.cache / "pictures", a.collages, a.seed), enc, views, 2, a.seed)
-    make_views(order, enc, views, a.rounds, a.seed)
+    make_views(order, enc.to(memory_format=torch.channels_last), a.cache / f"views-{a.space}", a.rounds, a.seed)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-import collage
 import cost
 import data
 import export
@@ -192,18 +191,3 @@ def test_samples_show_what_their_latents_were_made_of(tmp_path):
             there = view[8 * i:8 * (i + rows), 8 * j:8 * (j + cols)].astype(int)
             assert abs(crop.permute(1, 2, 0).numpy() - there).mean() < 3  # filters differ a little at a crop's rim
     assert whole > 5
-
-
-def test_collages_repeat_and_use_no_picture_kept_for_validation(tmp_path):
-    rng = np.random.default_rng(0)
-    pictures = [(f"p{i}", np.full((700, 800, 3), i, np.uint8)) for i in range(64)]
-    held, learned = data.split(pictures)
-    assert [n for n, _ in held] == ["p0", "p32"] and len(learned) == 62
-    learned[5] = ("noise", rng.integers(0, 255, (2000, 1600, 3), np.uint8))
-    made = collage.make(learned, tmp_path / "a", 2, seed=1)
-    again = collage.make(learned, tmp_path / "b", 2, seed=1)
-    assert [n for n, _ in made] == ["collage-0000", "collage-0001"] == [n for n, _ in collage.stored(tmp_path / "b")]
-    for (_, a), (_, b) in zip(made, again):
-        assert a.shape == (1536, 1536, 3) and a.dtype == np.uint8 and (a == b).all()
-        assert len(np.unique(a.reshape(-1, 3), axis=0)) > 100
-    assert (made[0][1] != made[1][1]).any()

@@ -20,7 +20,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import collage
 import data as D
 import export
 import taesd
@@ -252,8 +251,8 @@ def main():
     else:
         weights = a.weights or a.data / "weights"
         enc = taesd.load(enc, weights / f"taesd{'xl' if cfg['latent_space'] == 'sdxl' else ''}_encoder.safetensors")
-        held, pictures = D.split(D.decode_all(a.data, a.cache / "pictures"))
-        pictures += collage.stored(a.cache / "pictures")
+        pictures = D.decode_all(a.data, a.cache / "pictures")
+        held = pictures[::32]  # never drawn: for validation
         views = a.cache / f"views-{cfg['latent_space']}"
     enc = enc.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     sampler = D.Sampler(pictures, views, cfg["scaling_factor"], cfg["patch"], a.seed, {n for n, _ in held}, a.supersample)
