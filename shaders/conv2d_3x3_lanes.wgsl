@@ -4,6 +4,7 @@
 //          weights [cout4 / LC][3 dy][cin4][3 dx][4 c][LC] along the output channels
 // Window   y(0, 0) sits at x(top, left) and at residual(rtop, rleft); what lies outside x is zero, so x is the whole plane or
 //          reaches a pixel beyond y wherever the plane goes on
+// Reads    weights by one of common/taps_alone.wgsl and common/taps_together.wgsl
 // Grid     x: runs of 8 * LP pixels, y: rows, z: tiles of LC output quads
 // Memory   no workgroup storage: made for software rasterisers, where lanes along output channels share every
 //          activation and read weights side by side
@@ -22,6 +23,13 @@ struct Params {
 @group(0) @binding(3) var<storage, read> bias: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> residual: array<Y4>;
 @group(0) @binding(5) var<storage, read_write> y: array<Y4>;
+
+// The weights of four input channels, for three neighbours of a row.
+struct Taps {
+    a0: vec4<f32>, a1: vec4<f32>, a2: vec4<f32>, a3: vec4<f32>,
+    b0: vec4<f32>, b1: vec4<f32>, b2: vec4<f32>, b3: vec4<f32>,
+    c0: vec4<f32>, c1: vec4<f32>, c2: vec4<f32>, c3: vec4<f32>,
+}
 
 fn put(i: u32, j: u32, quad: u32, v: vec4<f32>) {
     if j >= p.ow { return; }
@@ -68,8 +76,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             let x7 = x_get(x[(row + c7) * p.cin4 + b]) * m7;
             let x8 = x_get(x[(row + c8) * p.cin4 + b]) * m8;
             let x9 = x_get(x[(row + c9) * p.cin4 + b]) * m9;
+            let taps = taps_at(wi, lane);
             {
-                let w0 = w_get(wt[wi]); let w1 = w_get(wt[wi + LC]); let w2 = w_get(wt[wi + 2u * LC]); let w3 = w_get(wt[wi + 3u * LC]);
+                let w0 = taps.a0; let w1 = taps.a1; let w2 = taps.a2; let w3 = taps.a3;
                 a0 += x0.x * w0 + x0.y * w1 + x0.z * w2 + x0.w * w3;
                 a1 += x1.x * w0 + x1.y * w1 + x1.z * w2 + x1.w * w3;
                 a2 += x2.x * w0 + x2.y * w1 + x2.z * w2 + x2.w * w3;
@@ -80,7 +89,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
                 a7 += x7.x * w0 + x7.y * w1 + x7.z * w2 + x7.w * w3;
             }
             {
-                let w0 = w_get(wt[wi + 4u * LC]); let w1 = w_get(wt[wi + 5u * LC]); let w2 = w_get(wt[wi + 6u * LC]); let w3 = w_get(wt[wi + 7u * LC]);
+                let w0 = taps.b0; let w1 = taps.b1; let w2 = taps.b2; let w3 = taps.b3;
                 a0 += x1.x * w0 + x1.y * w1 + x1.z * w2 + x1.w * w3;
                 a1 += x2.x * w0 + x2.y * w1 + x2.z * w2 + x2.w * w3;
                 a2 += x3.x * w0 + x3.y * w1 + x3.z * w2 + x3.w * w3;
@@ -91,7 +100,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
                 a7 += x8.x * w0 + x8.y * w1 + x8.z * w2 + x8.w * w3;
             }
             {
-                let w0 = w_get(wt[wi + 8u * LC]); let w1 = w_get(wt[wi + 9u * LC]); let w2 = w_get(wt[wi + 10u * LC]); let w3 = w_get(wt[wi + 11u * LC]);
+                let w0 = taps.c0; let w1 = taps.c1; let w2 = taps.c2; let w3 = taps.c3;
                 a0 += x2.x * w0 + x2.y * w1 + x2.z * w2 + x2.w * w3;
                 a1 += x3.x * w0 + x3.y * w1 + x3.z * w2 + x3.w * w3;
                 a2 += x4.x * w0 + x4.y * w1 + x4.z * w2 + x4.w * w3;

@@ -7,9 +7,24 @@ use crate::gpu::{Bind, Binding, DeviceProfile, Dispatch, Elem, Footprint, Kernel
 /// `conv2d_3x3_lanes.wgsl`
 pub const CONV2D_3X3_LANES: Kernel = Kernel {
     name: "conv2d_3x3_lanes",
-    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_3x3_lanes.wgsl")),
+    wgsl: concat!(
+        include_str!("../../shaders/common/activation.wgsl"),
+        include_str!("../../shaders/conv2d_3x3_lanes.wgsl"),
+        include_str!("../../shaders/common/taps_alone.wgsl")
+    ),
     params: &["h", "w", "cin4", "cout4", "act", "ow", "top", "left", "rw", "rtop", "rleft"],
     bindings: &[Bind::X, Bind::W, Bind::F32, Bind::YRead, Bind::Y],
+};
+
+/// [`CONV2D_3X3_LANES`] for one quad of output channels, whose lanes read weights for each other
+pub const CONV2D_3X3_LANES_BROADCAST: Kernel = Kernel {
+    name: "conv2d_3x3_lanes+broadcast",
+    wgsl: concat!(
+        include_str!("../../shaders/common/activation.wgsl"),
+        include_str!("../../shaders/conv2d_3x3_lanes.wgsl"),
+        include_str!("../../shaders/common/taps_together.wgsl")
+    ),
+    ..CONV2D_3X3_LANES
 };
 
 /// `conv2d_3x3_pairs.wgsl`
@@ -430,7 +445,9 @@ fn conv2d_3x3_plain(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
         Some((consts, pixels, tiles)) => (&CONV2D_3X3_PAIRS, consts, pixels, tiles),
         None => {
             let (channels, pixels) = lanes(rec, y.quads());
-            (&CONV2D_3X3_LANES, vec![("LC", channels), ("LP", pixels)], pixels, (y.quads() as u32).div_ceil(channels))
+            let together = channels == 1 && in_broadcast(rec, rec.profile().families(x).conv, BROADCAST_LANES);
+            let kernel = if together { &CONV2D_3X3_LANES_BROADCAST } else { &CONV2D_3X3_LANES };
+            (kernel, vec![("LC", channels), ("LP", pixels)], pixels, (y.quads() as u32).div_ceil(channels))
         }
     };
     consts.push(residual_kind);

@@ -37,6 +37,7 @@ pub const ALL: &[&Kernel] = &[
     &attention::ATTENTION_VALUES_LANES,
     &conv2d::CONV2D_3X3_BROADCAST,
     &conv2d::CONV2D_3X3_LANES,
+    &conv2d::CONV2D_3X3_LANES_BROADCAST,
     &conv2d::CONV2D_3X3_MATRIX,
     &conv2d::CONV2D_3X3_MATRIX_STATISTICS,
     &conv2d::CONV2D_3X3_PAIRS,

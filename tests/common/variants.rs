@@ -12,6 +12,7 @@ pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
         "linear_lanes" => {
             pairs().into_iter().flat_map(|(lc, cl, rl)| [0, 1].map(|r| vec![("LC", lc), ("CL", cl), ("RL", rl), ("RESIDUAL", r)])).collect()
         }
+        "conv2d_3x3_lanes" if kernel.name.ends_with("+broadcast") => [0, 1].map(|r| vec![("LC", 1), ("LP", 8), ("RESIDUAL", r)]).into(),
         "conv2d_3x3_lanes" => {
             lanes().into_iter().flat_map(|(lc, lp)| [0, 1].map(|r| vec![("LC", lc), ("LP", lp), ("RESIDUAL", r)])).collect()
         }
