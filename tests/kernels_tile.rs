@@ -6,7 +6,7 @@
 mod common;
 
 use common::devices::{self, Config};
-use common::operands::{MATRIX, MIXED, packed, staged, start_gpu, values, vector};
+use common::operands::{ACTS, MATRIX, MIXED, packed, staged, start_gpu, values, vector};
 use common::synthetic::fill;
 use common::wide;
 use infgen::gpu::{DeviceProfile, Elem, GpuOptions, KernelFamily, KernelPlan, Recorder, Tensor};
@@ -15,16 +15,7 @@ use infgen::kernels::group_norm::{self, Norm};
 use infgen::kernels::linear::{self, LinearWeights};
 use infgen::kernels::{Act, Packed};
 use infgen::nn::Precision;
-use infgen::reference::{self, Activation, Bounded};
-
-const ACTS: [(Act, Activation); 6] = [
-    (Act::None, Activation::Identity),
-    (Act::Relu, Activation::Relu),
-    (Act::Silu, Activation::Silu),
-    (Act::GeluErf, Activation::GeluErf),
-    (Act::GeluTanh, Activation::GeluTanh),
-    (Act::QuickGelu, Activation::GeluQuick),
-];
+use infgen::reference::{self, Bounded};
 
 struct Conv {
     shape: (usize, usize, usize),

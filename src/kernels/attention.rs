@@ -1,6 +1,6 @@
 //! Scaled dot-product attention.
 
-use super::{BROADCAST_LANES, in_broadcast, product};
+use super::{product, shares_loads};
 use crate::gpu::{Bind, Binding, DeviceProfile, Dispatch, Elem, Footprint, Kernel, KernelFamily, MatrixUnits, Recorder, Tensor};
 
 /// `attention.wgsl`
@@ -142,17 +142,17 @@ pub fn attention(rec: &mut Recorder, q: &Tensor, k: &Tensor, v: &Tensor, heads: 
         return y;
     }
     let family = profile.families(q).attention;
-    let lanes = family.is_plain();
-    let octets = d4.is_multiple_of(2) && in_broadcast(rec, family, BROADCAST_LANES);
-    let widest = if octets { 2 * LANES_MAX_QUADS } else { LANES_MAX_QUADS };
-    if lanes && profile.software && d4 > widest && d4.is_multiple_of(2) && m <= THREE_PASSES_MAX_KEYS {
+    let (lanes, octets) = (family.is_plain() && profile.software, d4.is_multiple_of(2));
+    let together = octets && shares_loads(rec, family);
+    let narrow = d4 <= if together { 2 * LANES_MAX_QUADS } else { LANES_MAX_QUADS };
+    if lanes && !narrow && octets && m <= THREE_PASSES_MAX_KEYS {
         three_passes(rec, [q, k, v, &y], heads, scale, causal);
         return y;
     }
-    let flash = if lanes && profile.software && d4 <= widest {
+    let flash = if lanes && narrow {
         let run = if d4 > LANES_MAX_QUADS_OF_8 { 4 } else { 8 };
         let consts = vec![("D4", d4 as u32), ("WG", 8), ("RUN", run)];
-        let kernel = if octets { &ATTENTION_LANES_BROADCAST } else { &ATTENTION_LANES };
+        let kernel = if together { &ATTENTION_LANES_BROADCAST } else { &ATTENTION_LANES };
         Flash { kernel, range: None, consts, queries: (8 * run) as usize, keys: 4 }
     } else {
         Flash::matrix(&profile, family, d4, q.elem).unwrap_or_else(|| Flash::new(&profile, family, d4))
@@ -334,7 +334,7 @@ fn three_passes(rec: &mut Recorder, [q, k, v, y]: [&Tensor; 4], heads: usize, sc
     let (n, m, d8) = (q.pixels(), k.pixels(), q.channels / heads / 8);
     // Quads of scores a query and head, and one for the sum.
     let pitch = m.div_ceil(4) + 1;
-    let asked = in_broadcast(rec, rec.profile().families(q).attention, BROADCAST_LANES);
+    let asked = shares_loads(rec, rec.profile().families(q).attention);
     // Both have the same bits, so how many keys there are may decide.
     let together = asked && 32 * heads * (pitch - 1) * 16 <= SCORES_BYTES;
     let (scores_kernel, values_kernel, queries) = match together {

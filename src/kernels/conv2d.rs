@@ -1,7 +1,7 @@
 //! Convolutions: 3x3, and nearest-2x upsampling followed by 3x3.
 
 use super::group_norm::{Norm, norm_apply};
-use super::{Act, BROADCAST_LANES, Packed, channel_lanes, in_broadcast, lanes, limit, matrix, product, tiles};
+use super::{Act, BROADCAST_LANES, Packed, channel_lanes, in_broadcast, lanes, limit, matrix, product, shares_loads, tiles};
 use crate::gpu::{Bind, Binding, DeviceProfile, Dispatch, Elem, Footprint, Kernel, KernelFamily, Operator, Recorder, Tensor};
 
 /// `conv2d_3x3_lanes.wgsl`
@@ -445,7 +445,7 @@ fn conv2d_3x3_plain(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
         Some((consts, pixels, tiles)) => (&CONV2D_3X3_PAIRS, consts, pixels, tiles),
         None => {
             let (channels, pixels) = lanes(rec, y.quads());
-            let together = channels == 1 && in_broadcast(rec, rec.profile().families(x).conv, BROADCAST_LANES);
+            let together = channels == 1 && shares_loads(rec, rec.profile().families(x).conv);
             let kernel = if together { &CONV2D_3X3_LANES_BROADCAST } else { &CONV2D_3X3_LANES };
             (kernel, vec![("LC", channels), ("LP", pixels)], pixels, (y.quads() as u32).div_ceil(channels))
         }

@@ -108,9 +108,14 @@ pub(crate) fn lanes(rec: &Recorder, cout4: usize) -> (u32, u32) {
     (channels, total / channels)
 }
 
+/// Whether lanes that read for each other are asked for, and there.
+pub(crate) fn shares_loads(rec: &Recorder, family: KernelFamily) -> bool {
+    matches!(family, KernelFamily::Broadcast | KernelFamily::Winograd) && rec.profile().broadcast
+}
+
 /// Whether a `*_broadcast` kernel is asked for, can run, and has work for all lanes of a subgroup.
 pub(crate) fn in_broadcast(rec: &Recorder, family: KernelFamily, cout4: usize) -> bool {
-    matches!(family, KernelFamily::Broadcast | KernelFamily::Winograd) && rec.profile().broadcast && cout4 >= BROADCAST_LANES
+    shares_loads(rec, family) && cout4 >= BROADCAST_LANES
 }
 
 /// Lanes of a subgroup that `*_broadcast` kernels are written for; each takes a pair of output quads.
