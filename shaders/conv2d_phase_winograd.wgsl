@@ -10,13 +10,4 @@
 //          by 8 pairs; a lane sums for its pair, and transforms its column for all
 // Memory   no workgroup storage, see conv2d_winograd
 // Numerics f32 sums over the channels in order, then over r and q; x is transformed in f32
-const PRODUCTS: u32 = 3u;
 const ENLARGED: u32 = 1u;
-
-// Of x[-1], x, x[+1] the two that a product takes, and the sign of the second.
-fn first(row: u32) -> u32 { return select(select(1u, 0u, row == 1u), 2u, row == 2u); }
-fn second(row: u32) -> u32 { return 1u; }
-fn sign(row: u32) -> f32 { return select(-1.0, 0.0, row == 0u); }
-
-// What a product is multiplied with for y0 and y1.
-fn shares(row: u32) -> vec2<f32> { return vec2(select(1.0, 0.0, row == 2u), select(1.0, 0.0, row == 1u)); }

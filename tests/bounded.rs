@@ -44,6 +44,7 @@ fn engines(test: &str, host_memory: Option<u64>) -> Vec<(&'static str, Engine)> 
         ("f16", base()),
         ("packed", EngineOptions { default_limits: true, ..base() }),
         ("f16, kernels for GPUs", EngineOptions { kernels: Some(KernelFamily::Tile), ..base() }),
+        ("f16, by Winograd in tiles", EngineOptions { kernels: Some(KernelFamily::WinogradTile), ..base() }),
     ]
     .map(|(name, options)| (name, Engine::new(options).expect("an engine")))
     .into_iter()

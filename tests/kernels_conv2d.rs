@@ -121,12 +121,6 @@ fn conv2d_3x3_by_broadcasts_agrees_with_its_definition() {
     suite.finish(if configs.is_empty() { 0 } else { 50 });
 }
 
-/// `[3, 3, cin]` around pixel (i, j) of `x`, zero outside.
-fn patch(x: &[f64], (h, w, cin): (usize, usize, usize), i: usize, j: usize) -> Vec<f64> {
-    let at = |n: usize| Some(((i + n / 3).checked_sub(1)?, (j + n % 3).checked_sub(1)?)).filter(|&(i, j)| i < h && j < w);
-    (0..9).flat_map(|n| at(n).map_or(vec![0.0; cin], |(i, j)| x[(i * w + j) * cin..][..cin].to_vec())).collect()
-}
-
 /// More than one tile of weights, and all lanes in use.
 const WIDER: [(usize, usize, usize, usize); 2] = [(6, 33, 32, 64), (5, 7, 3, 100)];
 
@@ -154,12 +148,7 @@ fn conv2d_3x3_by_winograd_agrees_with_its_definition() {
                 suite.case(config, &label, record, || {
                     let (x, weight) = (wide(&conv.x), wide(&conv.weight));
                     let mut sums = conv.reference(reference::Geometry::same(3));
-                    for (pixel, sums) in sums.chunks_exact_mut(cout).enumerate() {
-                        let (i, j) = (pixel / w, pixel % w);
-                        let (patch, odd) = (patch(&x, (h, w, cin), i, j), (i % 2 == 1, j % 2 == 1));
-                        let bounds = reference::winograd_bound(reference::WINOGRAD, &patch, cin, &weight, cout, odd, elem == Elem::Half);
-                        sums.iter_mut().zip(bounds).for_each(|(sum, bound)| sum.bound += bound);
-                    }
+                    reference::widen_by_winograd(reference::WINOGRAD, &mut sums, &x, (h, w, cin), &weight, cout, elem == Elem::Half);
                     let sums = sums.into_iter().zip(&added);
                     sums.map(|(v, &r)| activation.apply(if residual { v.plus(r as f64) } else { v })).collect()
                 });
@@ -221,13 +210,8 @@ fn upsampling_convolution_by_winograd_agrees_with_its_definition() {
                 let large = reference::upsample_nearest_2x(&x, conv.shape);
                 let mut sums =
                     reference::conv2d(&large, (2 * h, 2 * w, cin), &weight, &wide(&conv.bias), cout, reference::Geometry::same(3));
-                for (pixel, sums) in sums.chunks_exact_mut(cout).enumerate() {
-                    let (i, j) = (pixel / (2 * w), pixel % (2 * w));
-                    let (patch, odd) = (patch(&x, conv.shape, i / 2, j / 2), (i % 2 == 1, j % 2 == 1));
-                    let products = reference::WINOGRAD_UPSAMPLING;
-                    let bounds = reference::winograd_bound(products, &patch, cin, &weight, cout, odd, elem == Elem::Half);
-                    sums.iter_mut().zip(bounds).for_each(|(sum, bound)| sum.bound += bound);
-                }
+                let products = reference::WINOGRAD_UPSAMPLING;
+                reference::widen_by_winograd(products, &mut sums, &x, conv.shape, &weight, cout, elem == Elem::Half);
                 sums.into_iter().map(|v| activation.apply(v)).collect()
             });
         }

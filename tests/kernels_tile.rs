@@ -9,13 +9,16 @@ use common::devices::{self, Config};
 use common::operands::{ACTS, MATRIX, MIXED, packed, staged, start_gpu, values, vector};
 use common::synthetic::fill;
 use common::wide;
-use infgen::gpu::{DeviceProfile, Elem, GpuOptions, KernelFamily, KernelPlan, Recorder, Tensor};
+use infgen::gpu::{DeviceProfile, Elem, GpuOptions, KernelFamily, KernelPlan, Operator, Recorder, Tensor};
 use infgen::kernels::conv2d::{self, ConvWeights, Packing};
 use infgen::kernels::group_norm::{self, Norm};
 use infgen::kernels::linear::{self, LinearWeights};
 use infgen::kernels::{Act, Packed};
 use infgen::nn::Precision;
 use infgen::reference::{self, Bounded};
+
+/// torch's weights, channels out and in.
+type Pack = fn(&[f32], usize, usize, Packing) -> Packed;
 
 struct Conv {
     shape: (usize, usize, usize),
@@ -49,6 +52,19 @@ impl Conv {
         (x, ConvWeights { weight, bias, cin, cout: self.cout, packing: Packing::Taps })
     }
 
+    /// With weights for Winograd's kernels where they run, of any number of channels, so not as `conv2d::packing` says.
+    fn upload_packed(&self, rec: &mut Recorder, stored: Precision, operator: Operator, pack: Pack) -> (Tensor, ConvWeights) {
+        let family = rec.profile().kernels.of(stored.activations).conv;
+        let packing = if conv2d::winograd_runs(rec.profile(), operator, family) { Packing::Winograd } else { Packing::Taps };
+        let (x, weights) = self.upload(rec, stored, &pack(&self.weight, self.cout, self.shape.2, packing));
+        (x, ConvWeights { packing, ..weights })
+    }
+
+    fn record_upsampling(&self, rec: &mut Recorder, stored: Precision, act: Act) -> Tensor {
+        let (x, weights) = self.upload_packed(rec, stored, Operator::Upsample, conv2d::pack_upsample);
+        conv2d::upsample2x_conv2d_3x3(rec, &x, &weights, act, stored.activations)
+    }
+
     fn affine(&self, rec: &mut Recorder) -> Tensor {
         let pad = |v: &[f32]| v.iter().copied().chain(std::iter::repeat(0.0)).take(v.len().next_multiple_of(4)).collect::<Vec<_>>();
         let both = [pad(&self.scale), pad(&self.shift)].concat();
@@ -57,17 +73,17 @@ impl Conv {
 
     /// `kind`: no norm, norm, norm and SiLU.
     fn record(&self, rec: &mut Recorder, stored: Precision, kind: usize, residual: Option<&[f32]>, act: Act) -> Tensor {
-        let (h, w, cin) = self.shape;
+        let (h, w, _) = self.shape;
         let elem = stored.activations;
-        let (x, weights) = self.upload(rec, stored, &conv2d::pack_square(&self.weight, self.cout, cin, 3));
+        let (x, weights) = self.upload_packed(rec, stored, Operator::Conv, conv2d::pack_3x3);
         let residual = residual.map(|r| rec.upload(r, h, w, self.cout, elem));
         let affine = (kind > 0).then(|| self.affine(rec));
         let norm = affine.as_ref().map(|affine| Norm { affine, silu: kind == 2 });
         conv2d::conv2d_3x3(rec, &x, norm, &weights, residual.as_ref(), act, elem)
     }
 
-    /// `staged`: how far from a normalised input what is multiplied may be.
-    fn reference(&self, kind: usize, staged: impl Fn(f64) -> f64) -> Vec<Bounded> {
+    /// `staged`: how far from a normalised input what is multiplied may be. `winograd`: by Winograd, and whether its weights are rounded to f16.
+    fn reference(&self, kind: usize, staged: impl Fn(f64) -> f64, winograd: Option<bool>) -> Vec<Bounded> {
         let (_, _, cin) = self.shape;
         let mut x = wide(&self.x);
         // What the normalised input may be off by, as a share of its size.
@@ -84,8 +100,28 @@ impl Conv {
         let mut y = conv(&x, &wide(&self.weight), &wide(&self.bias));
         // Values reach about 4, so `slack` bounds the absolute error of each; it passes through the weights' sizes.
         widen(&mut y, &x, |v| slack + staged(v), |off| conv(off, &sizes(&self.weight), &vec![0.0; self.cout]));
+        if let Some(rounded) = winograd {
+            reference::widen_by_winograd(reference::WINOGRAD, &mut y, &x, self.shape, &wide(&self.weight), self.cout, rounded);
+        }
         y
     }
+}
+
+/// The configurations for Winograd's tiles beside those of `configs`, where the device has room for them.
+fn with_winograd(test: &str, configs: Vec<Config>) -> Vec<Config> {
+    let names = [("f32", "f32 by winograd"), ("f16", "f16 by winograd"), ("packed", "packed by winograd")];
+    let named = |c: &Config| Some(Config { name: names.into_iter().find(|(name, _)| *name == c.name)?.1, ..*c });
+    let runs = |c: &Config| conv2d::winograd_runs(&c.profile, Operator::Conv, KernelFamily::WinogradTile);
+    let more: Vec<Config> =
+        configs.iter().filter(|c| runs(c)).filter_map(named).map(|c| c.with_kernels(KernelFamily::WinogradTile)).collect();
+    if more.is_empty() {
+        devices::skipped_winograd(test);
+    }
+    configs.into_iter().chain(more).collect()
+}
+
+fn by_winograd(config: &Config) -> bool {
+    config.profile.kernels.f32.conv == KernelFamily::WinogradTile
 }
 
 fn sizes(values: &[f32]) -> Vec<f64> {
@@ -126,7 +162,9 @@ fn narrow(cout: usize) -> bool {
 
 #[test]
 fn conv2d_3x3_tile_agrees_with_its_definition() {
-    let Some((mut suite, configs)) = start_gpu("conv2d_3x3_tile_agrees_with_its_definition") else { return };
+    let test = "conv2d_3x3_tile_agrees_with_its_definition";
+    let Some((mut suite, configs)) = start_gpu(test) else { return };
+    let configs = with_winograd(test, configs);
     for config in &configs {
         let (elem, stored) = (config.elem, config.precision());
         for (n, (h, w, cin, cout)) in PLANES.into_iter().enumerate() {
@@ -146,7 +184,8 @@ fn conv2d_3x3_tile_agrees_with_its_definition() {
                 suite.case(config, &label, record, || {
                     // A normalised input is rounded to f16 before it is multiplied.
                     let rounded = |v: f64| if config.name == MATRIX && kind > 0 { v.abs() * f64::powi(2.0, -11) } else { 0.0 };
-                    let sums = conv.reference(kind, |v| rounded(v) + staged(config, v)).into_iter();
+                    let winograd = by_winograd(config).then_some(stored.weights == Elem::Half);
+                    let sums = conv.reference(kind, |v| rounded(v) + staged(config, v), winograd).into_iter();
                     sums.zip(&added).map(|(v, &r)| activation.apply(if residual { v.plus(r as f64) } else { v })).collect()
                 });
             }
@@ -184,12 +223,7 @@ const WIDE_RECORDINGS: [(&str, Record); 3] = [
         let conv = Conv::new("wide", (19, 37, 21), 256, stored);
         conv.record(rec, stored, 2, Some(&values("wide", "residual", 19 * 37 * 256, 1.0, elem)), Act::None)
     }),
-    ("upsample2x_conv2d_3x3", |rec, stored| {
-        let elem = stored.activations;
-        let conv = Conv::new("wide", (11, 19, 23), 256, stored);
-        let (x, weights) = conv.upload(rec, stored, &conv2d::pack_phases(&conv.weight, 256, 23));
-        conv2d::upsample2x_conv2d_3x3(rec, &x, &weights, Act::None, elem)
-    }),
+    ("upsample2x_conv2d_3x3", |rec, stored| Conv::new("wide", (11, 19, 23), 256, stored).record_upsampling(rec, stored, Act::None)),
     ("linear", |rec, stored| {
         let elem = stored.activations;
         let x = rec.upload(&values("wide", "x", 301 * 43, 1.7, elem), 301, 1, 43, elem);
@@ -202,41 +236,50 @@ const WIDE_RECORDINGS: [(&str, Record); 3] = [
 /// A convolution that gives the statistics of its result gives those that a pass over the stored result gives, and the same result.
 #[test]
 fn statistics_in_the_store_are_those_of_the_stored_plane() {
-    let Some((mut suite, configs)) = start_gpu("statistics_in_the_store_are_those_of_the_stored_plane") else { return };
+    let test = "statistics_in_the_store_are_those_of_the_stored_plane";
+    let Some((mut suite, configs)) = start_gpu(test) else { return };
+    let configs = with_winograd(test, configs);
     const PLANES: [(usize, usize, usize, usize); 6] =
         [(1, 1, 5, 33), (8, 16, 8, 32), (9, 33, 5, 64), (17, 15, 13, 128), (23, 41, 4, 100), (16, 25, 3, 8)];
     for config in &configs {
         let (elem, stored) = (config.elem, config.precision());
+        // Upsampling gives them by Winograd alone.
         for (n, (h, w, cin, cout)) in PLANES.into_iter().enumerate() {
-            let label = format!("{h}x{w} {cin}->{cout} [{}]", config.name);
-            if !suite.wants(&label) || (narrow(cout) && config.name != "f32") {
-                continue;
+            for scale in if by_winograd(config) { 1..=2 } else { 1..=1 } {
+                let label = format!("{h}x{w} {cin}->{cout} x{scale} [{}]", config.name);
+                if !suite.wants(&label) || (narrow(cout) && config.name != "f32") {
+                    continue;
+                }
+                let conv = Conv::new(&label, (h, w, cin), cout, stored);
+                let record = |rec: &mut Recorder| match scale {
+                    1 => conv.record(rec, stored, n % 3, None, Act::None),
+                    _ => conv.record_upsampling(rec, stored, Act::None),
+                };
+                let mut rec = config.recorder();
+                let y = record(&mut rec);
+                let rows = group_norm::statistics(&mut rec, &y);
+                rec.output("y", &y);
+                rec.output("rows", &rows);
+                let recording = rec.finish();
+                // The convolution and the merge of block rows.
+                let fused = recording.layers().iter().map(|layer| layer.1).sum::<usize>() == 2;
+                let mut outputs = devices::run(&config.device.lock(), recording).unwrap();
+                let (y, got) = (outputs.numbers("y"), outputs.numbers("rows"));
+                let mut rec = config.recorder();
+                let plane = rec.upload(&y, scale * h, scale * w, cout, elem);
+                let rows = group_norm::statistics(&mut rec, &plane);
+                rec.output("rows", &rows);
+                let want = devices::run(&config.device.lock(), rec.finish()).unwrap().numbers("rows");
+                let plain = common::suite::evaluate(config, record).unwrap().0;
+                let differ = |a: &[f32], b: &[f32]| a.iter().zip(b).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+                suite.outcome(
+                    &label,
+                    match (fused, differ(&got, &want), differ(&y, &plain)) {
+                        (true, 0, 0) if got.len() == want.len() && y.len() == plain.len() => Ok(0.0),
+                        all => Err(format!("in the store, statistics that differ, values that differ: {all:?}")),
+                    },
+                );
             }
-            let conv = Conv::new(&label, (h, w, cin), cout, stored);
-            let mut rec = config.recorder();
-            let y = conv.record(&mut rec, stored, n % 3, None, Act::None);
-            let rows = group_norm::statistics(&mut rec, &y);
-            rec.output("y", &y);
-            rec.output("rows", &rows);
-            let recording = rec.finish();
-            // The convolution and the merge of block rows.
-            let fused = recording.layers().iter().map(|layer| layer.1).sum::<usize>() == 2;
-            let mut outputs = devices::run(&config.device.lock(), recording).unwrap();
-            let (y, got) = (outputs.numbers("y"), outputs.numbers("rows"));
-            let mut rec = config.recorder();
-            let plane = rec.upload(&y, h, w, cout, elem);
-            let rows = group_norm::statistics(&mut rec, &plane);
-            rec.output("rows", &rows);
-            let want = devices::run(&config.device.lock(), rec.finish()).unwrap().numbers("rows");
-            let plain = common::suite::evaluate(config, |rec| conv.record(rec, stored, n % 3, None, Act::None)).unwrap().0;
-            let differ = |a: &[f32], b: &[f32]| a.iter().zip(b).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-            suite.outcome(
-                &label,
-                match (fused, differ(&got, &want), differ(&y, &plain)) {
-                    (true, 0, 0) if got.len() == want.len() && y.len() == plain.len() => Ok(0.0),
-                    all => Err(format!("in the store, statistics that differ, values that differ: {all:?}")),
-                },
-            );
         }
     }
     suite.finish(24);
@@ -245,7 +288,9 @@ fn statistics_in_the_store_are_those_of_the_stored_plane() {
 /// A value that is no number, and one that f16 cannot hold, are seen by statistics in the store too.
 #[test]
 fn statistics_in_the_store_see_what_is_not_finite() {
-    let Some((mut suite, configs)) = start_gpu("statistics_in_the_store_see_what_is_not_finite") else { return };
+    let test = "statistics_in_the_store_see_what_is_not_finite";
+    let Some((mut suite, configs)) = start_gpu(test) else { return };
+    let configs = with_winograd(test, configs);
     for config in &configs {
         for (what, value) in [("NaN", f32::NAN), ("overflow", 3e38)] {
             let label = format!("{what} [{}]", config.name);
@@ -272,9 +317,11 @@ fn statistics_in_the_store_see_what_is_not_finite() {
 
 #[test]
 fn upsampling_tile_agrees_with_upsampling_then_convolving() {
-    let Some((mut suite, configs)) = start_gpu("upsampling_tile_agrees_with_upsampling_then_convolving") else { return };
+    let test = "upsampling_tile_agrees_with_upsampling_then_convolving";
+    let Some((mut suite, configs)) = start_gpu(test) else { return };
+    let configs = with_winograd(test, configs);
     for config in &configs {
-        let (elem, stored) = (config.elem, config.precision());
+        let stored = config.precision();
         for (n, (h, w, cin, cout)) in PLANES.into_iter().enumerate() {
             if narrow(cout) && config.name != "f32" {
                 continue;
@@ -284,10 +331,7 @@ fn upsampling_tile_agrees_with_upsampling_then_convolving() {
             let mut conv = Conv::new(&label, (h, w, cin), cout, stored);
             // Multiples of 1/64 below 1: sums of four are exact in f16, so packing rounds nothing.
             conv.weight.iter_mut().for_each(|v| *v = (*v * 64.0).round().clamp(-63.0, 63.0) / 64.0);
-            let record = |rec: &mut Recorder| {
-                let (x, weights) = conv.upload(rec, stored, &conv2d::pack_phases(&conv.weight, cout, cin));
-                conv2d::upsample2x_conv2d_3x3(rec, &x, &weights, act, elem)
-            };
+            let record = |rec: &mut Recorder| conv.record_upsampling(rec, stored, act);
             suite.case(config, &label, record, || {
                 let large = reference::upsample_nearest_2x(&wide(&conv.x), conv.shape);
                 let same = reference::Geometry::same(3);
@@ -295,6 +339,10 @@ fn upsampling_tile_agrees_with_upsampling_then_convolving() {
                 let mut sums = reference::conv2d(&large, plane, &wide(&conv.weight), &wide(&conv.bias), cout, same);
                 let spread = |off: &[f64]| reference::conv2d(off, plane, &sizes(&conv.weight), &vec![0.0; cout], cout, same);
                 widen(&mut sums, &large, |v| staged(config, v), spread);
+                if by_winograd(config) {
+                    let (products, rounded) = (reference::WINOGRAD_UPSAMPLING, stored.weights == Elem::Half);
+                    reference::widen_by_winograd(products, &mut sums, &wide(&conv.x), conv.shape, &wide(&conv.weight), cout, rounded);
+                }
                 sums.into_iter().map(|v| activation.apply(v)).collect()
             });
         }
@@ -401,12 +449,7 @@ const RECORDINGS: [(&str, Record); 3] = [
         let conv = Conv::new("cut", (71, 37, 5), 64, stored);
         conv.record(rec, stored, 2, Some(&values("cut", "residual", 71 * 37 * 64, 1.0, elem)), Act::None)
     }),
-    ("upsample2x_conv2d_3x3", |rec, stored| {
-        let elem = stored.activations;
-        let conv = Conv::new("cut", (53, 19, 3), 29, stored);
-        let (x, weights) = conv.upload(rec, stored, &conv2d::pack_phases(&conv.weight, 29, 3));
-        conv2d::upsample2x_conv2d_3x3(rec, &x, &weights, Act::None, elem)
-    }),
+    ("upsample2x_conv2d_3x3", |rec, stored| Conv::new("cut", (53, 19, 3), 29, stored).record_upsampling(rec, stored, Act::None)),
     ("linear", |rec, stored| {
         let elem = stored.activations;
         let x = rec.upload(&values("cut", "x", 1501 * 13, 1.7, elem), 1501, 1, 13, elem);
@@ -423,15 +466,24 @@ fn cutting_dispatches_changes_no_bit() {
     let Some((mut suite, _)) = start_gpu("cutting_dispatches_changes_no_bit") else { return };
     let (tile, matrix) = (KernelFamily::Tile, KernelFamily::Matrix);
     let (f16, mixed) = (Precision::F16, Precision::F16_WEIGHTS);
-    for (guard_memory, stored, family) in [(false, Precision::F32, tile), (true, f16, tile), (true, f16, matrix), (true, mixed, matrix)] {
+    let winograd = KernelFamily::WinogradTile;
+    for (guard_memory, stored, family) in [
+        (false, Precision::F32, tile),
+        (true, f16, tile),
+        (false, Precision::F32, winograd),
+        (true, f16, winograd),
+        (true, f16, matrix),
+        (true, mixed, matrix),
+    ] {
         let elem = stored.activations;
-        let packed_f16 = elem == Elem::Half && family == tile;
+        let packed_f16 = elem == Elem::Half && family != matrix;
         let options = GpuOptions { guard_memory, packed_f16, native_f16: !packed_f16, kernels: Some(family), ..devices::options() };
         let Some(gpu) = devices::open(&options) else { return };
         if family == matrix && gpu.profile().matrix.is_none() {
             continue;
         }
-        for (name, record) in RECORDINGS {
+        // Linear layers are those of the tiles.
+        for (name, record) in RECORDINGS.into_iter().filter(|(name, _)| family != winograd || *name != "linear") {
             let bits = |max_binding: u64, max_groups: u32| {
                 let mut rec = gpu.recorder();
                 let mut y = record(&mut rec, stored);

@@ -6,7 +6,7 @@ use common::compare::same_bits;
 use common::devices::{self, Config, configs, skipped};
 use common::stored;
 use common::synthetic::fill;
-use infgen::gpu::{DeviceProfile, Elem, KernelFamily, KernelPlan, Recorder, Tensor};
+use infgen::gpu::{DeviceProfile, Elem, KernelFamily, KernelPlan, Operator, Recorder, Tensor};
 use infgen::kernels::conv2d::{self, Conv3x3Call, ConvWeights, Geometry, Packing, Residual, Window};
 use infgen::kernels::group_norm::Norm;
 use infgen::kernels::{Act, Packed};
@@ -48,11 +48,15 @@ fn everywhere(test: &str, check: impl Fn(&Config, KernelFamily)) {
         for &family in KernelFamily::ALL {
             // What is not for matrix units reads each type by the same accessors whatever the others are.
             let seen = config.name == "mixed" && !matches!(family, KernelFamily::Matrix | KernelFamily::NarrowMatrix);
-            if family.is_own(&config.profile, config.weights) && !seen {
+            if family.is_own(&config.profile, config.elem, config.weights) && !seen {
                 check(config, family);
             }
         }
     }
+}
+
+fn packing(config: &Config, operator: Operator, family: KernelFamily) -> Packing {
+    if conv2d::winograd_runs(&config.profile, operator, family) { Packing::Winograd } else { Packing::Taps }
 }
 
 const PLANE: (usize, usize) = (21, 45);
@@ -66,7 +70,7 @@ fn windows_of_a_3x3_convolution_are_crops_of_the_whole() {
         let ((h, w), (cin, cout), elem) = (PLANE, CHANNELS, config.elem);
         let x = stored(fill("windows.x", h * w * cin, 1.7, 0.0, 0), elem);
         let added = stored(fill("windows.added", h * w * cout, 1.0, 0.0, 0), elem);
-        let packing = if family == KernelFamily::Winograd { Packing::Winograd } else { Packing::Taps };
+        let packing = packing(config, Operator::Conv, family);
         let weight = conv2d::pack_3x3(&stored(fill("windows.w", cout * cin * 9, 0.2, 0.0, 0), config.weights), cout, cin, packing);
         let bias = fill("windows.b", cout, 0.5, 0.0, 0);
         let affine = fill("windows.affine", 2 * cin, 0.7, 0.1, 0);
@@ -116,7 +120,7 @@ fn windows_of_an_upsampling_convolution_are_crops_of_the_whole() {
     everywhere("windows_of_an_upsampling_convolution_are_crops_of_the_whole", |config, family| {
         let ((h, w), (cin, cout), elem) = (PLANE, CHANNELS, config.elem);
         let x = stored(fill("windows.x", h * w * cin, 1.7, 0.0, 0), elem);
-        let packing = if family == KernelFamily::Winograd { Packing::Winograd } else { Packing::Taps };
+        let packing = packing(config, Operator::Upsample, family);
         let weight = conv2d::pack_upsample(&stored(fill("windows.w", cout * cin * 9, 0.2, 0.0, 0), config.weights), cout, cin, packing);
         let bias = fill("windows.b", cout, 0.5, 0.0, 0);
         let part = |(y0, x0, height, width): Rectangle| {

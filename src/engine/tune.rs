@@ -107,7 +107,7 @@ struct Bench<'a> {
     observer: Observer,
     x: Tensor,
     weight: Tensor,
-    /// The same for [`KernelFamily::Winograd`].
+    /// The same packed for Winograd's kernels, where there is one.
     winograd: Option<Tensor>,
     bias: Tensor,
     affine: Tensor,
@@ -146,10 +146,8 @@ impl<'a> Bench<'a> {
             let units = crate::gpu::to_units(&packed.values, packed.values.len(), weights);
             gpu.resident("tuning", &units, 1, 1, packed.values.len(), weights).await
         };
-        let winograd = match op {
-            Operator::Conv | Operator::Upsample if gpu.profile().broadcast => Some(resident(pack(Packing::Winograd)).await?),
-            _ => None,
-        };
+        let winograd = KernelFamily::ALL.iter().any(|&family| conv2d::winograd_runs(gpu.profile(), op, family));
+        let winograd = if winograd { Some(resident(pack(Packing::Winograd)).await?) } else { None };
         Ok(Bench {
             gpu,
             precision,
@@ -264,7 +262,9 @@ impl<'a> Bench<'a> {
 
     /// Whether `family` computes this operator with another kernel or grid than `fixed`.
     fn distinct(&self, family: KernelFamily, fixed: KernelFamily) -> bool {
-        family.runs_as(self.op) == family && family != fixed.runs_as(self.op) && family.is_own(self.gpu.profile(), self.precision.weights)
+        family.runs_as(self.op) == family
+            && family != fixed.runs_as(self.op)
+            && family.is_own(self.gpu.profile(), self.precision.activations, self.precision.weights)
     }
 
     async fn agrees(&self, family: KernelFamily, expected: &[Vec<f32>; 2]) -> Result<bool> {

@@ -27,6 +27,9 @@ pub enum KernelFamily {
     Tile,
     /// `*_tile` with one tile of output channels a workgroup: fewer registers, more reads.
     NarrowTile,
+    /// `conv2d_winograd_tile` and `conv2d_phase_winograd_tile` for convolutions whose weights are packed for it ([`crate::kernels::conv2d::packing`]), anything else as
+    /// [`KernelFamily::Tile`].
+    WinogradTile,
     /// `*_matrix` where the device has matrix units that kernels can use ([`DeviceProfile::matrix`]), weights are native f16 and there are
     /// more than 16 output channels, else `*_tile`. 128 output channels a workgroup where none is left over, else 64. Activations in f32 are
     /// multiplied as the sum of two f16.
@@ -44,15 +47,18 @@ impl KernelFamily {
         KernelFamily::Winograd,
         KernelFamily::Tile,
         KernelFamily::NarrowTile,
+        KernelFamily::WinogradTile,
         KernelFamily::Matrix,
         KernelFamily::NarrowMatrix,
     ];
 
-    /// Whether it is more than another name of a family that needs less, for weights stored as `weights`.
-    pub fn is_own(self, profile: &DeviceProfile, weights: Elem) -> bool {
+    /// Whether it is more than another name of a family that needs less, for operands stored as these types.
+    pub fn is_own(self, profile: &DeviceProfile, activations: Elem, weights: Elem) -> bool {
         match self {
             KernelFamily::Matrix | KernelFamily::NarrowMatrix => profile.matrix.is_some() && profile.native_f16 && weights == Elem::Half,
-            KernelFamily::Broadcast | KernelFamily::Winograd => profile.broadcast,
+            KernelFamily::Broadcast => profile.broadcast,
+            KernelFamily::Winograd => profile.broadcast && activations == weights,
+            KernelFamily::WinogradTile => activations == weights,
             _ => true,
         }
     }
@@ -63,6 +69,7 @@ impl KernelFamily {
             (Operator::Linear | Operator::Attention, KernelFamily::Pairs) => KernelFamily::Lanes,
             (Operator::Linear | Operator::Attention, KernelFamily::Winograd) => KernelFamily::Broadcast,
             (Operator::Attention, KernelFamily::NarrowTile) => KernelFamily::Tile,
+            (Operator::Linear | Operator::Attention, KernelFamily::WinogradTile) => KernelFamily::Tile,
             _ => self,
         }
     }
@@ -82,6 +89,7 @@ impl fmt::Display for KernelFamily {
             KernelFamily::Winograd => "winograd",
             KernelFamily::Tile => "tile",
             KernelFamily::NarrowTile => "narrow-tile",
+            KernelFamily::WinogradTile => "winograd-tile",
             KernelFamily::Matrix => "matrix",
             KernelFamily::NarrowMatrix => "narrow-matrix",
         })

@@ -54,6 +54,7 @@ pub const CONV2D_WINOGRAD: Kernel = Kernel {
         include_str!("../../shaders/common/activation.wgsl"),
         include_str!("../../shaders/common/broadcast.wgsl"),
         include_str!("../../shaders/conv2d_winograd.wgsl"),
+        include_str!("../../shaders/common/winograd_f2.wgsl"),
         include_str!("../../shaders/common/winograd.wgsl")
     ),
     params: &["h", "w", "cin4", "cout4", "act", "oh", "ow", "top", "left", "rw", "rtop", "rleft", "odd_row", "odd_column"],
@@ -67,6 +68,7 @@ pub const CONV2D_PHASE_WINOGRAD: Kernel = Kernel {
         include_str!("../../shaders/common/activation.wgsl"),
         include_str!("../../shaders/common/broadcast.wgsl"),
         include_str!("../../shaders/conv2d_phase_winograd.wgsl"),
+        include_str!("../../shaders/common/winograd_phases.wgsl"),
         include_str!("../../shaders/common/winograd.wgsl")
     ),
     ..CONV2D_WINOGRAD
@@ -95,6 +97,62 @@ pub const CONV2D_3X3_TILE_STATISTICS: Kernel = Kernel {
     ),
     bindings: &[Bind::X, Bind::W, Bind::F32, Bind::F32, Bind::YRead, Bind::Y, Bind::F32Write],
     ..CONV2D_3X3_TILE
+};
+
+/// `conv2d_winograd_tile.wgsl`
+pub const CONV2D_WINOGRAD_TILE: Kernel = Kernel {
+    name: "conv2d_winograd_tile",
+    wgsl: concat!(
+        include_str!("../../shaders/common/activation.wgsl"),
+        include_str!("../../shaders/conv2d_winograd_tile.wgsl"),
+        include_str!("../../shaders/common/winograd_f2.wgsl"),
+        include_str!("../../shaders/common/winograd_tile.wgsl"),
+        include_str!("../../shaders/common/no_statistics.wgsl")
+    ),
+    params: &["h", "w", "cin4", "cout4", "act", "oh", "ow", "top", "left", "rw", "rtop", "rleft", "limit", "odd_row", "odd_column"],
+    ..CONV2D_3X3_TILE
+};
+
+/// [`CONV2D_WINOGRAD_TILE`] with the statistics of its result
+pub const CONV2D_WINOGRAD_TILE_STATISTICS: Kernel = Kernel {
+    name: "conv2d_winograd_tile+statistics",
+    wgsl: concat!(
+        include_str!("../../shaders/common/activation.wgsl"),
+        include_str!("../../shaders/conv2d_winograd_tile.wgsl"),
+        include_str!("../../shaders/common/winograd_f2.wgsl"),
+        include_str!("../../shaders/common/winograd_tile.wgsl"),
+        include_str!("../../shaders/common/moments.wgsl"),
+        include_str!("../../shaders/common/block_statistics.wgsl")
+    ),
+    bindings: CONV2D_3X3_TILE_STATISTICS.bindings,
+    ..CONV2D_WINOGRAD_TILE
+};
+
+/// `conv2d_phase_winograd_tile.wgsl`
+pub const CONV2D_PHASE_WINOGRAD_TILE: Kernel = Kernel {
+    name: "conv2d_phase_winograd_tile",
+    wgsl: concat!(
+        include_str!("../../shaders/common/activation.wgsl"),
+        include_str!("../../shaders/conv2d_phase_winograd_tile.wgsl"),
+        include_str!("../../shaders/common/winograd_phases.wgsl"),
+        include_str!("../../shaders/common/winograd_tile.wgsl"),
+        include_str!("../../shaders/common/no_statistics.wgsl")
+    ),
+    ..CONV2D_WINOGRAD_TILE
+};
+
+/// [`CONV2D_PHASE_WINOGRAD_TILE`] with the statistics of its result
+pub const CONV2D_PHASE_WINOGRAD_TILE_STATISTICS: Kernel = Kernel {
+    name: "conv2d_phase_winograd_tile+statistics",
+    wgsl: concat!(
+        include_str!("../../shaders/common/activation.wgsl"),
+        include_str!("../../shaders/conv2d_phase_winograd_tile.wgsl"),
+        include_str!("../../shaders/common/winograd_phases.wgsl"),
+        include_str!("../../shaders/common/winograd_tile.wgsl"),
+        include_str!("../../shaders/common/moments.wgsl"),
+        include_str!("../../shaders/common/block_statistics.wgsl")
+    ),
+    ..CONV2D_WINOGRAD_TILE_STATISTICS
 };
 
 /// `conv2d_3x3_matrix.wgsl`
@@ -195,20 +253,31 @@ pub struct ConvWeights {
 pub enum Packing {
     /// By taps, for every kernel family: [`pack_square`], [`pack_phases`].
     Taps,
-    /// For `conv2d_winograd` or `conv2d_phase_winograd` alone: [`pack_winograd`], [`pack_phases_winograd`].
+    /// For `conv2d_winograd*` or `conv2d_phase_winograd*` alone: [`pack_winograd`], [`pack_phases_winograd`].
     Winograd,
+}
+
+/// Workgroup memory and invocations of `conv2d_winograd_tile`, which has more than its twin for upsampling.
+const WINOGRAD_TILE: (u32, u32) = (16 * (180 + 1024), 256);
+
+/// Whether `family` has a kernel for weights packed as [`Packing::Winograd`] that runs on a device.
+pub fn winograd_runs(profile: &DeviceProfile, operator: Operator, family: KernelFamily) -> bool {
+    let convolves = matches!(operator, Operator::Conv | Operator::Upsample);
+    let room = profile.max_workgroup_storage >= WINOGRAD_TILE.0 && profile.max_invocations >= WINOGRAD_TILE.1;
+    convolves && ((family == KernelFamily::Winograd && profile.broadcast) || (family == KernelFamily::WinogradTile && room))
 }
 
 /// How to pack a 3x3 convolution of stride 1, or an upsampling one, for a device, for activations and weights of these types.
 ///
 /// Winograd's weights for the former are 16/9 of the memory and are rounded once more; for the latter they are 9/16 of the phases', sums of more taps, and
 /// their products are of differences. Where only weights are in f16 that would be most of the error, and they most of the memory (text to image), so these
-/// stay as they are. Of few channels the transforms are too large a part.
+/// stay as they are. Of few channels the transforms are too large a part. Nor may they need more than one binding.
 pub fn packing(profile: &DeviceProfile, operator: Operator, activations: Elem, weights: Elem, cin: usize, cout: usize) -> Packing {
     let families = profile.kernels.of(activations);
     let family = if operator == Operator::Upsample { families.upsample } else { families.conv };
-    let wanted = family == KernelFamily::Winograd && profile.broadcast && activations == weights;
-    if wanted && cin >= 32 && cout >= 32 { Packing::Winograd } else { Packing::Taps }
+    let wanted = winograd_runs(profile, operator, family) && activations == weights;
+    let fits = (4 * cin.next_multiple_of(4) * cout.next_multiple_of(32)) as u64 * weights.bytes() <= profile.max_binding;
+    if wanted && fits && cin >= 32 && cout >= 32 { Packing::Winograd } else { Packing::Taps }
 }
 
 /// Packs torch's `[cout, cin, 3, 3]` as `packing` says.
@@ -394,7 +463,7 @@ pub fn conv2d_3x3_window(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
         assert!(top + window.height <= tensor.height && left + window.width <= tensor.width, "conv2d_3x3: residual");
         assert_eq!((tensor.channels, tensor.elem), (weights.cout, call.elem), "conv2d_3x3: residual");
     }
-    if weights.packing == Packing::Taps && !rec.profile().families(x).conv.is_plain() {
+    if !rec.profile().families(x).conv.is_plain() {
         return conv2d_3x3_tile(rec, call);
     }
     match call.norm {
@@ -538,7 +607,9 @@ fn conv2d_3x3_tile(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
     let Conv3x3Call { x, norm, weights, residual, act, elem, window } = *call;
     let y = rec.tensor(window.height, window.width, weights.cout, elem);
     let family = rec.profile().families(x).conv;
+    let winograd = weights.packing == Packing::Winograd;
     let (kernel, mut consts, groups) = match matrix(rec, family, x, &weights.weight, y.quads()) {
+        _ if winograd => (&CONV2D_WINOGRAD_TILE, vec![], y.quads().div_ceil(8) as u32),
         Some((consts, groups)) => (&CONV2D_3X3_MATRIX, consts, groups),
         None => {
             let (channels, pair, groups) = tiles(y.quads(), family);
@@ -546,38 +617,45 @@ fn conv2d_3x3_tile(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
         }
     };
     let (rows, columns) = TILE;
-    let (residual_part, [rw, rtop, rleft]) = residual_binding(call, rows, 0);
+    // Winograd's squares are the plane's: its first workgroups begin a row or column before the result.
+    let (odd_row, odd_column) = if winograd { (window.odd.0 as usize, window.odd.1 as usize) } else { (0, 0) };
+    let before = odd_row as i64;
+    let (residual_part, [rw, rtop, rleft]) = residual_binding(call, rows, before);
     if let Some(norm) = norm {
         assert_eq!(norm.affine.shape(), (2, 1, 4 * x.quads()), "conv2d_3x3: scale and shift");
     }
     consts.extend([("NORM", norm.map_or(0, |norm| 1 + norm.silu as u32)), ("RESIDUAL", residual.is_some() as u32)]);
+    let mut params = vec![
+        x.height as u32,
+        x.width as u32,
+        x.quads() as u32,
+        y.quads() as u32,
+        act as u32,
+        y.height as u32,
+        y.width as u32,
+        window.top as u32,
+        window.left as u32,
+        rw,
+        rtop,
+        rleft,
+        limit(elem).to_bits(),
+    ];
+    if winograd {
+        params.extend([odd_row as u32, odd_column as u32]);
+    }
     rec.dispatch(Dispatch {
         kernel,
         consts,
         bindings: vec![
-            Binding::part(x, Footprint::rows((x.width * x.quads()) as u64, rows, 1 - window.top, rows + 2)),
+            Binding::part(x, Footprint::rows((x.width * x.quads()) as u64, rows, before + 1 - window.top, rows + 2)),
             Binding::whole(&weights.weight),
             Binding::whole(&weights.bias),
             Binding::whole(norm.map_or(&weights.bias, |norm| norm.affine)),
             residual_part,
-            Binding::part(&y, Footprint::rows((y.width * y.quads()) as u64, rows, 0, rows)),
+            Binding::part(&y, Footprint::rows((y.width * y.quads()) as u64, rows, before, rows)),
         ],
-        params: vec![
-            x.height as u32,
-            x.width as u32,
-            x.quads() as u32,
-            y.quads() as u32,
-            act as u32,
-            y.height as u32,
-            y.width as u32,
-            window.top as u32,
-            window.left as u32,
-            rw,
-            rtop,
-            rleft,
-            limit(elem).to_bits(),
-        ],
-        grid: [groups, y.height.div_ceil(rows) as u32, y.width.div_ceil(columns) as u32],
+        params,
+        grid: [groups, (y.height + odd_row).div_ceil(rows) as u32, (y.width + odd_column).div_ceil(columns) as u32],
         flops: 18 * product([y.pixels(), weights.cin, weights.cout]),
     });
     y
@@ -587,9 +665,18 @@ fn conv2d_3x3_tile(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
 /// ([`super::group_norm::statistics`]); `blocks` is where they go, a row of blocks a row of workgroups. The plane is then not read again; the bits
 /// are the same. Whether it could.
 pub(crate) fn statistics_in_store(rec: &mut Recorder, x: &Tensor, blocks: &Binding) -> bool {
-    let twins = [(&CONV2D_3X3_TILE, &CONV2D_3X3_TILE_STATISTICS), (&CONV2D_3X3_MATRIX, &CONV2D_3X3_MATRIX_STATISTICS)];
+    let twins = [
+        (&CONV2D_3X3_TILE, &CONV2D_3X3_TILE_STATISTICS),
+        (&CONV2D_WINOGRAD_TILE, &CONV2D_WINOGRAD_TILE_STATISTICS),
+        (&CONV2D_PHASE_WINOGRAD_TILE, &CONV2D_PHASE_WINOGRAD_TILE_STATISTICS),
+        (&CONV2D_3X3_MATRIX, &CONV2D_3X3_MATRIX_STATISTICS),
+    ];
     let Some(dispatch) = rec.producer(x) else { return false };
-    let Some((_, twin)) = twins.into_iter().find(|(plain, _)| plain.name == dispatch.kernel.name) else { return false };
+    let Some((plain, twin)) = twins.into_iter().find(|(plain, _)| plain.name == dispatch.kernel.name) else { return false };
+    // Its blocks begin where its squares do.
+    if plain.params.iter().zip(&dispatch.params).any(|(name, &value)| name.starts_with("odd") && value != 0) {
+        return false;
+    }
     dispatch.kernel = twin;
     dispatch.bindings.push(blocks.clone());
     true
@@ -662,23 +749,38 @@ pub fn upsample2x_conv2d_3x3_window(rec: &mut Recorder, x: &Tensor, weights: &Co
     y
 }
 
-/// By Winograd, 2 small rows a workgroup.
+/// By Winograd, some small rows a workgroup.
 fn upsample2x_winograd(rec: &mut Recorder, x: &Tensor, weights: &ConvWeights, act: Act, y: Tensor, window: Window) -> Tensor {
-    const ROWS: usize = 2;
     let mut params: Vec<u32> = [x.height, x.width, x.quads(), y.quads(), act as usize, y.height, y.width].map(|n| n as u32).into();
-    params.extend([window.top as u32, window.left as u32, 0, 0, 0, 0, 0]);
+    params.extend([window.top as u32, window.left as u32, 0, 0, 0]);
+    let bias = || Binding::whole(&weights.bias);
+    // Neither residual nor norm: what is bound in their places is not read.
+    let columns = window.width.div_ceil(8);
+    let (kernel, consts, rows, unread, grid) = match rec.profile().families(x).upsample.is_plain() {
+        true => {
+            let grid = [columns, window.height.div_ceil(2), y.quads().div_ceil(2 * BROADCAST_LANES)];
+            (&CONV2D_PHASE_WINOGRAD, vec![("RESIDUAL", 0)], 2, vec![bias()], grid)
+        }
+        false => {
+            params.push(limit(y.elem).to_bits());
+            let grid = [y.quads().div_ceil(8), window.height.div_ceil(4), columns];
+            (&CONV2D_PHASE_WINOGRAD_TILE, vec![("NORM", 0), ("RESIDUAL", 0)], 4, vec![bias(), bias()], grid)
+        }
+    };
+    params.extend([0, 0]);
+    let mut bindings = vec![
+        Binding::part(x, Footprint::rows((x.width * x.quads()) as u64, rows, 1 - window.top, rows + 2)),
+        Binding::whole(&weights.weight),
+        bias(),
+    ];
+    bindings.extend(unread);
+    bindings.push(Binding::part(&y, Footprint::rows((y.width * y.quads()) as u64, 2 * rows, 0, 2 * rows)));
     rec.dispatch(Dispatch {
-        kernel: &CONV2D_PHASE_WINOGRAD,
-        consts: vec![("RESIDUAL", 0)],
-        bindings: vec![
-            Binding::part(x, Footprint::rows((x.width * x.quads()) as u64, ROWS, 1 - window.top, ROWS + 2)),
-            Binding::whole(&weights.weight),
-            Binding::whole(&weights.bias),
-            Binding::whole(&weights.bias),
-            Binding::part(&y, Footprint::rows((y.width * y.quads()) as u64, 2 * ROWS, 0, 2 * ROWS)),
-        ],
+        kernel,
+        consts,
+        bindings,
         params,
-        grid: [window.width.div_ceil(8) as u32, window.height.div_ceil(ROWS) as u32, y.quads().div_ceil(2 * BROADCAST_LANES) as u32],
+        grid: grid.map(|n| n as u32),
         flops: 32 * product([window.height, window.width, weights.cin, weights.cout]),
     });
     y

@@ -135,3 +135,25 @@ pub fn winograd_bound(
     };
     (0..cout).map(bound).collect()
 }
+
+/// Adds [`winograd_bound`] to the bounds of all `sums`, `[h, w, cout]`, of a convolution of `x`, `[h, w, cin]`; with [`WINOGRAD_UPSAMPLING`] sums are `[2 h, 2 w, cout]`.
+pub fn widen_by_winograd(
+    products: [&[Product]; 2],
+    sums: &mut [Bounded],
+    x: &[f64],
+    (h, w, cin): (usize, usize, usize),
+    weight: &[f64],
+    cout: usize,
+    rounded: bool,
+) {
+    // 1, or 2 where the plane of the sums is enlarged.
+    let scale = (sums.len() / (h * w * cout)).isqrt();
+    for (pixel, sums) in sums.chunks_exact_mut(cout).enumerate() {
+        let (i, j) = (pixel / (scale * w), pixel % (scale * w));
+        let at =
+            |n: usize| Some(((i / scale + n / 3).checked_sub(1)?, (j / scale + n % 3).checked_sub(1)?)).filter(|&(i, j)| i < h && j < w);
+        let patch: Vec<f64> = (0..9).flat_map(|n| at(n).map_or(vec![0.0; cin], |(i, j)| x[(i * w + j) * cin..][..cin].to_vec())).collect();
+        let bounds = winograd_bound(products, &patch, cin, weight, cout, (i % 2 == 1, j % 2 == 1), rounded);
+        sums.iter_mut().zip(bounds).for_each(|(sum, bound)| sum.bound += bound);
+    }
+}

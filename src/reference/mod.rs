@@ -19,7 +19,7 @@ mod resample;
 
 pub use activation::{Activation, erf, geglu};
 pub use attention::{Heads, attention};
-pub use conv2d::{Geometry, WINOGRAD, WINOGRAD_UPSAMPLING, conv2d, upsample_nearest_2x, winograd_bound};
+pub use conv2d::{Geometry, WINOGRAD, WINOGRAD_UPSAMPLING, conv2d, upsample_nearest_2x, widen_by_winograd, winograd_bound};
 pub use image::{image_to_rgba8, image_to_unit};
 pub use inpe::{fourier_features, sphere_point};
 pub use latent::{blend, combine, guidance_rescale};

@@ -77,6 +77,11 @@ pub fn skipped_broadcast(test: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: this is no software device with subgroups of 8 lanes");
 }
 
+/// Says that `test` leaves the kernel out that needs more workgroup memory than this machine's device has.
+pub fn skipped_winograd(test: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}, Winograd's tiles: this device has too little workgroup memory");
+}
+
 /// Says that `test` leaves the kernels for matrix units out on this machine.
 pub fn skipped_matrix(test: &str) {
     assert!(std::env::var_os("REQUIRE_MATRIX").is_none_or(|v| v != "1"), "REQUIRE_MATRIX=1, but the device has no matrix units");

@@ -26,6 +26,8 @@ pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
             .into_iter()
             .flat_map(|(lc, lt)| (0..6).map(move |n| vec![("LC", lc), ("LT", lt), ("NORM", n / 2), ("RESIDUAL", n % 2)]))
             .collect(),
+        "conv2d_phase_winograd_tile" => vec![vec![("NORM", 0), ("RESIDUAL", 0)]],
+        "conv2d_winograd_tile" => (0..6).map(|n| vec![("NORM", n / 2), ("RESIDUAL", n % 2)]).collect(),
         "conv2d_phase_tile" => tiles().map(|(lc, lt)| vec![("LC", lc), ("LT", lt)]).into(),
         "linear_tile" => tiles().into_iter().flat_map(|(lc, lt)| [0, 1].map(|r| vec![("LC", lc), ("LT", lt), ("RESIDUAL", r)])).collect(),
         "conv2d_phase_lanes" => lanes().map(|(lc, lp)| vec![("LC", lc), ("LP", lp)]).into(),
@@ -99,9 +101,19 @@ fn units() -> Vec<Vec<(&'static str, u32)>> {
 /// Invocations and bytes of workgroup memory that the variant may take: WebGPU's defaults, but for those that run only where a device has more.
 pub fn limits(kernel: &Kernel, consts: &[(&'static str, u32)]) -> (u32, u32) {
     let wide_heads = kernel.name.starts_with("attention_tile") && consts.contains(&("T", 16));
+    let winograd = kernel.name.starts_with("conv2d_winograd_tile");
     match on_matrix_units(kernel) {
         true => (512, 48 << 10),
-        false => (256, if wide_heads { 28 << 10 } else { 16 << 10 }),
+        false => (
+            256,
+            if wide_heads {
+                28 << 10
+            } else if winograd {
+                19 << 10
+            } else {
+                16 << 10
+            },
+        ),
     }
 }
 

@@ -89,7 +89,8 @@ pub fn bench(run: &Run, args: &BenchArgs) -> Result<()> {
         let precision = case.precision(dtype);
         let families: Vec<Option<KernelFamily>> = match op.families() {
             all if args.variants && !all.is_empty() => {
-                all.into_iter().filter(|family| family.is_own(gpu.profile(), precision.weights)).map(Some).collect()
+                let own = |family: &KernelFamily| family.is_own(gpu.profile(), precision.activations, precision.weights);
+                all.into_iter().filter(own).map(Some).collect()
             }
             _ => vec![None],
         };
