@@ -1,8 +1,19 @@
-//! Convolutions: 3x3, and nearest-2x upsampling followed by 3x3.
+//! Convolutions: 3x3, strided, and nearest-2x upsampling followed by 3x3.
+
+mod pack;
+mod upsample;
+
+pub use pack::{
+    ConvWeights, Packing, pack_3x3, pack_phases, pack_phases_winograd, pack_square, pack_upsample, pack_winograd, packing, winograd_runs,
+};
+pub use upsample::{
+    CONV2D_PHASE_BROADCAST, CONV2D_PHASE_LANES, CONV2D_PHASE_MATRIX, CONV2D_PHASE_PAIRS, CONV2D_PHASE_TILE, CONV2D_PHASE_WINOGRAD,
+    CONV2D_PHASE_WINOGRAD_TILE, CONV2D_PHASE_WINOGRAD_TILE_STATISTICS, upsample2x_conv2d_3x3, upsample2x_conv2d_3x3_window,
+};
 
 use super::group_norm::{Norm, norm_apply};
-use super::{Act, BROADCAST_LANES, Packed, channel_lanes, in_broadcast, lanes, limit, matrix, product, shares_loads, tiles};
-use crate::gpu::{Bind, Binding, DeviceProfile, Dispatch, Elem, Footprint, Kernel, KernelFamily, Operator, Recorder, Tensor};
+use super::{Act, BROADCAST_LANES, channel_lanes, in_broadcast, lanes, limit, matrix, product, shares_loads, tiles};
+use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, KernelFamily, Recorder, Tensor};
 
 /// `conv2d_3x3_lanes.wgsl`
 pub const CONV2D_3X3_LANES: Kernel = Kernel {
@@ -61,19 +72,6 @@ pub const CONV2D_WINOGRAD: Kernel = Kernel {
     bindings: CONV2D_3X3_PAIRS.bindings,
 };
 
-/// `conv2d_phase_winograd.wgsl`
-pub const CONV2D_PHASE_WINOGRAD: Kernel = Kernel {
-    name: "conv2d_phase_winograd",
-    wgsl: concat!(
-        include_str!("../../shaders/common/activation.wgsl"),
-        include_str!("../../shaders/common/broadcast.wgsl"),
-        include_str!("../../shaders/conv2d_phase_winograd.wgsl"),
-        include_str!("../../shaders/common/winograd_phases.wgsl"),
-        include_str!("../../shaders/common/winograd.wgsl")
-    ),
-    ..CONV2D_WINOGRAD
-};
-
 /// `conv2d_3x3_tile.wgsl`
 pub const CONV2D_3X3_TILE: Kernel = Kernel {
     name: "conv2d_3x3_tile",
@@ -128,33 +126,6 @@ pub const CONV2D_WINOGRAD_TILE_STATISTICS: Kernel = Kernel {
     ..CONV2D_WINOGRAD_TILE
 };
 
-/// `conv2d_phase_winograd_tile.wgsl`
-pub const CONV2D_PHASE_WINOGRAD_TILE: Kernel = Kernel {
-    name: "conv2d_phase_winograd_tile",
-    wgsl: concat!(
-        include_str!("../../shaders/common/activation.wgsl"),
-        include_str!("../../shaders/conv2d_phase_winograd_tile.wgsl"),
-        include_str!("../../shaders/common/winograd_phases.wgsl"),
-        include_str!("../../shaders/common/winograd_tile.wgsl"),
-        include_str!("../../shaders/common/no_statistics.wgsl")
-    ),
-    ..CONV2D_WINOGRAD_TILE
-};
-
-/// [`CONV2D_PHASE_WINOGRAD_TILE`] with the statistics of its result
-pub const CONV2D_PHASE_WINOGRAD_TILE_STATISTICS: Kernel = Kernel {
-    name: "conv2d_phase_winograd_tile+statistics",
-    wgsl: concat!(
-        include_str!("../../shaders/common/activation.wgsl"),
-        include_str!("../../shaders/conv2d_phase_winograd_tile.wgsl"),
-        include_str!("../../shaders/common/winograd_phases.wgsl"),
-        include_str!("../../shaders/common/winograd_tile.wgsl"),
-        include_str!("../../shaders/common/moments.wgsl"),
-        include_str!("../../shaders/common/block_statistics.wgsl")
-    ),
-    ..CONV2D_WINOGRAD_TILE_STATISTICS
-};
-
 /// `conv2d_3x3_matrix.wgsl`
 pub const CONV2D_3X3_MATRIX: Kernel = Kernel {
     name: "conv2d_3x3_matrix",
@@ -178,50 +149,6 @@ pub const CONV2D_3X3_MATRIX_STATISTICS: Kernel = Kernel {
     ..CONV2D_3X3_TILE_STATISTICS
 };
 
-/// `conv2d_phase_matrix.wgsl`
-pub const CONV2D_PHASE_MATRIX: Kernel = Kernel {
-    name: "conv2d_phase_matrix",
-    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_phase_matrix.wgsl")),
-    params: &["h", "w", "cin4", "cout4", "groups", "act", "sh", "sw", "top", "left"],
-    bindings: CONV2D_PHASE_TILE.bindings,
-};
-
-/// `conv2d_phase_lanes.wgsl`
-pub const CONV2D_PHASE_LANES: Kernel = Kernel {
-    name: "conv2d_phase_lanes",
-    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_phase_lanes.wgsl")),
-    params: &["h", "w", "cin4", "cout4", "tiles", "act", "sw", "top", "left"],
-    bindings: &[Bind::X, Bind::W, Bind::F32, Bind::Y],
-};
-
-/// `conv2d_phase_pairs.wgsl`
-pub const CONV2D_PHASE_PAIRS: Kernel = Kernel {
-    name: "conv2d_phase_pairs",
-    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_phase_pairs.wgsl")),
-    params: CONV2D_PHASE_LANES.params,
-    bindings: &[Bind::X, Bind::W8, Bind::F32, Bind::Y],
-};
-
-/// `conv2d_phase_broadcast.wgsl`
-pub const CONV2D_PHASE_BROADCAST: Kernel = Kernel {
-    name: "conv2d_phase_broadcast",
-    wgsl: concat!(
-        include_str!("../../shaders/common/activation.wgsl"),
-        include_str!("../../shaders/common/broadcast.wgsl"),
-        include_str!("../../shaders/conv2d_phase_broadcast.wgsl")
-    ),
-    params: CONV2D_PHASE_TILE.params,
-    bindings: CONV2D_PHASE_PAIRS.bindings,
-};
-
-/// `conv2d_phase_tile.wgsl`
-pub const CONV2D_PHASE_TILE: Kernel = Kernel {
-    name: "conv2d_phase_tile",
-    wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/conv2d_phase_tile.wgsl")),
-    params: &["h", "w", "cin4", "cout4", "tiles", "act", "sh", "sw", "top", "left"],
-    bindings: &[Bind::X, Bind::W, Bind::F32, Bind::Y],
-};
-
 /// Rows and columns of the pixel tile of a workgroup of `*_tile` and `*_matrix`.
 const TILE: (usize, usize) = (8, 16);
 
@@ -232,156 +159,6 @@ pub const CONV2D_DIRECT: Kernel = Kernel {
     params: &["h", "w", "cin4", "ow", "cout4", "stride", "top", "left", "act"],
     bindings: &[Bind::X, Bind::W, Bind::F32, Bind::Y],
 };
-
-/// Weights of a convolution on the device, packed for its kernel.
-#[derive(Debug, Clone)]
-pub struct ConvWeights {
-    /// Packed kernel values.
-    pub weight: Tensor,
-    /// `[cout]`, f32.
-    pub bias: Tensor,
-    /// Input channels.
-    pub cin: usize,
-    /// Output channels.
-    pub cout: usize,
-    /// What `weight` is packed for.
-    pub packing: Packing,
-}
-
-/// What the weights of a convolution are packed for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Packing {
-    /// By taps, for every kernel family: [`pack_square`], [`pack_phases`].
-    Taps,
-    /// For `conv2d_winograd*` or `conv2d_phase_winograd*` alone: [`pack_winograd`], [`pack_phases_winograd`].
-    Winograd,
-}
-
-/// Workgroup memory and invocations of `conv2d_winograd_tile`, which has more than its twin for upsampling.
-const WINOGRAD_TILE: (u32, u32) = (16 * (180 + 1024), 256);
-
-/// Whether `family` has a kernel for weights packed as [`Packing::Winograd`] that runs on a device.
-pub fn winograd_runs(profile: &DeviceProfile, operator: Operator, family: KernelFamily) -> bool {
-    let convolves = matches!(operator, Operator::Conv | Operator::Upsample);
-    let room = profile.max_workgroup_storage >= WINOGRAD_TILE.0 && profile.max_invocations >= WINOGRAD_TILE.1;
-    convolves && ((family == KernelFamily::Winograd && profile.broadcast) || (family == KernelFamily::WinogradTile && room))
-}
-
-/// How to pack a 3x3 convolution of stride 1, or an upsampling one, for a device, for activations and weights of these types.
-///
-/// Winograd's weights for the former are 16/9 of the memory and are rounded once more; for the latter they are 9/16 of the phases', sums of more taps, and
-/// their products are of differences. Where only weights are in f16 that would be most of the error, and they most of the memory (text to image), so these
-/// stay as they are. Of few channels the transforms are too large a part. Nor may they need more than one binding.
-pub fn packing(profile: &DeviceProfile, operator: Operator, activations: Elem, weights: Elem, cin: usize, cout: usize) -> Packing {
-    let families = profile.kernels.of(activations);
-    let family = if operator == Operator::Upsample { families.upsample } else { families.conv };
-    let wanted = winograd_runs(profile, operator, family) && activations == weights;
-    let fits = (4 * cin.next_multiple_of(4) * cout.next_multiple_of(32)) as u64 * weights.bytes() <= profile.max_binding;
-    if wanted && fits && cin >= 32 && cout >= 32 { Packing::Winograd } else { Packing::Taps }
-}
-
-/// Packs torch's `[cout, cin, 3, 3]` as `packing` says.
-pub fn pack_3x3(weight: &[f32], cout: usize, cin: usize, packing: Packing) -> Packed {
-    match packing {
-        Packing::Taps => pack_square(weight, cout, cin, 3),
-        Packing::Winograd => pack_winograd(weight, cout, cin),
-    }
-}
-
-/// Packs torch's `[cout, cin, k, k]` as `[cout4 / LC][k dy][cin4][k dx][4 c][LC]` quads of output channels.
-pub fn pack_square(weight: &[f32], cout: usize, cin: usize, k: usize) -> Packed {
-    assert_eq!(weight.len(), cout * cin * k * k);
-    pack(cout, cin, k, |o, c, dy, dx| weight[((o * cin + c) * k + dy) * k + dx])
-}
-
-/// Packs torch's `[cout, cin, 3, 3]` for [`upsample2x_conv2d_3x3`] as `packing` says.
-pub fn pack_upsample(weight: &[f32], cout: usize, cin: usize, packing: Packing) -> Packed {
-    match packing {
-        Packing::Taps => pack_phases(weight, cout, cin),
-        Packing::Winograd => pack_phases_winograd(weight, cout, cin),
-    }
-}
-
-/// Winograd's G for F(2, 3).
-const G: [[f64; 3]; 4] = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
-
-/// Packs `G w G^T` of torch's `[cout, cin, 3, 3]`, summed in f64, as `[cout4 / 8][4 r][4 q][cin4][4 c][8]` quads of output channels.
-pub fn pack_winograd(weight: &[f32], cout: usize, cin: usize) -> Packed {
-    pack_transformed(weight, cout, cin, &G)
-}
-
-/// The same for an upsampling convolution: the sum of a row's taps, its first, its last.
-const G_PHASES: [[f64; 3]; 3] = [[1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]];
-
-/// [`pack_winograd`] for `conv2d_phase_winograd`: `[cout4 / 8][3 r][3 q][cin4][4 c][8]` quads of output channels.
-pub fn pack_phases_winograd(weight: &[f32], cout: usize, cin: usize) -> Packed {
-    pack_transformed(weight, cout, cin, &G_PHASES)
-}
-
-fn pack_transformed(weight: &[f32], cout: usize, cin: usize, g: &[[f64; 3]]) -> Packed {
-    assert_eq!(weight.len(), cout * cin * 9);
-    let (cout4, cin4) = (cout.div_ceil(4), cin.div_ceil(4));
-    let mut values = Vec::with_capacity(cout4.next_multiple_of(8) * cin4 * 16 * g.len() * g.len());
-    for tile in 0..cout4.div_ceil(8) {
-        for (r, q) in (0..g.len() * g.len()).map(|n| (n / g.len(), n % g.len())) {
-            for c in 0..4 * cin4 {
-                for o in 32 * tile..32 * (tile + 1) {
-                    let tap = |dy: usize, dx: usize| g[r][dy] * g[q][dx] * weight[((o * cin + c) * 3 + dy) * 3 + dx] as f64;
-                    let sum = || (0..9).map(|n| tap(n / 3, n % 3)).sum::<f64>() as f32;
-                    values.push(if o < cout && c < cin { sum() } else { 0.0 });
-                }
-            }
-        }
-    }
-    Packed { values }
-}
-
-/// Packs torch's `[cout, cin, 3, 3]` for [`upsample2x_conv2d_3x3`]: four 2x2 kernels, summed in f64, phase-major.
-pub fn pack_phases(weight: &[f32], cout: usize, cin: usize) -> Packed {
-    assert_eq!(weight.len(), cout * cin * 9);
-    // Taps of the 3x3 kernel that meet small pixel d of phase r.
-    let taps = |phase: usize, d: usize| match (phase, d) {
-        (0, 0) => 0..1,
-        (0, _) => 1..3,
-        (_, 0) => 0..2,
-        (_, _) => 2..3,
-    };
-    let mut values = Vec::new();
-    for phase in 0..4 {
-        let packed = pack(cout, cin, 2, |o, c, d, e| {
-            let mut sum = 0.0f64;
-            for a in taps(phase / 2, d) {
-                for b in taps(phase % 2, e) {
-                    sum += weight[((o * cin + c) * 3 + a) * 3 + b] as f64;
-                }
-            }
-            sum as f32
-        });
-        values.extend(packed.values);
-    }
-    Packed { values }
-}
-
-/// `[cout4 / LC][k dy][cin4][k dx][4 c][LC]` quads, zero where `o` or `c` is padding.
-fn pack(cout: usize, cin: usize, k: usize, at: impl Fn(usize, usize, usize, usize) -> f32) -> Packed {
-    let (cout4, cin4) = (cout.div_ceil(4), cin.div_ceil(4));
-    let lanes = channel_lanes(cout4);
-    let mut values = Vec::with_capacity(cout4.next_multiple_of(lanes) * cin4 * 16 * k * k);
-    for tile in 0..cout4.div_ceil(lanes) {
-        for dy in 0..k {
-            for c4 in 0..cin4 {
-                for dx in 0..k {
-                    for c in 4 * c4..4 * c4 + 4 {
-                        for o in 4 * lanes * tile..4 * lanes * (tile + 1) {
-                            values.push(if o < cout && c < cin { at(o, c, dy, dx) } else { 0.0 });
-                        }
-                    }
-                }
-            }
-        }
-    }
-    Packed { values }
-}
 
 /// Which part of a plane a convolution computes from which part of its input.
 ///
@@ -486,6 +263,14 @@ fn residual_binding(call: &Conv3x3Call<'_>, rows: usize, before: i64) -> (Bindin
     }
 }
 
+/// The sizes that kernels over tiles of a plane begin their parameters with; the window's origin is moved by `taken` padding.
+fn plane_params(call: &Conv3x3Call<'_>, y: &Tensor, taken: i64, residual_at: [u32; 3]) -> Vec<u32> {
+    let Conv3x3Call { x, window, .. } = *call;
+    let sizes = [x.height, x.width, x.quads(), y.quads(), call.act as usize, y.height, y.width].map(|n| n as u32);
+    let origin = [window.top - taken, window.left - taken].map(|n| n as u32);
+    [&sizes[..], &origin, &residual_at].concat()
+}
+
 /// Values of a kernel's `override` constants.
 type Consts = Vec<(&'static str, u32)>;
 
@@ -553,31 +338,18 @@ fn conv2d_3x3_plain(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
 /// and 1 by Winograd.
 fn conv2d_3x3_broadcast(rec: &mut Recorder, call: &Conv3x3Call<'_>, stride: usize, pad: i64) -> Tensor {
     const ROWS: usize = 4;
-    let Conv3x3Call { x, weights, residual, act, elem, window, .. } = *call;
+    let Conv3x3Call { x, weights, residual, elem, window, .. } = *call;
     let y = rec.tensor(window.height, window.width, weights.cout, elem);
     let (kernel, columns, (odd_row, odd_column)) = match weights.packing {
         Packing::Taps => (&CONV2D_3X3_BROADCAST, 8, (0, 0)),
         Packing::Winograd => (&CONV2D_WINOGRAD, 16, (window.odd.0 as usize, window.odd.1 as usize)),
     };
     let before = odd_row as i64;
-    let (residual_part, [rw, rtop, rleft]) = residual_binding(call, ROWS, before);
+    let (residual_part, residual_at) = residual_binding(call, ROWS, before);
     let top = window.top - pad;
     // Winograd's kernel takes the padding off itself: LLVM 15 makes code of it that is a fifth faster.
     let taken = if weights.packing == Packing::Winograd { 0 } else { pad };
-    let mut params = vec![
-        x.height as u32,
-        x.width as u32,
-        x.quads() as u32,
-        y.quads() as u32,
-        act as u32,
-        y.height as u32,
-        y.width as u32,
-        (window.top - taken) as u32,
-        (window.left - taken) as u32,
-        rw,
-        rtop,
-        rleft,
-    ];
+    let mut params = plane_params(call, &y, taken, residual_at);
     match weights.packing {
         Packing::Taps => params.push(stride as u32),
         Packing::Winograd => params.extend([odd_row as u32, odd_column as u32]),
@@ -604,7 +376,7 @@ fn conv2d_3x3_broadcast(rec: &mut Recorder, call: &Conv3x3Call<'_>, stride: usiz
 }
 
 fn conv2d_3x3_tile(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
-    let Conv3x3Call { x, norm, weights, residual, act, elem, window } = *call;
+    let Conv3x3Call { x, norm, weights, residual, elem, window, .. } = *call;
     let y = rec.tensor(window.height, window.width, weights.cout, elem);
     let family = rec.profile().families(x).conv;
     let winograd = weights.packing == Packing::Winograd;
@@ -620,26 +392,13 @@ fn conv2d_3x3_tile(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
     // Winograd's squares are the plane's: its first workgroups begin a row or column before the result.
     let (odd_row, odd_column) = if winograd { (window.odd.0 as usize, window.odd.1 as usize) } else { (0, 0) };
     let before = odd_row as i64;
-    let (residual_part, [rw, rtop, rleft]) = residual_binding(call, rows, before);
+    let (residual_part, residual_at) = residual_binding(call, rows, before);
     if let Some(norm) = norm {
         assert_eq!(norm.affine.shape(), (2, 1, 4 * x.quads()), "conv2d_3x3: scale and shift");
     }
     consts.extend([("NORM", norm.map_or(0, |norm| 1 + norm.silu as u32)), ("RESIDUAL", residual.is_some() as u32)]);
-    let mut params = vec![
-        x.height as u32,
-        x.width as u32,
-        x.quads() as u32,
-        y.quads() as u32,
-        act as u32,
-        y.height as u32,
-        y.width as u32,
-        window.top as u32,
-        window.left as u32,
-        rw,
-        rtop,
-        rleft,
-        limit(elem).to_bits(),
-    ];
+    let mut params = plane_params(call, &y, 0, residual_at);
+    params.push(limit(elem).to_bits());
     if winograd {
         params.extend([odd_row as u32, odd_column as u32]);
     }
@@ -680,110 +439,6 @@ pub(crate) fn statistics_in_store(rec: &mut Recorder, x: &Tensor, blocks: &Bindi
     dispatch.kernel = twin;
     dispatch.bindings.push(blocks.clone());
     true
-}
-
-/// `act(conv3x3(nearest2x(x)) + bias)` without ever storing the enlarged image; `weights` from [`pack_upsample`].
-///
-/// `x` is `[h, w, cin]`, the result `[2h, 2w, cout]`.
-pub fn upsample2x_conv2d_3x3(rec: &mut Recorder, x: &Tensor, weights: &ConvWeights, act: Act, elem: Elem) -> Tensor {
-    upsample2x_conv2d_3x3_window(rec, x, weights, act, elem, Window::whole(x))
-}
-
-/// [`upsample2x_conv2d_3x3`] of a part of a plane: `window` counts pixels of the small image, the result has twice its sides.
-pub fn upsample2x_conv2d_3x3_window(rec: &mut Recorder, x: &Tensor, weights: &ConvWeights, act: Act, elem: Elem, window: Window) -> Tensor {
-    assert_eq!(x.channels, weights.cin, "upsample2x_conv2d_3x3: input channels");
-    let (sh, sw) = (window.height, window.width);
-    let y = rec.tensor(2 * sh, 2 * sw, weights.cout, elem);
-    let row_in = (x.width * x.quads()) as u64;
-    let row_out = (2 * sw * y.quads()) as u64;
-    let mut params = vec![x.height as u32, x.width as u32, x.quads() as u32, y.quads() as u32];
-    let origin = [window.top as u32, window.left as u32];
-    let (kernel, consts, rows, grid) = match rec.profile().families(x).upsample {
-        _ if weights.packing == Packing::Winograd => return upsample2x_winograd(rec, x, weights, act, y, window),
-        // Eight rows of the result a workgroup: of planes too wide for one binding the other kernels write two, with the same bits.
-        family if in_broadcast(rec, family, y.quads()) && 8 * row_out * elem.bytes() <= rec.profile().max_binding => {
-            let tiles = y.quads().div_ceil(2 * BROADCAST_LANES) as u32;
-            params.extend([tiles, act as u32, sh as u32, sw as u32]);
-            (&CONV2D_PHASE_BROADCAST, vec![], 4, [sw.div_ceil(8) as u32, sh.div_ceil(4) as u32, 4 * tiles])
-        }
-        family if family.is_plain() => {
-            let (kernel, consts, pixel_lanes, tiles) = match in_pairs(rec, family, weights, y.quads()) {
-                Some((consts, pixels, tiles)) => (&CONV2D_PHASE_PAIRS, consts, pixels, tiles),
-                None => {
-                    let (channels, pixels) = lanes(rec, y.quads());
-                    (&CONV2D_PHASE_LANES, vec![("LC", channels), ("LP", pixels)], pixels, (y.quads() as u32).div_ceil(channels))
-                }
-            };
-            params.extend([tiles, act as u32, sw as u32]);
-            (kernel, consts, 1, [(sw as u32).div_ceil(8 * pixel_lanes), sh as u32, 4 * tiles])
-        }
-        family => {
-            let grid = |groups: u32| [4 * groups, sh.div_ceil(TILE.0) as u32, sw.div_ceil(TILE.1) as u32];
-            match matrix(rec, family, x, &weights.weight, y.quads()) {
-                Some((consts, groups)) => {
-                    params.extend([groups, act as u32, sh as u32, sw as u32]);
-                    (&CONV2D_PHASE_MATRIX, consts, TILE.0, grid(groups))
-                }
-                None => {
-                    let (channels, pair, groups) = tiles(y.quads(), family);
-                    params.extend([groups * pair, act as u32, sh as u32, sw as u32]);
-                    (&CONV2D_PHASE_TILE, vec![("LC", channels), ("LT", pair)], TILE.0, grid(groups))
-                }
-            }
-        }
-    };
-    params.extend(origin);
-    rec.dispatch(Dispatch {
-        kernel,
-        consts,
-        bindings: vec![
-            Binding::part(x, Footprint::rows(row_in, rows, 1 - window.top, rows + 2)),
-            Binding::whole(&weights.weight),
-            Binding::whole(&weights.bias),
-            Binding::part(&y, Footprint::rows(row_out, 2 * rows, 0, 2 * rows)),
-        ],
-        params,
-        grid,
-        flops: 32 * product([sh, sw, weights.cin, weights.cout]),
-    });
-    y
-}
-
-/// By Winograd, some small rows a workgroup.
-fn upsample2x_winograd(rec: &mut Recorder, x: &Tensor, weights: &ConvWeights, act: Act, y: Tensor, window: Window) -> Tensor {
-    let mut params: Vec<u32> = [x.height, x.width, x.quads(), y.quads(), act as usize, y.height, y.width].map(|n| n as u32).into();
-    params.extend([window.top as u32, window.left as u32, 0, 0, 0]);
-    let bias = || Binding::whole(&weights.bias);
-    // Neither residual nor norm: what is bound in their places is not read.
-    let columns = window.width.div_ceil(8);
-    let (kernel, consts, rows, unread, grid) = match rec.profile().families(x).upsample.is_plain() {
-        true => {
-            let grid = [columns, window.height.div_ceil(2), y.quads().div_ceil(2 * BROADCAST_LANES)];
-            (&CONV2D_PHASE_WINOGRAD, vec![("RESIDUAL", 0)], 2, vec![bias()], grid)
-        }
-        false => {
-            params.push(limit(y.elem).to_bits());
-            let grid = [y.quads().div_ceil(8), window.height.div_ceil(4), columns];
-            (&CONV2D_PHASE_WINOGRAD_TILE, vec![("NORM", 0), ("RESIDUAL", 0)], 4, vec![bias(), bias()], grid)
-        }
-    };
-    params.extend([0, 0]);
-    let mut bindings = vec![
-        Binding::part(x, Footprint::rows((x.width * x.quads()) as u64, rows, 1 - window.top, rows + 2)),
-        Binding::whole(&weights.weight),
-        bias(),
-    ];
-    bindings.extend(unread);
-    bindings.push(Binding::part(&y, Footprint::rows((y.width * y.quads()) as u64, 2 * rows, 0, 2 * rows)));
-    rec.dispatch(Dispatch {
-        kernel,
-        consts,
-        bindings,
-        params,
-        grid: grid.map(|n| n as u32),
-        flops: 32 * product([window.height, window.width, weights.cin, weights.cout]),
-    });
-    y
 }
 
 /// Stride and zero padding of [`conv2d_strided`].
