@@ -88,7 +88,9 @@ const checks = {
     const result = await page.evaluate(async (all) => {
       const kernels = await (await fetch('/work/kernels.json')).json();
       const adapter = await navigator.gpu.requestAdapter();
-      const device = await adapter.requestDevice({ requiredFeatures: ['subgroups'] });
+      // As the engine does: all that there is.
+      const { maxComputeWorkgroupStorageSize } = adapter.limits;
+      const device = await adapter.requestDevice({ requiredFeatures: ['subgroups'], requiredLimits: { maxComputeWorkgroupStorageSize } });
       const failures = [];
       let pipelines = 0;
       const seen = new Set();
