@@ -30,8 +30,9 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--infgen", default=str(ROOT / "target/release/infgen"), help="the program")
 parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="PyTorch's device")
 parser.add_argument("--adapter", help="infgen's --device")
-parser.add_argument("--networks", default="tiny", help="kernels of these networks, or none: tiny,table1,sd4,vae,unet")
-parser.add_argument("--decoders", default="tiny", help="whole decodes with these, or none: tiny,table1,sd4 (the last two with random weights)")
+names = lambda text: [name for name in text.split(",") if name not in ("", "none")]
+parser.add_argument("--networks", type=names, default="tiny", help="kernels of these networks, or `none`: tiny,table1,sd4,vae,unet")
+parser.add_argument("--decoders", type=names, default="tiny", help="whole decodes with these, or `none`: tiny,table1,sd4 (the last two with random weights)")
 parser.add_argument("--sizes", default="256", help="sides of the whole decodes")
 parser.add_argument("--repeat", type=int, default=3)
 parser.add_argument("--compile", action="store_true", help="torch.compile too")
@@ -122,7 +123,7 @@ def line(name, ours, theirs, **facts):
 
 def kernels():
     seen = set()
-    for network in filter(None, ARGS.networks.split(",")):
+    for network in ARGS.networks:
         report = bench("--network", network, "conv2d", "linear", "attention", "norm")
         for row in report["results"]:
             work = operator(row)
@@ -167,7 +168,7 @@ def agreement(model, weights, config, folder):
 
 
 def decodes():
-    for name in filter(None, ARGS.decoders.split(",")):
+    for name in ARGS.decoders:
         with tempfile.TemporaryDirectory() as folder:
             folder = pathlib.Path(folder)
             model, weights, config = decoder(name, folder)
