@@ -168,7 +168,9 @@ fn networks_agree_at_webgpu_default_limits() {
 #[test]
 fn networks_agree_with_the_kernels_for_gpus() {
     for name in ["vae-small", "infgen-small-odd-channels", "infgen-small-skip"] {
-        check_case_with(name, EngineOptions { dtype: Dtype::F32, kernels: Some(KernelFamily::Tile), ..EngineOptions::default() });
+        for family in [KernelFamily::Tile, KernelFamily::WinogradTile] {
+            check_case_with(name, EngineOptions { dtype: Dtype::F32, kernels: Some(family), ..EngineOptions::default() });
+        }
     }
 }
 
@@ -297,6 +299,9 @@ fn equal_grids_have_equal_embeddings_so_a_native_decode_needs_no_resampling() {
 fn the_shipped_decoders_equal_pytorch_on_a_photograph() {
     let Some(full) = engine(Dtype::F32, false) else { return };
     let half = engine(Dtype::F16, false).unwrap();
+    let tiles =
+        |dtype: Dtype| Engine::new(EngineOptions { dtype, kernels: Some(KernelFamily::WinogradTile), ..EngineOptions::default() }).unwrap();
+    let by_tiles = [tiles(Dtype::F32), tiles(Dtype::F16)];
     let sums = std::fs::read_to_string("weights/SHA256SUMS").unwrap();
     for (name, space, sizes) in [("infgen-tiny-sd", "sd", &[(256, 144), (331, 97)][..]), ("infgen-tiny-sdxl", "sdxl", &[(331, 97)])] {
         let bytes = std::fs::read(common::data("shipped").join(format!("{name}.safetensors"))).unwrap();
@@ -308,7 +313,8 @@ fn the_shipped_decoders_equal_pytorch_on_a_photograph() {
         assert!(sums.lines().any(|l| l == line), "{name}: the golden belongs to other weights: run tools/goldens/shipped.py");
         let mut latent = Latent::open("examples/sample.safetensors").unwrap();
         latent.space = Some(space.into());
-        let [full, half] = [&full, &half].map(|engine| engine.load_decoder(Path::new("weights").join(&file)).unwrap());
+        let load = |engine: &Engine| engine.load_decoder(Path::new("weights").join(&file)).unwrap();
+        let pairs = [[load(&full), load(&half)], by_tiles.each_ref().map(load)];
         for &(width, height) in sizes {
             let stored = expected.tensor(&format!("{width}x{height}")).unwrap();
             let want: Vec<f32> = stored.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
@@ -317,11 +323,13 @@ fn the_shipped_decoders_equal_pytorch_on_a_photograph() {
                 let pixels = (0..height).step_by(3).flat_map(|y| (0..width).step_by(3).map(move |x| (y, x)));
                 pixels.flat_map(|(y, x)| (0..3).map(move |c| (y, x, c))).map(|(y, x, c)| at(y, x, c)).collect::<Vec<f32>>()
             };
-            let got = sample(&full.decode(&latent, width, height).unwrap());
-            let error = relative_l2(got.iter().copied(), &want);
-            let db = psnr(&sample(&half.decode(&latent, width, height).unwrap()), &want);
-            println!("{name} {width}x{height}: relative L2 {error:.2e} in f32, {db:.1} dB in f16");
-            assert!(error <= F32_LIMIT && db >= 45.0);
+            for ([full, half], kernels) in pairs.iter().zip(["chosen", "by Winograd in tiles"]) {
+                let got = sample(&full.decode(&latent, width, height).unwrap());
+                let error = relative_l2(got.iter().copied(), &want);
+                let db = psnr(&sample(&half.decode(&latent, width, height).unwrap()), &want);
+                println!("{name} {width}x{height}, kernels {kernels}: relative L2 {error:.2e} in f32, {db:.1} dB in f16");
+                assert!(error <= F32_LIMIT && db >= 45.0);
+            }
         }
     }
 }
