@@ -2,15 +2,18 @@
 
 mod decoder;
 mod encoder;
+mod planned;
 #[cfg(not(target_arch = "wasm32"))]
 mod tune;
 mod work;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use decoder::{LoadedDecoder, Network};
 use encoder::EncoderNetwork;
+use planned::Reading;
 
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterFacts, Gpu, GpuOptions, KernelFamily, KernelPlan, MemoryUse, Observer};
@@ -27,6 +30,7 @@ use crate::weights::{self, View, vae_keys};
 
 pub use decoder::{Decoder, DecoderFacts, Decoding, check_region, rgb8};
 pub use encoder::{Encoder, EncoderFacts};
+pub use planned::Planned;
 pub use work::{LayerCost, WorkPlan};
 
 pub use crate::bounded::{Form, Rows, Sink};
@@ -280,8 +284,8 @@ impl Engine {
         Engine { gpu: self.gpu.clone(), dtype: self.dtype, host_memory: self.host_memory, current: Mutex::new(None) }
     }
 
-    /// Lets go of the decoder loaded last.
-    pub(crate) fn forget_decoder(&self) {
+    /// Lets go of the decoder loaded last: [`Engine::decode`] keeps it, and its memory, until another one is loaded.
+    pub fn forget_decoder(&self) {
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
@@ -305,12 +309,12 @@ impl Engine {
     /// As [`Engine::load_decoder`]; [`Error::Cancelled`].
     pub async fn load_decoder_async(&self, weights: impl Into<Weights>, observer: &Observer) -> Result<Decoder> {
         let weights = weights.into().open(Builtin::Decoder)?;
-        let decoder = Decoder(Arc::new(self.decoder(&weights, observer).await?));
+        let decoder = Decoder::from(self.decoder(&weights, &Reading::ToDevice(observer)).await?);
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(decoder.clone());
         Ok(decoder)
     }
 
-    async fn decoder(&self, weights: &weights::Weights, observer: &Observer) -> Result<LoadedDecoder> {
+    async fn decoder(&self, weights: &weights::Weights, reading: &Reading<'_>) -> Result<LoadedDecoder> {
         let recognised = recognise::recognise(weights)?;
         let before = self.gpu.memory().current;
         let (network, facts) = match &recognised {
@@ -318,7 +322,7 @@ impl Engine {
                 let view = weights.view();
                 config.check(&view)?;
                 let load = async |loader: &Loader<'_>| InfgenDecoder::load(loader, config).await;
-                let network = Network::Infgen(Box::new(self.load(&view, self.precision(false), &config.tensors(), observer, load).await?));
+                let network = Network::Infgen(Box::new(self.load(&view, self.precision(false), &config.tensors(), reading, load).await?));
                 let facts = DecoderFacts {
                     model: "InfGen decoder",
                     latent_channels: config.latent_channels,
@@ -338,7 +342,7 @@ impl Engine {
                 view.check(&tensors)?;
                 let load = async |loader: &Loader<'_>| VaeDecoder::load(loader, &vae.config).await;
                 let precision = self.precision(vae.config.force_upcast);
-                let network = Network::Vae(Box::new(self.load(&view, precision, &tensors, observer, load).await?));
+                let network = Network::Vae(Box::new(self.load(&view, precision, &tensors, reading, load).await?));
                 let facts = DecoderFacts {
                     model: "AutoencoderKL decoder",
                     latent_channels: vae.config.latent_channels,
@@ -357,7 +361,7 @@ impl Engine {
                 let tensors = config.tensors(Half::Decoder);
                 view.check(&tensors)?;
                 let load = async |loader: &Loader<'_>| Taesd::load(loader, config, Half::Decoder).await;
-                let network = Network::Taesd(self.load(&view, self.precision(false), &tensors, observer, load).await?);
+                let network = Network::Taesd(self.load(&view, self.precision(false), &tensors, reading, load).await?);
                 let facts = DecoderFacts {
                     model: "TAESD decoder",
                     latent_channels: config.latent_channels,
@@ -394,15 +398,19 @@ impl Engine {
     /// As [`Engine::load_decoder_async`].
     pub async fn load_encoder_async(&self, weights: impl Into<Weights>, observer: &Observer) -> Result<Encoder> {
         let weights = weights.into().open(Builtin::Encoder)?;
-        let recognised = recognise::recognise(&weights)?;
+        self.encoder(&weights, &Reading::ToDevice(observer)).await
+    }
+
+    async fn encoder(&self, weights: &weights::Weights, reading: &Reading<'_>) -> Result<Encoder> {
+        let recognised = recognise::recognise(weights)?;
         let (network, facts) = match &recognised {
             Recognised::Vae(vae) | Recognised::Checkpoint { vae: Some(vae), .. } if vae.encoder => {
-                let view = vae_keys::view(&weights).ok_or_else(|| recognised.refuse(&weights, "an encoder"))?;
+                let view = vae_keys::view(weights).ok_or_else(|| recognised.refuse(weights, "an encoder"))?;
                 let tensors = vae.config.tensors(true, false);
                 view.check(&tensors)?;
                 let config = &vae.config;
                 let load = async |loader: &Loader<'_>| VaeEncoder::load(loader, config).await;
-                let network = Box::new(self.load(&view, self.precision(config.force_upcast), &tensors, observer, load).await?);
+                let network = Box::new(self.load(&view, self.precision(config.force_upcast), &tensors, reading, load).await?);
                 let facts = EncoderFacts {
                     model: "AutoencoderKL encoder",
                     latent_channels: config.latent_channels,
@@ -413,11 +421,11 @@ impl Engine {
                 (EncoderNetwork::Vae { network, scaling, shift }, facts)
             }
             Recognised::Taesd { encoder: Some(config), latent_space, .. } => {
-                let view = taesd_keys::view(&weights, Half::Encoder).ok_or_else(|| recognised.refuse(&weights, "an encoder"))?;
+                let view = taesd_keys::view(weights, Half::Encoder).ok_or_else(|| recognised.refuse(weights, "an encoder"))?;
                 let tensors = config.tensors(Half::Encoder);
                 view.check(&tensors)?;
                 let load = async |loader: &Loader<'_>| Taesd::load(loader, config, Half::Encoder).await;
-                let network = self.load(&view, self.precision(false), &tensors, observer, load).await?;
+                let network = self.load(&view, self.precision(false), &tensors, reading, load).await?;
                 let facts = EncoderFacts {
                     model: "TAESD encoder",
                     latent_channels: config.latent_channels,
@@ -426,7 +434,7 @@ impl Engine {
                 };
                 (EncoderNetwork::Taesd(network), facts)
             }
-            other => return Err(other.refuse(&weights, "an encoder")),
+            other => return Err(other.refuse(weights, "an encoder")),
         };
         self.gpu.flush().await?;
         Ok(Encoder { gpu: self.gpu.clone(), dtype: self.dtype, network, facts, host_memory: self.host_memory })
@@ -438,13 +446,21 @@ impl Engine {
         view: &View<'_>,
         precision: Precision,
         tensors: &[(String, Vec<usize>)],
-        observer: &Observer,
+        reading: &Reading<'_>,
         load: impl AsyncFn(&Loader<'_>) -> Result<T>,
     ) -> Result<T> {
+        let planning = Loader::planning(&self.gpu, view, precision);
+        let observer = match reading {
+            Reading::ToDevice(observer) => observer,
+            Reading::Counted(bytes) => {
+                let network = load(&planning).await?;
+                bytes.fetch_add(planning.planned_bytes(), Ordering::Relaxed);
+                return Ok(network);
+            }
+        };
         let before = self.gpu.held_bytes();
         match load(&Loader::new(&self.gpu, view, precision).observed(observer, tensors)).await {
             Err(Error::MemoryCeiling { ceiling, .. }) => {
-                let planning = Loader::planning(&self.gpu, view, precision);
                 load(&planning).await?;
                 Err(Error::MemoryCeiling { needed: before + planning.planned_bytes(), ceiling })
             }

@@ -66,6 +66,12 @@ pub(super) struct LoadedDecoder {
 #[derive(Debug, Clone)]
 pub struct Decoder(pub(super) Arc<LoadedDecoder>);
 
+impl From<LoadedDecoder> for Decoder {
+    fn from(loaded: LoadedDecoder) -> Decoder {
+        Decoder(Arc::new(loaded))
+    }
+}
+
 impl Decoder {
     /// What it is.
     pub fn facts(&self) -> &DecoderFacts {
@@ -293,6 +299,21 @@ impl Decoder {
     fn with_work<T>(&self, input: &Input, form: Form, tokens_a_chunk: usize, body: impl FnOnce(&Work<'_>) -> T) -> T {
         let (chain, _) = self.chain(input);
         body(&self.work(input, &chain, &|rows| input.rows(rows), form, tokens_a_chunk))
+    }
+
+    /// What `least` says of a decode, or of preparing for regions: it is given the plane that is kept for them.
+    pub(super) fn with_least(
+        &self,
+        latent: &Latent,
+        (width, height): (usize, usize),
+        form: Form,
+        regions: bool,
+        least: impl FnOnce(&Work<'_>, Option<usize>) -> Result<u64>,
+    ) -> Result<u64> {
+        let input = self.input(latent, width, height)?;
+        let (chain, keep) = self.chain(&input);
+        let rows = |rows| input.rows(rows);
+        least(&self.work(&input, &chain, &rows, form, TOKENS_A_CHUNK), regions.then_some(keep))
     }
 
     fn check(&self, latent: &Latent, width: usize, height: usize) -> Result<()> {

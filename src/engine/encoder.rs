@@ -129,8 +129,13 @@ impl Encoder {
     /// [`Error::Invalid`] for sides that are no multiples of `scale`; [`Error::MemoryCeiling`], [`Error::BufferTooLarge`] and
     /// [`Error::HostMemory`].
     pub fn plan(&self, width: usize, height: usize) -> Result<WorkPlan> {
+        self.with_work(width, height, |work| work.plan())?
+    }
+
+    /// What `body` says of encoding a picture of this size.
+    pub(super) fn with_work<T>(&self, width: usize, height: usize, body: impl FnOnce(&Work<'_>) -> T) -> Result<T> {
         self.check(width, height)?;
-        self.work(&self.chain(width, height), &|_| Ok(Vec::new())).plan()
+        Ok(body(&self.work(&self.chain(width, height), &|_| Ok(Vec::new()))))
     }
 
     /// The network's results for a picture, `[h / scale, w / scale, ..]`.

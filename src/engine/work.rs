@@ -172,6 +172,20 @@ impl Work<'_> {
         Ok(WorkPlan { peak_bytes: schedule.peak_bytes, flops: schedule.flops, layers: vec![], schedule: Some(schedule) })
     }
 
+    /// The smallest ceiling that would do for a whole result, or with plane `keep` kept for regions.
+    pub fn least(&self, keep: Option<usize>) -> Result<u64> {
+        let refused = match self.schedule(keep, Some(0)) {
+            // Nothing needs nothing.
+            Ok(schedule) => return Ok(schedule.peak_bytes),
+            Err(error) if keep.is_none() => self.or_whole(error, &self.whole(true, false).finish()),
+            Err(error) => error,
+        };
+        match refused {
+            Error::MemoryCeiling { needed, .. } => Ok(needed),
+            other => Err(other),
+        }
+    }
+
     /// A refusal of every schedule, where one recording would do with less: of tiny planes, bands take more than they save.
     fn or_whole(&self, error: Error, recording: &Recording) -> Error {
         match error {

@@ -373,19 +373,9 @@ impl Pipeline {
             peaks.push(gpu.peak_bytes(&rec.finish()) + loader.planned_bytes());
         }
         peaks.push(self.plan_denoiser(request, observer).await?);
-        // Decoders adapt to the ceiling; whether this one can is known once its weights are there. If not even they fit, what they ask for is a
-        // lower bound, and the denoiser mostly needs more.
-        let decode = match self.engine.load_decoder_async(decoder, &observer.quiet()).await {
-            Ok(decoder) => decoder.estimate(&Latent::new([1, channels, h, w], vec![0.0; channels * h * w])?, size.0, size.1),
-            Err(error) => Err(error),
-        };
-        self.engine.forget_decoder();
+        let latent = Latent::new([1, channels, h, w], vec![0.0; channels * h * w])?;
+        peaks.push(self.engine.estimate(decoder, &latent, size, &observer.quiet()).await?);
         gpu.trim();
-        peaks.push(match decode {
-            Ok(estimate) => estimate.peak_bytes,
-            Err(Error::MemoryCeiling { needed, .. }) => needed,
-            Err(other) => return Err(other),
-        });
         let needed = peaks.into_iter().max().unwrap_or(0).saturating_sub(kept);
         match gpu.memory_ceiling() {
             Some(ceiling) if needed > ceiling => Err(Error::MemoryCeiling { needed, ceiling }),

@@ -10,7 +10,7 @@ use infgen::{Decoder, Error, Latent, Observer, Rect, Result};
 use serde_json::json;
 
 use crate::args::DecodeArgs;
-use crate::run::{Run, weights};
+use crate::run::{Run, for_all, weights};
 
 /// Decodes one latent and writes the picture, or a rectangle of it, in the form that `output` asks for.
 pub struct Writer<'a> {
@@ -109,7 +109,14 @@ pub fn decode(run: &Run, args: &DecodeArgs) -> Result<()> {
         })?;
     }
     let engine = run.engine()?;
-    let decoder = run.load_decoder(&engine, weights(args.weights.as_deref()))?;
+    let float = OutputFormat::from_path(output)?.is_float();
+    let form = if float { Form::Float } else { Form::Rgba8 };
+    let least = || {
+        let planned = engine.plan_decoder(weights(args.weights.as_deref()))?;
+        let first = batch.select(0).unwrap_or_else(|| batch.clone());
+        planned.least_memory(&first, width, height, form, args.region.is_some())
+    };
+    let decoder = run.load_decoder(&engine, weights(args.weights.as_deref())).map_err(|error| for_all(error, least))?;
     let facts = decoder.facts();
     let settings = json!({
         "latent": args.latent.file_name().map(|name| name.to_string_lossy()),
@@ -130,8 +137,7 @@ pub fn decode(run: &Run, args: &DecodeArgs) -> Result<()> {
     let mut outputs: Vec<PathBuf> = Vec::new();
     for (index, latent) in (0..).map_while(|index| batch.select(index)).enumerate() {
         if index == 0 {
-            let float = OutputFormat::from_path(output)?.is_float();
-            let plan = decoder.plan(&latent, width, height, if float { Form::Float } else { Form::Rgba8 })?;
+            let plan = decoder.plan(&latent, width, height, form)?;
             run.say(&format!(
                 "decoding {}x{} latent to {width}x{height} with the {}: {:.1} GFLOP, {} of GPU memory",
                 latent.width(),

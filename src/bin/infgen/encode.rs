@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::args::EncodeArgs;
 use crate::decode::check_apart;
-use crate::run::{Run, weights};
+use crate::run::{Run, for_all, weights};
 
 pub fn encode(run: &Run, args: &EncodeArgs) -> Result<()> {
     Latent::check_ending(&args.output)?;
@@ -16,11 +16,17 @@ pub fn encode(run: &Run, args: &EncodeArgs) -> Result<()> {
     check_apart(&args.output, &[Some(&args.image), args.weights.as_deref()])?;
     let picture = run.stage("read", |_| open(&args.image))?;
     let engine = run.engine()?;
-    let encoder = run.load_encoder(&engine, weights(args.weights.as_deref()))?;
-    let scale = encoder.facts().scale;
-    // diffusers' VaeImageProcessor rounds down to the multiple, too.
     let asked = args.size.map_or(picture.size(), |size| (size.width, size.height));
-    let (width, height) = (fit(asked.0, scale), fit(asked.1, scale));
+    // diffusers' VaeImageProcessor rounds down to the multiple, too.
+    let fitted = |scale| (fit(asked.0, scale), fit(asked.1, scale));
+    let least = || {
+        let planned = engine.plan_encoder(weights(args.weights.as_deref()))?;
+        let (width, height) = fitted(planned.facts().scale);
+        planned.least_memory(width, height)
+    };
+    let encoder = run.load_encoder(&engine, weights(args.weights.as_deref())).map_err(|error| for_all(error, least))?;
+    let scale = encoder.facts().scale;
+    let (width, height) = fitted(scale);
     if (width, height) != asked {
         run.say(&format!("note: {}x{} becomes {width}x{height}, the encoder works in steps of {scale} pixels", asked.0, asked.1));
     }

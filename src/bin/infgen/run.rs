@@ -126,12 +126,12 @@ impl Run {
         Ok(engine)
     }
 
-    /// Loads a decoder, which an interrupt stops.
+    /// Loads a decoder, which an interrupt stops. A refusal names what its weights need: see [`for_all`].
     pub fn load_decoder(&self, engine: &Engine, weights: Weights) -> Result<Decoder> {
         self.stage("load", |observer| block_on(engine.load_decoder_async(weights, observer)))
     }
 
-    /// Loads an encoder, which an interrupt stops.
+    /// Loads an encoder, likewise.
     pub fn load_encoder(&self, engine: &Engine, weights: Weights) -> Result<Encoder> {
         self.stage("load", |observer| block_on(engine.load_encoder_async(weights, observer)))
     }
@@ -239,4 +239,15 @@ fn is_ignored(signal: libc::c_int) -> bool {
 /// The weights named, or the ones that ship.
 pub fn weights(path: Option<&Path>) -> Weights {
     path.map_or(Weights::Builtin, Weights::from)
+}
+
+/// A refusal of weights for want of memory, with what the whole job needs, so that the ceiling that it names does for the rest too.
+pub fn for_all(error: Error, least: impl FnOnce() -> Result<u64>) -> Error {
+    match error {
+        Error::MemoryCeiling { needed, ceiling } => match least() {
+            Ok(least) => Error::MemoryCeiling { needed: least.max(needed), ceiling },
+            Err(wrong) => wrong,
+        },
+        other => other,
+    }
 }

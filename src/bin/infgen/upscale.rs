@@ -2,15 +2,15 @@
 
 use std::path::Path;
 
-use infgen::engine::{Form, Rows};
-use infgen::image::RowFile;
-use infgen::{Error, Result};
+use infgen::engine::{DecoderFacts, EncoderFacts, Form, Rows};
+use infgen::image::{OutputFormat, RowFile};
+use infgen::{Error, Latent, Result};
 use serde_json::json;
 
 use crate::args::UpscaleArgs;
 use crate::decode::{Writer, check_apart, check_output, check_size};
 use crate::encode::{open, sized};
-use crate::run::{Run, weights};
+use crate::run::{Run, for_all, weights};
 
 /// Largest growth of a side in one round.
 const MAX_STEP: f64 = 2.0;
@@ -30,8 +30,26 @@ pub fn upscale(run: &Run, args: &UpscaleArgs) -> Result<()> {
     check_output(&args.output, target.0, target.1)?;
     check_apart(&args.output, &[Some(&args.image), args.weights.as_deref(), args.encoder.as_deref()])?;
     let engine = run.engine()?;
-    let decoder = run.load_decoder(&engine, weights(args.weights.as_deref()))?;
-    let encoder = run.load_encoder(&engine, weights(args.encoder.as_deref()))?;
+    let form = if OutputFormat::from_path(&args.output)?.is_float() { Form::Float } else { Form::Rgba8 };
+    let load = || {
+        let decoder = run.load_decoder(&engine, weights(args.weights.as_deref()))?;
+        Ok((decoder, run.load_encoder(&engine, weights(args.encoder.as_deref()))?))
+    };
+    let (decoder, encoder) = load().map_err(|error| {
+        engine.forget_decoder();
+        for_all(error, || {
+            let decoder = engine.plan_decoder(weights(args.weights.as_deref()))?;
+            let encoder = engine.plan_encoder(weights(args.encoder.as_deref()))?;
+            let mut least = 0;
+            for_rounds(own, target, (decoder.facts(), encoder.facts()), |(w, h), latent, size, last| {
+                let form = if last { form } else { Form::Float };
+                least = least.max(encoder.least_memory(w, h)? + decoder.weights_bytes());
+                least = least.max(decoder.least_memory(latent, size.0, size.1, form, false)? + encoder.weights_bytes());
+                Ok(())
+            })?;
+            Ok(least)
+        })
+    })?;
     if !decoder.facts().any_size {
         let detail = format!("a {} has one output size only; upscaling needs an InfGen decoder", decoder.facts().model);
         return Err(Error::Invalid { what: "weights", detail });
@@ -45,6 +63,20 @@ pub fn upscale(run: &Run, args: &UpscaleArgs) -> Result<()> {
     }
     let step = encoder.facts().scale;
     let sizes = rounds(own, target, step);
+    // All rounds, so that none is refused after others have run.
+    let mut short = None;
+    for_rounds(own, target, (decoder.facts(), encoder.facts()), |(w, h), latent, size, last| {
+        for plan in [encoder.plan(w, h), decoder.plan(latent, size.0, size.1, if last { form } else { Form::Float })] {
+            match plan {
+                Err(Error::MemoryCeiling { needed, ceiling }) => short = Some((short.map_or(0, |(most, _)| most).max(needed), ceiling)),
+                plan => drop(plan?),
+            }
+        }
+        Ok(())
+    })?;
+    if let Some((needed, ceiling)) = short {
+        return Err(Error::MemoryCeiling { needed, ceiling });
+    }
     let settings = json!({ "image": args.image.file_name().map(|n| n.to_string_lossy()), "rounds": sizes });
     for (n, &size) in sizes.iter().enumerate() {
         let (w, h) = picture.size();
@@ -74,6 +106,25 @@ pub fn upscale(run: &Run, args: &UpscaleArgs) -> Result<()> {
     }
     let summary = json!({ "command": "upscale", "width": target.0, "height": target.1, "rounds": sizes });
     run.finish(&engine, &[&args.output], summary)
+}
+
+/// Calls `each` for every round with the size that is encoded, a latent of that size, the size that it is decoded to, and whether it is the last.
+fn for_rounds(
+    own: (usize, usize),
+    target: (usize, usize),
+    (decoder, encoder): (&DecoderFacts, &EncoderFacts),
+    mut each: impl FnMut((usize, usize), &Latent, (usize, usize), bool) -> Result<()>,
+) -> Result<()> {
+    let (step, channels) = (encoder.scale, decoder.latent_channels);
+    let sizes = rounds(own, target, step);
+    let mut from = own;
+    for (n, &size) in sizes.iter().enumerate() {
+        let (w, h) = (from.0.next_multiple_of(step), from.1.next_multiple_of(step));
+        let latent = Latent::new([1, channels, h / step, w / step], vec![0.0; channels * (h / step) * (w / step)])?;
+        each((w, h), &latent, size, n + 1 == sizes.len())?;
+        from = size;
+    }
+    Ok(())
 }
 
 /// Sizes of the rounds from `own` to `target`, planned backwards: halved, and rounded up to what the encoder takes, until no side
