@@ -378,7 +378,10 @@ impl Engine {
             other => return Err(other.refuse(weights, "a decoder")),
         };
         self.gpu.flush().await?;
-        let weights_bytes = self.gpu.memory().current - before;
+        let weights_bytes = match reading {
+            Reading::ToDevice(_) => self.gpu.memory().current - before,
+            Reading::Counted(bytes) => bytes.load(Ordering::Relaxed),
+        };
         let facts = DecoderFacts { weights_bytes, ..facts };
         Ok(LoadedDecoder { gpu: self.gpu.clone(), dtype: self.dtype, network, facts, host_memory: self.host_memory })
     }

@@ -301,19 +301,12 @@ impl Decoder {
         body(&self.work(input, &chain, &|rows| input.rows(rows), form, tokens_a_chunk))
     }
 
-    /// What `least` says of a decode, or of preparing for regions: it is given the plane that is kept for them.
-    pub(super) fn with_least(
-        &self,
-        latent: &Latent,
-        (width, height): (usize, usize),
-        form: Form,
-        regions: bool,
-        least: impl FnOnce(&Work<'_>, Option<usize>) -> Result<u64>,
-    ) -> Result<u64> {
+    /// The smallest ceiling that would do for a decode, or for preparing for regions.
+    pub(super) fn least(&self, latent: &Latent, width: usize, height: usize, form: Form, regions: bool) -> Result<u64> {
         let input = self.input(latent, width, height)?;
         let (chain, keep) = self.chain(&input);
         let rows = |rows| input.rows(rows);
-        least(&self.work(&input, &chain, &rows, form, TOKENS_A_CHUNK), regions.then_some(keep))
+        self.work(&input, &chain, &rows, form, TOKENS_A_CHUNK).least(regions.then_some(keep))
     }
 
     fn check(&self, latent: &Latent, width: usize, height: usize) -> Result<()> {

@@ -42,7 +42,7 @@ impl Planned<Decoder> {
     /// # Errors
     /// As [`Decoder::plan`], but for the ceiling.
     pub fn least_memory(&self, latent: &Latent, width: usize, height: usize, form: Form, regions: bool) -> Result<u64> {
-        Ok(self.weights_bytes + self.network.with_least(latent, (width, height), form, regions, |work, keep| work.least(keep))?)
+        Ok(self.weights_bytes + self.network.least(latent, width, height, form, regions)?)
     }
 }
 

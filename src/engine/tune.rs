@@ -146,8 +146,10 @@ impl<'a> Bench<'a> {
             let units = crate::gpu::to_units(&packed.values, packed.values.len(), weights);
             gpu.resident("tuning", &units, 1, 1, packed.values.len(), weights).await
         };
-        let winograd = KernelFamily::ALL.iter().any(|&family| conv2d::winograd_runs(gpu.profile(), op, family));
-        let winograd = if winograd { Some(resident(pack(Packing::Winograd)).await?) } else { None };
+        let winograd = match conv2d::winograd_exists(gpu.profile(), op) {
+            true => Some(resident(pack(Packing::Winograd)).await?),
+            false => None,
+        };
         Ok(Bench {
             gpu,
             precision,

@@ -4,7 +4,8 @@ mod pack;
 mod upsample;
 
 pub use pack::{
-    ConvWeights, Packing, pack_3x3, pack_phases, pack_phases_winograd, pack_square, pack_upsample, pack_winograd, packing, winograd_runs,
+    ConvWeights, Packing, pack_3x3, pack_phases, pack_phases_winograd, pack_square, pack_upsample, pack_winograd, packing, winograd_exists,
+    winograd_runs,
 };
 pub use upsample::{
     CONV2D_PHASE_BROADCAST, CONV2D_PHASE_LANES, CONV2D_PHASE_MATRIX, CONV2D_PHASE_PAIRS, CONV2D_PHASE_TILE, CONV2D_PHASE_WINOGRAD,
@@ -203,7 +204,7 @@ pub struct Conv3x3Call<'a> {
     pub x: &'a Tensor,
     /// Applied to `x` as it is read.
     pub norm: Option<Norm<'a>>,
-    /// From [`pack_square`].
+    /// From [`pack_3x3`].
     pub weights: &'a ConvWeights,
     /// Added before the activation.
     pub residual: Option<Residual<'a>>,
@@ -380,13 +381,13 @@ fn conv2d_3x3_tile(rec: &mut Recorder, call: &Conv3x3Call<'_>) -> Tensor {
     let y = rec.tensor(window.height, window.width, weights.cout, elem);
     let family = rec.profile().families(x).conv;
     let winograd = weights.packing == Packing::Winograd;
-    let (kernel, mut consts, groups) = match matrix(rec, family, x, &weights.weight, y.quads()) {
-        _ if winograd => (&CONV2D_WINOGRAD_TILE, vec![], y.quads().div_ceil(8) as u32),
-        Some((consts, groups)) => (&CONV2D_3X3_MATRIX, consts, groups),
-        None => {
-            let (channels, pair, groups) = tiles(y.quads(), family);
-            (&CONV2D_3X3_TILE, vec![("LC", channels), ("LT", pair)], groups)
-        }
+    let (kernel, mut consts, groups) = if winograd {
+        (&CONV2D_WINOGRAD_TILE, vec![], y.quads().div_ceil(8) as u32)
+    } else if let Some((consts, groups)) = matrix(rec, family, x, &weights.weight, y.quads()) {
+        (&CONV2D_3X3_MATRIX, consts, groups)
+    } else {
+        let (channels, pair, groups) = tiles(y.quads(), family);
+        (&CONV2D_3X3_TILE, vec![("LC", channels), ("LT", pair)], groups)
     };
     let (rows, columns) = TILE;
     // Winograd's squares are the plane's: its first workgroups begin a row or column before the result.

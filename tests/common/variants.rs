@@ -104,16 +104,9 @@ pub fn limits(kernel: &Kernel, consts: &[(&'static str, u32)]) -> (u32, u32) {
     let winograd = kernel.name.starts_with("conv2d_winograd_tile");
     match on_matrix_units(kernel) {
         true => (512, 48 << 10),
-        false => (
-            256,
-            if wide_heads {
-                28 << 10
-            } else if winograd {
-                19 << 10
-            } else {
-                16 << 10
-            },
-        ),
+        false if wide_heads => (256, 28 << 10),
+        false if winograd => (256, 19 << 10),
+        false => (256, 16 << 10),
     }
 }
 

@@ -29,7 +29,7 @@ impl Writer<'_> {
         let metadata: Vec<(&str, &str)> = self.metadata.iter().map(|(key, value)| (*key, value.as_str())).collect();
         let Rect { w, h, .. } = self.region.unwrap_or(whole);
         let mut file = RowWriter::create(output, w, h, &metadata)?;
-        let float = OutputFormat::from_path(output)?.is_float();
+        let form = form_of(output)?;
         match self.region {
             None => {
                 let mut sink = |_: Range<usize>, rows: Rows| match rows {
@@ -37,20 +37,24 @@ impl Writer<'_> {
                     Rows::Rgba8(words) => file.write_rgb8(&rgb8(&words).collect::<Vec<_>>()),
                     Rows::Picture(_) => unreachable!("only programs with a window ask for textures"),
                 };
-                let form = if float { Form::Float } else { Form::Rgba8 };
                 self.decoder.decode_rows(latent, width, height, form, observer, &mut sink)?;
             }
             Some(rect) => pollster::block_on(async {
                 let decoding = self.decoder.prepare_async(latent, width, height, &observer.part(0.0, 0.9)).await?;
                 let observer = observer.part(0.9, 0.1);
-                match float {
-                    true => file.write_f32(decoding.region_async(rect, &observer).await?.data()),
-                    false => file.write_rgb8(&decoding.region_rgb8_async(rect, &observer).await?),
+                match form {
+                    Form::Float => file.write_f32(decoding.region_async(rect, &observer).await?.data()),
+                    _ => file.write_rgb8(&decoding.region_rgb8_async(rect, &observer).await?),
                 }
             })?,
         }
         file.finish()
     }
+}
+
+/// What of a decode a file with this ending holds.
+pub fn form_of(output: &Path) -> Result<Form> {
+    Ok(if OutputFormat::from_path(output)?.is_float() { Form::Float } else { Form::Rgba8 })
 }
 
 /// Everything about `output` that can be wrong before the work starts.
@@ -109,8 +113,7 @@ pub fn decode(run: &Run, args: &DecodeArgs) -> Result<()> {
         })?;
     }
     let engine = run.engine()?;
-    let float = OutputFormat::from_path(output)?.is_float();
-    let form = if float { Form::Float } else { Form::Rgba8 };
+    let form = form_of(output)?;
     let least = || {
         let planned = engine.plan_decoder(weights(args.weights.as_deref()))?;
         let first = batch.select(0).unwrap_or_else(|| batch.clone());

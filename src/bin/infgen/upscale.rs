@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use infgen::engine::{DecoderFacts, EncoderFacts, Form, Rows};
-use infgen::image::{OutputFormat, RowFile};
+use infgen::image::RowFile;
 use infgen::{Error, Latent, Result};
 use serde_json::json;
 
 use crate::args::UpscaleArgs;
-use crate::decode::{Writer, check_apart, check_output, check_size};
+use crate::decode::{Writer, check_apart, check_output, check_size, form_of};
 use crate::encode::{open, sized};
 use crate::run::{Run, for_all, weights};
 
@@ -30,7 +30,7 @@ pub fn upscale(run: &Run, args: &UpscaleArgs) -> Result<()> {
     check_output(&args.output, target.0, target.1)?;
     check_apart(&args.output, &[Some(&args.image), args.weights.as_deref(), args.encoder.as_deref()])?;
     let engine = run.engine()?;
-    let form = if OutputFormat::from_path(&args.output)?.is_float() { Form::Float } else { Form::Rgba8 };
+    let form = form_of(&args.output)?;
     let load = || {
         let decoder = run.load_decoder(&engine, weights(args.weights.as_deref()))?;
         Ok((decoder, run.load_encoder(&engine, weights(args.encoder.as_deref()))?))
@@ -40,14 +40,12 @@ pub fn upscale(run: &Run, args: &UpscaleArgs) -> Result<()> {
         for_all(error, || {
             let decoder = engine.plan_decoder(weights(args.weights.as_deref()))?;
             let encoder = engine.plan_encoder(weights(args.encoder.as_deref()))?;
-            let mut least = 0;
-            for_rounds(own, target, (decoder.facts(), encoder.facts()), |(w, h), latent, size, last| {
-                let form = if last { form } else { Form::Float };
-                least = least.max(encoder.least_memory(w, h)? + decoder.weights_bytes());
-                least = least.max(decoder.least_memory(latent, size.0, size.1, form, false)? + encoder.weights_bytes());
-                Ok(())
-            })?;
-            Ok(least)
+            rounds(own, target, form, decoder.facts(), encoder.facts())?.iter().try_fold(0, |least, round| {
+                let (latent, (width, height)) = (&round.latent, round.size);
+                let encode = encoder.least_memory(round.encoded.0, round.encoded.1)? + decoder.weights_bytes();
+                let decode = decoder.least_memory(latent, width, height, round.form, false)? + encoder.weights_bytes();
+                Ok(encode.max(decode).max(least))
+            })
         })
     })?;
     if !decoder.facts().any_size {
@@ -61,28 +59,27 @@ pub fn upscale(run: &Run, args: &UpscaleArgs) -> Result<()> {
             format!("encodes to the space `{}`, the decoder reads `{}`; name one of that space with --encoder", from.name(), to.name());
         return Err(Error::Invalid { what: "encoder", detail });
     }
-    let step = encoder.facts().scale;
-    let sizes = rounds(own, target, step);
+    let rounds = rounds(own, target, form, decoder.facts(), encoder.facts())?;
     // All rounds, so that none is refused after others have run.
     let mut short = None;
-    for_rounds(own, target, (decoder.facts(), encoder.facts()), |(w, h), latent, size, last| {
-        for plan in [encoder.plan(w, h), decoder.plan(latent, size.0, size.1, if last { form } else { Form::Float })] {
+    for Round { encoded, latent, size, form } in &rounds {
+        for plan in [encoder.plan(encoded.0, encoded.1), decoder.plan(latent, size.0, size.1, *form)] {
             match plan {
                 Err(Error::MemoryCeiling { needed, ceiling }) => short = Some((short.map_or(0, |(most, _)| most).max(needed), ceiling)),
                 plan => drop(plan?),
             }
         }
-        Ok(())
-    })?;
+    }
     if let Some((needed, ceiling)) = short {
         return Err(Error::MemoryCeiling { needed, ceiling });
     }
+    let sizes: Vec<(usize, usize)> = rounds.iter().map(|round| round.size).collect();
     let settings = json!({ "image": args.image.file_name().map(|n| n.to_string_lossy()), "rounds": sizes });
-    for (n, &size) in sizes.iter().enumerate() {
+    for (n, &Round { encoded, size, .. }) in rounds.iter().enumerate() {
         let (w, h) = picture.size();
         run.say(&format!("round {} of {}: {w}x{h} to {}x{}", n + 1, sizes.len(), size.0, size.1));
         // The decoder's positions are relative, so the small stretch to the encoder's step is undone by decoding to `size`.
-        picture = sized(picture, w.next_multiple_of(step), h.next_multiple_of(step))?;
+        picture = sized(picture, encoded.0, encoded.1)?;
         let latent = run.stage("encode", |observer| encoder.encode_rows(&*picture, None, observer))?;
         let writer = Writer {
             decoder: &decoder,
@@ -108,28 +105,35 @@ pub fn upscale(run: &Run, args: &UpscaleArgs) -> Result<()> {
     run.finish(&engine, &[&args.output], summary)
 }
 
-/// Calls `each` for every round with the size that is encoded, a latent of that size, the size that it is decoded to, and whether it is the last.
-fn for_rounds(
-    own: (usize, usize),
-    target: (usize, usize),
-    (decoder, encoder): (&DecoderFacts, &EncoderFacts),
-    mut each: impl FnMut((usize, usize), &Latent, (usize, usize), bool) -> Result<()>,
-) -> Result<()> {
+/// One encode and the decode of its latent.
+struct Round {
+    /// Size of the picture that is encoded.
+    encoded: (usize, usize),
+    /// Zeros, of the size that the encoder gives.
+    latent: Latent,
+    /// Size that it is decoded to.
+    size: (usize, usize),
+    /// What the decode gives.
+    form: Form,
+}
+
+/// The rounds from `own` to `target`, the last of them in `form`.
+fn rounds(own: (usize, usize), target: (usize, usize), form: Form, decoder: &DecoderFacts, encoder: &EncoderFacts) -> Result<Vec<Round>> {
     let (step, channels) = (encoder.scale, decoder.latent_channels);
-    let sizes = rounds(own, target, step);
-    let mut from = own;
-    for (n, &size) in sizes.iter().enumerate() {
-        let (w, h) = (from.0.next_multiple_of(step), from.1.next_multiple_of(step));
-        let latent = Latent::new([1, channels, h / step, w / step], vec![0.0; channels * (h / step) * (w / step)])?;
-        each((w, h), &latent, size, n + 1 == sizes.len())?;
-        from = size;
-    }
-    Ok(())
+    let sizes = sizes(own, target, step);
+    let from = std::iter::once(own).chain(sizes.iter().copied());
+    let round = |((w, h), &size): ((usize, usize), &(usize, usize))| {
+        let encoded = (w.next_multiple_of(step), h.next_multiple_of(step));
+        let (lw, lh) = (encoded.0 / step, encoded.1 / step);
+        let latent = Latent::new([1, channels, lh, lw], vec![0.0; channels * lh * lw])?;
+        Ok(Round { encoded, latent, size, form: if size == target { form } else { Form::Float } })
+    };
+    from.zip(&sizes).map(round).collect()
 }
 
 /// Sizes of the rounds from `own` to `target`, planned backwards: halved, and rounded up to what the encoder takes, until no side
 /// grows by more than [`MAX_STEP`].
-fn rounds(own: (usize, usize), target: (usize, usize), step: usize) -> Vec<(usize, usize)> {
+fn sizes(own: (usize, usize), target: (usize, usize), step: usize) -> Vec<(usize, usize)> {
     let far = |size: (usize, usize)| size.0 as f64 > MAX_STEP * own.0 as f64 || size.1 as f64 > MAX_STEP * own.1 as f64;
     let half = |side: usize, own: usize| side.div_ceil(2).max(own.min(side)).next_multiple_of(step);
     let mut sizes = vec![target];
@@ -149,12 +153,12 @@ mod tests {
 
     #[test]
     fn no_round_grows_a_side_by_more_than_two_and_the_last_is_exact() {
-        assert_eq!(rounds((512, 512), (1024, 1024), 8), [(1024, 1024)]);
-        assert_eq!(rounds((512, 512), (4096, 4096), 8), [(1024, 1024), (2048, 2048), (4096, 4096)]);
-        assert_eq!(rounds((512, 512), (3072, 3072), 8), [(768, 768), (1536, 1536), (3072, 3072)]);
-        assert_eq!(rounds((500, 300), (100, 60), 8), [(100, 60)]);
+        assert_eq!(sizes((512, 512), (1024, 1024), 8), [(1024, 1024)]);
+        assert_eq!(sizes((512, 512), (4096, 4096), 8), [(1024, 1024), (2048, 2048), (4096, 4096)]);
+        assert_eq!(sizes((512, 512), (3072, 3072), 8), [(768, 768), (1536, 1536), (3072, 3072)]);
+        assert_eq!(sizes((500, 300), (100, 60), 8), [(100, 60)]);
         for (own, target) in [((512, 512), (1025, 700)), ((37, 91), (3000, 100)), ((1, 1), (777, 3)), ((3, 5000), (9000, 5000))] {
-            let sizes = rounds(own, target, 8);
+            let sizes = sizes(own, target, 8);
             assert_eq!(sizes.last(), Some(&target));
             assert!(sizes[..sizes.len() - 1].iter().all(|size| size.0 % 8 == 0 && size.1 % 8 == 0), "{sizes:?}");
             let mut from = own;

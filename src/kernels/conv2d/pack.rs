@@ -37,6 +37,11 @@ pub fn winograd_runs(profile: &DeviceProfile, operator: Operator, family: Kernel
     convolves && ((family == KernelFamily::Winograd && profile.broadcast) || (family == KernelFamily::WinogradTile && room))
 }
 
+/// Whether any family has one.
+pub fn winograd_exists(profile: &DeviceProfile, operator: Operator) -> bool {
+    KernelFamily::ALL.iter().any(|&family| winograd_runs(profile, operator, family))
+}
+
 /// How to pack a 3x3 convolution of stride 1, or an upsampling one, for a device, for activations and weights of these types.
 ///
 /// Winograd's weights for the former are 16/9 of the memory and are rounded once more; for the latter they are 9/16 of the phases', sums of more taps, and

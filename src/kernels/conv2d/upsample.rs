@@ -1,6 +1,9 @@
 //! Nearest-2x upsampling followed by a 3x3 convolution.
 
-use super::{CONV2D_WINOGRAD, CONV2D_WINOGRAD_TILE, CONV2D_WINOGRAD_TILE_STATISTICS, ConvWeights, Packing, TILE, Window, in_pairs};
+use super::{
+    CONV2D_WINOGRAD, CONV2D_WINOGRAD_TILE, CONV2D_WINOGRAD_TILE_STATISTICS, Conv3x3Call, ConvWeights, Packing, TILE, Window, in_pairs,
+    plane_params,
+};
 use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Tensor};
 use crate::kernels::{Act, BROADCAST_LANES, in_broadcast, lanes, limit, matrix, product, tiles};
 
@@ -105,7 +108,9 @@ pub fn upsample2x_conv2d_3x3_window(rec: &mut Recorder, x: &Tensor, weights: &Co
     let mut params = vec![x.height as u32, x.width as u32, x.quads() as u32, y.quads() as u32];
     let origin = [window.top as u32, window.left as u32];
     let (kernel, consts, rows, grid) = match rec.profile().families(x).upsample {
-        _ if weights.packing == Packing::Winograd => return upsample2x_winograd(rec, x, weights, act, y, window),
+        _ if weights.packing == Packing::Winograd => {
+            return upsample2x_winograd(rec, &Conv3x3Call { x, norm: None, weights, residual: None, act, elem, window }, y);
+        }
         // Eight rows of the result a workgroup: of planes too wide for one binding the other kernels write two, with the same bits.
         family if in_broadcast(rec, family, y.quads()) && 8 * row_out * elem.bytes() <= rec.profile().max_binding => {
             let tiles = y.quads().div_ceil(2 * BROADCAST_LANES) as u32;
@@ -156,9 +161,9 @@ pub fn upsample2x_conv2d_3x3_window(rec: &mut Recorder, x: &Tensor, weights: &Co
 }
 
 /// By Winograd, some small rows a workgroup.
-fn upsample2x_winograd(rec: &mut Recorder, x: &Tensor, weights: &ConvWeights, act: Act, y: Tensor, window: Window) -> Tensor {
-    let mut params: Vec<u32> = [x.height, x.width, x.quads(), y.quads(), act as usize, y.height, y.width].map(|n| n as u32).into();
-    params.extend([window.top as u32, window.left as u32, 0, 0, 0]);
+fn upsample2x_winograd(rec: &mut Recorder, call: &Conv3x3Call<'_>, y: Tensor) -> Tensor {
+    let Conv3x3Call { x, weights, elem, window, .. } = *call;
+    let mut params = plane_params(call, &y, 0, [0; 3]);
     let bias = || Binding::whole(&weights.bias);
     // Neither residual nor norm: what is bound in their places is not read.
     let columns = window.width.div_ceil(8);
@@ -168,7 +173,7 @@ fn upsample2x_winograd(rec: &mut Recorder, x: &Tensor, weights: &ConvWeights, ac
             (&CONV2D_PHASE_WINOGRAD, vec![("RESIDUAL", 0)], 2, vec![bias()], grid)
         }
         false => {
-            params.push(limit(y.elem).to_bits());
+            params.push(limit(elem).to_bits());
             let grid = [y.quads().div_ceil(8), window.height.div_ceil(4), columns];
             (&CONV2D_PHASE_WINOGRAD_TILE, vec![("NORM", 0), ("RESIDUAL", 0)], 4, vec![bias(), bias()], grid)
         }

@@ -368,8 +368,10 @@ impl Operands {
                 let weights = put_weights(Packing::Taps).await?;
                 // Families read weights of either packing; of another stride only one.
                 let operator = op.operator();
-                let runs = |operator| KernelFamily::ALL.iter().any(|&family| conv2d::winograd_runs(gpu.profile(), operator, family));
-                let winograd = if operator.is_some_and(runs) { put_weights(Packing::Winograd).await? } else { weights.clone() };
+                let winograd = match operator {
+                    Some(operator) if conv2d::winograd_exists(gpu.profile(), operator) => put_weights(Packing::Winograd).await?,
+                    _ => weights.clone(),
+                };
                 let taps = weights.clone();
                 let packed_for = move |rec: &Recorder| match operator
                     .map(|operator| conv2d::packing(rec.profile(), operator, elem, stored, cin, cout))
