@@ -10,6 +10,7 @@ go through the decoder. Targets are never enlarged pictures.
 import argparse
 import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,17 +25,17 @@ SETS = ("train", "train-hires")  # eval is never read here
 def decode_all(data: Path, cache: Path):
     """Every picture once as uint8 .npy, memory-mapped afterwards. Returns [(name, array [H,W,3])]."""
     cache.mkdir(parents=True, exist_ok=True)
-    out = []
-    for s in SETS:
-        for f in sorted((data / s).iterdir()):
-            npy = cache / f"{s}-{f.stem}.npy"
-            if not npy.exists():
-                tmp = npy.with_suffix(f".{os.getpid()}.tmp")
-                with open(tmp, "wb") as h:
-                    np.save(h, np.asarray(Image.open(f).convert("RGB")))
-                tmp.rename(npy)
-            out.append((npy.stem, np.load(npy, mmap_mode="r")))
-    return out
+
+    def decode(f):
+        npy = cache / f"{f.parent.name}-{f.stem}.npy"
+        if not npy.exists():
+            tmp = npy.with_suffix(f".{os.getpid()}.tmp")
+            with open(tmp, "wb") as h:
+                np.save(h, np.asarray(Image.open(f).convert("RGB")))
+            tmp.rename(npy)
+        return npy.stem, np.load(npy, mmap_mode="r")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(decode, [f for s in SETS for f in sorted((data / s).iterdir())]))
 
 
 def resample(a, box, size):
@@ -79,6 +80,32 @@ def random_view(shape, rng):
     return (rng.randint(0, W - side), rng.randint(0, H - side), side, side), (512, 512)
 
 
+def describe_view(a, rng, recoloured):
+    """A view of picture a: window (left, top, w, h), the size (w, h) it is encoded at, flip, colours; a share `recoloured` has others than the picture."""
+    window, size = random_view(a.shape, rng)
+    flip = rng.random() < 0.5
+    colours = random_colours(rng) if recoloured and rng.random() < recoloured else np.eye(3, 4, dtype=np.float32)
+    return dict(window=window, size=size, flip=flip, colours=colours)
+
+
+def show(v, a, box, size):
+    """uint8 [h,w,3]: what of picture a lies in box, as view v shows it."""
+    im = resample(a, box, size)
+    if (v["colours"] != np.eye(3, 4)).any():
+        im = recolour(im, v["colours"])
+    return im[:, ::-1] if v["flip"] else im
+
+
+def whole_view(v, a):
+    l, t, w, h = v["window"]
+    return show(v, a, (l, t, l + w, t + h), v["size"])
+
+
+def weight(a):
+    """Views of a picture in a round: large ones have more windows."""
+    return 3 if max(a.shape) >= 2000 else 1
+
+
 def make_views(pictures, encoder, cache: Path, rounds, seed, amp=True, plain=3):
     """`rounds` views of every picture (3x as many of the large ones), one .npz each; skips what exists. The first
     `plain` rounds keep the pictures' colours, in the others three quarters of the views are recoloured."""
@@ -86,40 +113,31 @@ def make_views(pictures, encoder, cache: Path, rounds, seed, amp=True, plain=3):
     out.mkdir(parents=True, exist_ok=True)
     for r in range(rounds):
         for i, (name, a) in enumerate(pictures):
-            for k in range(3 if max(a.shape) >= 2000 else 1):
+            for k in range(weight(a)):
                 f = out / f"{name}.{r}{k}.npz"
                 if f.exists():
                     continue
-                rng = random.Random(f"{seed} {name} {r} {k}")
-                (l, t, w, h), size = random_view(a.shape, rng)
-                im = resample(a, (l, t, l + w, t + h), size)
-                flip = rng.random() < 0.5
-                colours = np.eye(3, 4, dtype=np.float32)
-                if r >= plain and rng.random() < 0.75:
-                    colours = random_colours(rng)
-                    im = recolour(im, colours)
-                x = torch.from_numpy((im[:, ::-1] if flip else im).copy()).permute(2, 0, 1)[None] / 255
+                v = describe_view(a, random.Random(f"{seed} {name} {r} {k}"), 0.75 if r >= plain else 0)
+                x = torch.from_numpy(whole_view(v, a).copy()).permute(2, 0, 1)[None] / 255
                 with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=amp):
                     z = encoder(x.contiguous(memory_format=torch.channels_last))
                 tmp = f.with_suffix(".tmp")
                 with open(tmp, "wb") as fh:
-                    np.savez(fh, z=z[0].float().numpy().astype(np.float16), window=np.array([l, t, w, h]), flip=flip, colours=colours)
+                    np.savez(fh, z=z[0].float().numpy().astype(np.float16), window=np.array(v["window"]), flip=v["flip"], colours=v["colours"])
                 tmp.rename(f)
         print(f"views: round {r + 1}/{rounds} done", flush=True)
 
 
-def enlargement(view, patch, max_side):
+def enlargement(view, max_side):
     """How much larger than its latent's own size a view's target may be."""
-    bh, bw = (n * patch for n in view["z"].shape[-2:])
-    w, h = view["window"][2:]
+    (bw, bh), (w, h) = view["size"], view["window"][2:]
     return max(1.0, min(max_side / max(bw, bh), max(w / bw, h / bh)))
 
 
 def target_size(view, rng, patch, max_side, native):
     """Target (w, h): the latent's own size, or larger up to the window's, capped at max_side; often twice."""
-    bh, bw = (n * patch for n in view["z"].shape[-2:])
-    w, h = view["window"][2:]
-    top = enlargement(view, patch, max_side)
+    (bw, bh), (w, h) = view["size"], view["window"][2:]
+    top = enlargement(view, max_side)
     k = 1.0 if native else min(2.0, top) if rng.random() < 0.5 else top ** rng.random()
     # towards the window's own aspect as the target grows (a squashed picture unsquashes)
     f = 0 if k == 1 else rng.random()
@@ -130,32 +148,40 @@ def target_size(view, rng, patch, max_side, native):
 class Sampler:
     """Draws (z, decoded size, rects, crops, reduce): K crops of `crop` x `crop` patches of one target, as uint8
     [K,3,crop*patch,crop*patch]; instead of as many pixels, a target of the latent's own size is taken whole. A share `supersample` of them is to be decoded at reduce = 2 times the size of the
-    target that the picture has pixels for, and box-reduced before it is compared; its crops repeat each pixel."""
+    target that the picture has pixels for, and box-reduced before it is compared; its crops repeat each pixel. Without a folder of views each draw makes
+    one of its own, and z is the picture that is still to be encoded, uint8 [3,h,w]: more variety, where an encoder is quick."""
 
-    def __init__(self, pictures, views_dir: Path, scaling, patch=8, seed=0, held=(), supersample=0.0):
+    def __init__(self, pictures, views_dir: Path | None, scaling, patch=8, seed=0, held=(), supersample=0.0):
         self.held, self.supersample = held, supersample  # held: names of pictures never to draw
         self.pictures, self.dir, self.scaling, self.patch = dict(pictures), views_dir, scaling, patch
         self.rng, self.views = random.Random(seed), {}
+        self.names = [n for n, a in pictures if n not in held for _ in range(weight(a))]
         self.rescan()
 
     def rescan(self):
+        if self.dir is None:
+            return
         for f in self.dir.glob("*.npz"):
             name = f.name.rsplit(".", 2)[0]
             if f.name not in self.views and name not in self.held:
                 v = {"colours": np.eye(3, 4, dtype=np.float32), **np.load(f)}
-                v["picture"] = name
+                v.update(picture=name, size=tuple(8 * n for n in v["z"].shape[:0:-1]))
                 self.views[f.name] = v
         self.names = sorted(self.views)
 
-    def draw(self, K, crop, max_side=1024):
-        rng, p = self.rng, self.patch
+    def view(self, rng):
+        name = rng.choice(self.names)
+        return self.views[name] if self.dir else dict(describe_view(self.pictures[name], rng, 0.47), picture=name)
+
+    def draw(self, K, crop, max_side=1024, rng=None):
+        rng, p = rng or self.rng, self.patch
         native = rng.random() < 0.35
-        v = self.views[rng.choice(self.names)]
+        v = self.view(rng)
         if not native and rng.random() < 0.6:  # few windows are large: look for one
             for _ in range(20):
-                if enlargement(v, p, max_side) >= 1.8:
+                if enlargement(v, max_side) >= 1.8:
                     break
-                v = self.views[rng.choice(self.names)]
+                v = self.view(rng)
         a = self.pictures[v["picture"]]
         W, H = target_size(v, rng, p, max_side, native)
         reduce = 2 if rng.random() < self.supersample and 2 * max(W, H) <= 2048 else 1
@@ -171,13 +197,12 @@ class Sampler:
             i, j = (min(max(rng.randint(-2, n - k + 2), 0), n - k) for n, k in ((Hl, rows), (Wl, cols)))
             jj = Wl - cols - j if v["flip"] else j  # where the crop lies in the unflipped window
             box = (l + jj / Wl * w, t + i / Hl * h, l + (jj + cols) / Wl * w, t + (i + rows) / Hl * h)
-            c = resample(a, box, (cols * p // reduce, rows * p // reduce))
-            if (v["colours"] != np.eye(3, 4)).any():
-                c = recolour(c, v["colours"])
-            c = c.repeat(reduce, 0).repeat(reduce, 1)
-            crops.append(c[:, ::-1] if v["flip"] else c)
+            crops.append(show(v, a, box, (cols * p // reduce, rows * p // reduce)).repeat(reduce, 0).repeat(reduce, 1))
             rects.append((i, j, rows, cols))
-        z = torch.from_numpy(v["z"].astype(np.float32)) / self.scaling
+        if self.dir:
+            z = torch.from_numpy(v["z"].astype(np.float32)) / self.scaling
+        else:
+            z = torch.from_numpy(whole_view(v, a).copy()).permute(2, 0, 1)
         return z, (H, W), rects, torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2), reduce
 
 

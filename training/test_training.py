@@ -15,7 +15,7 @@ import data
 import export
 import taesd
 from infgen_model import InfGenDecoder, grid_points, preset, validate
-from train import CONFIGS, crop_tokens, initialise, share_statistics
+from train import CONFIGS, Teachers, crop_tokens, encoded, initialise, share_statistics
 
 SMALL = dict(hidden_size=64, num_blocks=2, num_heads=2, mlp_hidden=96, inpe_features=16, inpe_hidden=32, norm_num_groups=8)
 
@@ -106,12 +106,45 @@ def test_training_crops_are_the_model():
     """A training crop of the whole picture is the picture; crops of one picture share their statistics."""
     m, z = small(latent_skip="bilinear", mid_block_add_attention=False), torch.randn(4, 8, 8)
     whole = m(z[None], 96, 80)
-    t = crop_tokens(m, z, (96, 80), [(0, 0, 12, 10)])
+    t = crop_tokens(m, z[None], [(96, 80)], [[(0, 0, 12, 10)]])
     close(m.decoder(t), whole, 1e-5)
+    # two pictures of two sizes, two crops of each: as one by one
+    other, rects = torch.randn(4, 8, 8), [[(0, 0, 4, 5), (8, 5, 4, 5)], [(1, 2, 4, 5), (3, 3, 4, 5)]]
+    both = crop_tokens(m, torch.stack([z, other]), [(96, 80), (64, 72)], rects)
+    alone = [crop_tokens(m, v[None], [size], [[r]]) for v, size, rs in zip((z, other), [(96, 80), (64, 72)], rects) for r in rs]
+    close(both, torch.cat(alone), 1e-5)
+    close(alone[1], t[..., 8:12, 5:10], 1e-5)
     close(m(z[None], 96, 80, rect=(0, 0, 12, 10)), whole, 1e-6)
     share_statistics(m, 2)
     pair = m.decoder(torch.cat([t, t]).contiguous(memory_format=torch.channels_last))
     close(pair, torch.cat([whole, whole]), 1e-4)
+
+
+def test_teachers_show_what_their_networks_make_of_the_latent():
+    m, z = small(latent_skip="bilinear", mid_block_add_attention=False), torch.randn(4, 8, 8)
+    vae = taesd.decoder(width=8).eval().requires_grad_(False)
+    whole = (z, (64, 64), [(0, 0, 8, 8)], torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8), 1)
+    teach = lambda shares, *batch: Teachers(vae, m, shares, False)(list(batch))
+    of_vae = vae(z[None] * m.config["scaling_factor"]).clamp(0, 1) * 2 - 1
+    of_model = m(z[None], 64, 64).clamp(-1, 1)
+    picture = whole[3] / 127.5 - 1
+    assert torch.equal(teach((0, 0), whole), picture)
+    close(teach((0, 1), whole, whole), torch.cat([of_model] * 2), 1e-5)
+    assert (teach((1, 0), whole) - of_vae).abs().max() < 0.005  # half an 8-bit step
+    close(teach((0.5, 0.2), whole), 0.5 * of_vae + 0.2 * of_model + 0.3 * picture, 0.01)
+    # the lower left quarter at twice the size, box-reduced: the same pixels as that part of the picture, each four times
+    quarter = (z, (128, 128), [(8, 0, 8, 8)], torch.zeros(1, 3, 64, 64, dtype=torch.uint8), 2)
+    there = of_vae[..., 32:, :32].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert (teach((1, 0), quarter) - there).abs().max() < 0.01
+
+
+def test_views_are_encoded_shape_by_shape():
+    e = taesd.encoder(widths=[8] * 4).eval()
+    views = [torch.randint(0, 256, (3, 64, w), dtype=torch.uint8) for w in (64, 48, 64)]
+    got = encoded([(v, i) for i, v in enumerate(views)], e, 0.5, False)
+    for i, v in enumerate(views):
+        assert got[i][1] == i
+        close(got[i][0], e(v[None] / 255).detach()[0] / 0.5, 1e-5)
 
 
 def test_shipped_configs_keep_their_limits():
@@ -156,10 +189,11 @@ def test_export_of_several_runs_is_their_mean(tmp_path):
 
 
 def test_smoke_run_and_resume(tmp_path):
-    run = lambda: subprocess.run([sys.executable, str(HERE / "train.py"), "--smoke", "--out", str(tmp_path)],
-                                 check=True, capture_output=True, text=True).stdout
-    assert "step 6 " in run()
-    assert "resumed at step 6" in run()
+    run = lambda out, *more: subprocess.run([sys.executable, str(HERE / "train.py"), "--smoke", "--out", str(out), *more],
+                                            check=True, capture_output=True, text=True).stdout
+    assert "step 6 " in run(tmp_path)
+    assert "resumed at step 6" in run(tmp_path)
+    assert "step 6 " in run(tmp_path / "fresh", "--fresh-views")
     c = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert all(torch.isfinite(v).all() for v in c["ema"].values())
 
@@ -179,10 +213,11 @@ def test_samples_show_what_their_latents_were_made_of(tmp_path):
     sampler = data.Sampler([("p", picture)], tmp_path, 1.0)
     assert len(sampler.views) == 12 and (sampler.views["p.00.npz"]["colours"] == np.eye(3, 4)).all()
     assert sum((v["colours"] != np.eye(3, 4)).any() for v in sampler.views.values()) >= 4
+    fresh = data.Sampler([("p", picture)], None, 1.0)
     whole = 0
-    for _ in range(60):
-        z, size, rects, crops, reduce = sampler.draw(4, 32, 640)
-        view = seen[int(z[0, 0, 0]) - 1]
+    for n in range(120):
+        z, size, rects, crops, reduce = (fresh if n % 2 else sampler).draw(4, 32, 640)
+        view = z.permute(1, 2, 0).numpy() if n % 2 else seen[int(z[0, 0, 0]) - 1]
         if size != (view.shape[0], view.shape[1]) or reduce != 1:
             continue
         assert len(rects) == len(crops) <= 4
@@ -190,4 +225,4 @@ def test_samples_show_what_their_latents_were_made_of(tmp_path):
         for (i, j, rows, cols), crop in zip(rects, crops):
             there = view[8 * i:8 * (i + rows), 8 * j:8 * (j + cols)].astype(int)
             assert abs(crop.permute(1, 2, 0).numpy() - there).mean() < 3  # filters differ a little at a crop's rim
-    assert whole > 5
+    assert whole > 10

@@ -8,11 +8,14 @@ The schedule runs by wall clock: `--hours` of training from learning rate peak t
 and however often the run was stopped: the time spent is part of the checkpoint.
 """
 import argparse
+import copy
 import math
 import os
 import random
 import signal
 import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -80,14 +83,25 @@ def share_statistics(model, crops):
             m.forward = joint.__get__(m)
 
 
-def crop_tokens(model, z, size, rects):
-    """One latent [4,hl,wl], target (H,W) in pixels, K rects of one shape -> features before the mid block [K,D,rows,cols]."""
+def crop_tokens(model, z, sizes, rects):
+    """Latents [B,4,hl,wl], the target (H,W) in pixels of each and K rects of it, all of one shape -> features before the mid block [B*K,D,rows,cols]."""
     p = model.config["patch"]
-    x, L = model.encode_latent(z[None].contiguous(memory_format=torch.channels_last))
-    pts = [grid_points(-(-size[0] // p), -(-size[1] // p), r) for r in rects]
-    y_, x_ = (torch.cat([q[i] for q in pts]).to(z.device) for i in (0, 1))
+    x, L = model.encode_latent(z.contiguous(memory_format=torch.channels_last))
+    pts = [[grid_points(-(-H // p), -(-W // p), r) for r in of_one] for (H, W), of_one in zip(sizes, rects)]
+    y_, x_ = (torch.stack([torch.cat([q[i] for q in of_one]) for of_one in pts]).to(z.device) for i in (0, 1))
     M = model.run_blocks(model.mask_tokens(x, y_, x_), L)
-    return M.reshape(len(rects), *rects[0][2:], -1).permute(0, 3, 1, 2)
+    return M.reshape(-1, *rects[0][0][2:], M.shape[-1]).permute(0, 3, 1, 2)
+
+
+def decode_crops(model, batch):
+    """What the network makes of the crops of a step's pictures (of one shape), their statistics shared picture by picture."""
+    z, sizes, rects = (list(v) for v in zip(*(b[:3] for b in batch)))
+    share_statistics(model, len(rects[0]))
+    return model.decoder(crop_tokens(model, torch.stack(z), sizes, rects).contiguous(memory_format=torch.channels_last))
+
+
+def as_target(batch):
+    return torch.cat([b[3] for b in batch]).float() / 127.5 - 1
 
 
 def attention_learns(model, learns):
@@ -195,6 +209,7 @@ def phase(progress, a):
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--fresh-views", action="store_true", help="each step makes and encodes views of its own, instead of drawing from those of data.py: for a GPU")
     ap.add_argument("--config", default="tiny-sd", choices=CONFIGS)
     ap.add_argument("--data", type=Path)
     ap.add_argument("--weights", type=Path, help="folder of the TAESD files (default: DATA/weights)")
@@ -225,6 +240,8 @@ def main():
     ap.add_argument("--features-from", type=float, default=0.5, help="share of the hours after which it begins")
     ap.add_argument("--gan", type=float, default=0.0, help="PatchGAN weight (the paper: 0.1)")
     ap.add_argument("--gan-from", type=float, default=0.7)
+    ap.add_argument("--teach", type=float, nargs=2, metavar=("TAESD", "BEFORE"),
+                    help="shares in the targets of what TAESD makes of the latent, and of what the network made of it before this run (--init)")
     ap.add_argument("--f32", action="store_true")
     ap.add_argument("--seed", type=int, default=0)
     ap.add_argument("--max-steps", type=int, default=10 ** 9)
@@ -233,6 +250,9 @@ def main():
 
     if a.smoke:
         a.config, a.max_steps, a.features, a.features_from, a.gan, a.gan_from = "smoke", 6, 0.1, 0, 0.1, 0
+        a.teach = 0.4, 0.3
+    elif a.teach and (min(a.teach) < 0 or sum(a.teach) > 1 or a.teach[1] > 0 and not a.init):
+        ap.error("--teach wants shares from 0 to 1 with a sum of at most 1, and --init for the second")
     device = torch.device("cuda" if torch.cuda.is_available() and not a.smoke else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
@@ -246,16 +266,17 @@ def main():
     if a.smoke:
         rng = np.random.default_rng(0)
         pictures = [(f"s{i}", np.kron(rng.integers(0, 255, (80, 80, 3), np.uint8), np.ones((8, 8, 1), np.uint8))) for i in range(2)]
-        D.make_views(pictures, enc, a.out / "views", 1, 0, amp=False)
         held, views = [], a.out / "views"
+        D.make_views(pictures, enc, views, 1, 0, amp=False)
     else:
         weights = a.weights or a.data / "weights"
-        enc = taesd.load(enc, weights / f"taesd{'xl' if cfg['latent_space'] == 'sdxl' else ''}_encoder.safetensors")
+        name = "taesdxl" if cfg["latent_space"] == "sdxl" else "taesd"
+        enc = taesd.load(enc, weights / f"{name}_encoder.safetensors")
         pictures = D.decode_all(a.data, a.cache / "pictures")
         held = pictures[::32]  # never drawn: for validation
         views = a.cache / f"views-{cfg['latent_space']}"
     enc = enc.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    sampler = D.Sampler(pictures, views, cfg["scaling_factor"], cfg["patch"], a.seed, {n for n, _ in held}, a.supersample)
+    sampler = D.Sampler(pictures, None if a.fresh_views else views, cfg["scaling_factor"], cfg["patch"], a.seed, {n for n, _ in held}, a.supersample)
 
     # network, its average, optimisers
     model = InfGenDecoder(cfg)
@@ -275,6 +296,12 @@ def main():
     ema = InfGenDecoder(cfg).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     ema.load_state_dict(model.state_dict())
     ema.use_attention = model.use_attention
+    targets = as_target
+    if a.teach:
+        vae = taesd.decoder().eval().requires_grad_(False)
+        if not a.smoke:
+            vae = taesd.load(vae, weights / f"{name}_decoder.safetensors")
+        targets = Teachers(vae.to(device, memory_format=torch.channels_last), copy.deepcopy(ema), a.teach, amp)
     opts = optimizers(model, a.lr, a.optimizer)
     feats = Features(enc)
     disc = Patch().to(device, memory_format=torch.channels_last) if a.gan else None
@@ -305,7 +332,9 @@ def main():
     sums, pixels = {}, 0
     stop = []
     signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
-    fetch = prefetch(sampler, lambda: phase(spent / total, a), device)
+    encode = (lambda pictures: encoded(pictures, enc, cfg["scaling_factor"], amp)) if a.fresh_views else list
+    workers = os.cpu_count() if device.type == "cuda" else 1
+    fetch = prefetch(sampler, lambda: phase(spent / total, a), device, encode, targets, workers)
     while spent < total and step < a.max_steps and not stop and (not a.stop_after or spent - first < a.stop_after * 3600):
         progress = spent / total
         lr = 0.5 * (1 + math.cos(math.pi * progress)) * min(1, (step + 1) / 100)
@@ -317,12 +346,9 @@ def main():
             o.zero_grad(set_to_none=True)
         pairs, mean = [], {}
         gan = disc is not None and progress >= a.gan_from
-        for share, batch in next(fetch):
-            target = torch.cat([b[3] for b in batch]).float() / 127.5 - 1
-            share_statistics(model, len(batch[0][2]))
+        for share, target, batch in next(fetch):
             with autocast():
-                h = torch.cat([crop_tokens(model, *b[:3]) for b in batch])
-                out = model.decoder(h.contiguous(memory_format=torch.channels_last))
+                out = decode_crops(model, batch)
             out = torch.where(inside(batch, cfg["patch"]).to(device), reduced(out.float(), batch), target)
             losses = {"l1": (F.l1_loss(out, target), 1.0), "mse": (F.mse_loss(out, target), a.mse),
                       "low": (sum(F.avg_pool2d(out - target, k).abs().mean() for k in a.low_cells) / len(a.low_cells), a.low),
@@ -378,24 +404,71 @@ def main():
         print(f"== step {step} validation PSNR (dB) {validate(ema, enc, held, device, amp)}", flush=True)
 
 
-def prefetch(sampler, plan, device):
-    """What a step learns from, drawn in a thread one step ahead: [(share of the pixels, [(z, size, rects, crops, reduce)])],
-    pictures whose crops have one shape together."""
-    from concurrent.futures import ThreadPoolExecutor
-    def draw():
-        B, K, crop, max_side = plan()
+class Teachers:
+    """Targets that follow from the latent: of the picture, of what TAESD makes of the latent and of what the network made of it when the run began, a
+    weighted mean. The errors of the last two differ, so their mean is better than both (weights/README.md), and no detail is in it that no latent tells."""
+
+    def __init__(self, vae, before, shares, amp):
+        self.vae, self.before, self.shares, self.amp = vae, before, shares, amp
+
+    @torch.no_grad()
+    def __call__(self, batch):
+        """Pictures of a step of one shape -> [crops of all, 3, h, w] in [-1, 1]."""
+        c, (of_vae, of_before) = self.before.config, self.shares
+        target = (1 - of_vae - of_before) * as_target(batch)
+        with torch.autocast(target.device.type, torch.bfloat16, enabled=self.amp):
+            if of_before:
+                out = decode_crops(self.before, batch)
+                target += of_before * reduced(out.float().clamp(-1, 1), batch)
+            if of_vae:
+                zs = torch.stack([b[0] for b in batch]) * c["scaling_factor"]
+                wholes = self.vae(zs.contiguous(memory_format=torch.channels_last)).float().clamp(0, 1)
+                target += of_vae * torch.cat([self.enlarged(whole, *b[1:]) for whole, b in zip(wholes, batch)])
+        return target
+
+    def enlarged(self, whole, size, rects, crops, reduce):
+        """One picture of TAESD's in [0, 1] at `size`, cut as the crops are."""
+        h, w, (H, W) = *whole.shape[1:], (s // self.before.config["patch"] for s in size)
+        whole = (whole * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        to = tuple(n // reduce for n in crops.shape[:-3:-1])
+        # products first: rounding must not put an edge beyond the picture
+        cuts = [D.resample(whole, (j * w / W, i * h / H, (j + cols) * w / W, (i + rows) * h / H), to) for i, j, rows, cols in rects]
+        cuts = torch.from_numpy(np.stack(cuts).repeat(reduce, 1).repeat(reduce, 2)).permute(0, 3, 1, 2)
+        return cuts.to(crops.device).float() / 127.5 - 1
+
+
+@torch.no_grad()
+def encoded(pictures, encoder, scaling, amp):
+    """Pictures of a step whose latents are still views, uint8 [3,h,w]: the same with latents, views of one shape encoded together."""
+    for shape in {p[0].shape for p in pictures}:
+        of_shape = [i for i, p in enumerate(pictures) if p[0].shape == shape]
+        x = torch.stack([pictures[i][0] for i in of_shape]).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
+            zs = encoder(x / 255).float() / scaling
+        for i, z in zip(of_shape, zs):
+            pictures[i] = (z, *pictures[i][1:])
+    return pictures
+
+
+def prefetch(sampler, plan, device, encode, targets, workers):
+    """What a step learns from, made two steps ahead: [(share of the pixels, target, [(z, size, rects, crops, reduce)])], pictures together whose
+    latents have one shape, and whose crops have. Pictures are drawn by `workers` threads; the targets of a step by one."""
+    def assemble(drawn):
         alike = {}
-        for _ in range(B):
-            picture = tuple(t.to(device) if torch.is_tensor(t) else t for t in sampler.draw(K, crop, max_side))
-            alike.setdefault(picture[3].shape, []).append(picture)
-        pixels = {shape: len(batch) * shape.numel() for shape, batch in alike.items()}
-        return [(pixels[shape] / sum(pixels.values()), batch) for shape, batch in alike.items()]
-    with ThreadPoolExecutor(1) as pool:
-        nxt = pool.submit(draw)
+        for picture in encode([tuple(t.to(device) if torch.is_tensor(t) else t for t in p.result()) for p in drawn]):
+            alike.setdefault((picture[0].shape, picture[3].shape), []).append(picture)
+        pixels = [sum(picture[3].numel() for picture in batch) for batch in alike.values()]
+        return [(n / sum(pixels), targets(batch), batch) for n, batch in zip(pixels, alike.values())]
+    with ThreadPoolExecutor(workers) as draws, ThreadPoolExecutor(1) as last:
+        def begin():
+            B, K, crop, max_side = plan()
+            seeds = [sampler.rng.random() for _ in range(B)]
+            return last.submit(assemble, [draws.submit(sampler.draw, K, crop, max_side, random.Random(seed)) for seed in seeds])
+        ahead = deque([begin(), begin()])
         while True:
-            cur = nxt.result()
-            nxt = pool.submit(draw)
-            yield cur
+            step = ahead.popleft().result()
+            ahead.append(begin())
+            yield step
 
 
 if __name__ == "__main__":
