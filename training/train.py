@@ -423,18 +423,16 @@ class Teachers:
             if of_vae:
                 zs = torch.stack([b[0] for b in batch]) * c["scaling_factor"]
                 wholes = self.vae(zs.contiguous(memory_format=torch.channels_last)).float().clamp(0, 1)
-                target += of_vae * torch.cat([self.enlarged(whole, *b[1:]) for whole, b in zip(wholes, batch)])
+                target += of_vae * torch.cat([self.enlarged(whole[None], *b[1:]) for whole, b in zip(wholes, batch)])
         return target
 
     def enlarged(self, whole, size, rects, crops, reduce):
-        """One picture of TAESD's in [0, 1] at `size`, cut as the crops are."""
-        h, w, (H, W) = *whole.shape[1:], (s // self.before.config["patch"] for s in size)
-        whole = (whole * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-        to = tuple(n // reduce for n in crops.shape[:-3:-1])
-        # products first: rounding must not put an edge beyond the picture
-        cuts = [D.resample(whole, (j * w / W, i * h / H, (j + cols) * w / W, (i + rows) * h / H), to) for i, j, rows, cols in rects]
-        cuts = torch.from_numpy(np.stack(cuts).repeat(reduce, 1).repeat(reduce, 2)).permute(0, 3, 1, 2)
-        return cuts.to(crops.device).float() / 127.5 - 1
+        """One picture of TAESD's in [0, 1] at `size`, bicubic, cut as the crops are: in [-1, 1]."""
+        (H, W), (h, w), p = size, crops.shape[-2:], self.before.config["patch"]
+        pts = [grid_points(H // reduce, W // reduce, (i * p // reduce, j * p // reduce, h // reduce, w // reduce)) for i, j, _, _ in rects]
+        at = torch.stack([2 * torch.stack([x, y], -1) - 1 for y, x in pts]).unflatten(1, (h // reduce, w // reduce)).to(whole.device)
+        cut = F.grid_sample(whole.expand(len(rects), -1, -1, -1), at, mode="bicubic", padding_mode="border", align_corners=False)
+        return F.interpolate(cut.clamp(0, 1) * 2 - 1, scale_factor=reduce, mode="nearest")
 
 
 @torch.no_grad()
