@@ -151,10 +151,10 @@ class Sampler:
     target that the picture has pixels for, and box-reduced before it is compared; its crops repeat each pixel. Without a folder of views each draw makes
     one of its own, and z is the picture that is still to be encoded, uint8 [3,h,w]: more variety, where an encoder is quick."""
 
-    def __init__(self, pictures, views_dir: Path | None, scaling, patch=8, seed=0, held=(), supersample=0.0):
+    def __init__(self, pictures, views_dir: Path | None, scaling, patch=8, held=(), supersample=0.0):
         self.held, self.supersample = held, supersample  # held: names of pictures never to draw
         self.pictures, self.dir, self.scaling, self.patch = dict(pictures), views_dir, scaling, patch
-        self.rng, self.views = random.Random(seed), {}
+        self.views = {}
         self.names = [n for n, a in pictures if n not in held for _ in range(weight(a))]
         self.rescan()
 
@@ -173,8 +173,8 @@ class Sampler:
         name = rng.choice(self.names)
         return self.views[name] if self.dir else dict(describe_view(self.pictures[name], rng, 0.47), picture=name)
 
-    def draw(self, K, crop, max_side=1024, rng=None):
-        rng, p = rng or self.rng, self.patch
+    def draw(self, rng, K, crop, max_side):
+        p = self.patch
         native = rng.random() < 0.35
         v = self.view(rng)
         if not native and rng.random() < 0.6:  # few windows are large: look for one

@@ -209,11 +209,11 @@ def phase(progress, a):
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--fresh-views", action="store_true", help="each step makes and encodes views of its own, instead of drawing from those of data.py: for a GPU")
     ap.add_argument("--config", default="tiny-sd", choices=CONFIGS)
     ap.add_argument("--data", type=Path)
     ap.add_argument("--weights", type=Path, help="folder of the TAESD files (default: DATA/weights)")
     ap.add_argument("--cache", type=Path, help="written by data.py")
+    ap.add_argument("--fresh-views", action="store_true", help="each step makes and encodes views of its own, instead of drawing from those of data.py: for a GPU")
     ap.add_argument("--out", type=Path, required=True, help="folder of the checkpoint and the log; resumes from it")
     ap.add_argument("--init", type=Path, help="checkpoint (its EMA weights) or exported .safetensors to start from (a new stem where shapes or spaces differ)")
     ap.add_argument("--hours", type=float, default=2.0)
@@ -276,7 +276,7 @@ def main():
         held = pictures[::32]  # never drawn: for validation
         views = a.cache / f"views-{cfg['latent_space']}"
     enc = enc.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    sampler = D.Sampler(pictures, None if a.fresh_views else views, cfg["scaling_factor"], cfg["patch"], a.seed, {n for n, _ in held}, a.supersample)
+    sampler = D.Sampler(pictures, None if a.fresh_views else views, cfg["scaling_factor"], cfg["patch"], {n for n, _ in held}, a.supersample)
 
     # network, its average, optimisers
     model = InfGenDecoder(cfg)
@@ -318,7 +318,6 @@ def main():
             disc.load_state_dict(c["disc"]); opt_d.load_state_dict(c["opt_d"])
         step, spent = c["step"], c["seconds"]
         print(f"resumed at step {step}, {spent / 3600:.2f} h", flush=True)
-    sampler.rng.seed(a.seed + step)
 
     def save():
         torch.save(dict(config=cfg, model=model.state_dict(), ema=ema.state_dict(), opts=[o.state_dict() for o in opts],
@@ -334,7 +333,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
     encode = (lambda pictures: encoded(pictures, enc, cfg["scaling_factor"], amp)) if a.fresh_views else list
     workers = os.cpu_count() if device.type == "cuda" else 1
-    fetch = prefetch(sampler, lambda: phase(spent / total, a), device, encode, targets, workers)
+    fetch = prefetch(sampler, random.Random(a.seed + step), lambda: phase(spent / total, a), device, encode, targets, workers)
     while spent < total and step < a.max_steps and not stop and (not a.stop_after or spent - first < a.stop_after * 3600):
         progress = spent / total
         lr = 0.5 * (1 + math.cos(math.pi * progress)) * min(1, (step + 1) / 100)
@@ -448,7 +447,7 @@ def encoded(pictures, encoder, scaling, amp):
     return pictures
 
 
-def prefetch(sampler, plan, device, encode, targets, workers):
+def prefetch(sampler, rng, plan, device, encode, targets, workers):
     """What a step learns from, made two steps ahead: [(share of the pixels, target, [(z, size, rects, crops, reduce)])], pictures together whose
     latents have one shape, and whose crops have. Pictures are drawn by `workers` threads; the targets of a step by one."""
     def assemble(drawn):
@@ -460,8 +459,8 @@ def prefetch(sampler, plan, device, encode, targets, workers):
     with ThreadPoolExecutor(workers) as draws, ThreadPoolExecutor(1) as last:
         def begin():
             B, K, crop, max_side = plan()
-            seeds = [sampler.rng.random() for _ in range(B)]
-            return last.submit(assemble, [draws.submit(sampler.draw, K, crop, max_side, random.Random(seed)) for seed in seeds])
+            drawn = [draws.submit(sampler.draw, random.Random(rng.random()), K, crop, max_side) for _ in range(B)]
+            return last.submit(assemble, drawn)
         ahead = deque([begin(), begin()])
         while True:
             step = ahead.popleft().result()
