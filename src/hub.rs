@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result, human_bytes};
 use crate::gpu::{Observer, Progress};
-use crate::pipeline::parts::check_index;
+use crate::pipeline::parts::Index;
 
 /// From where and how.
 #[derive(Debug, Clone, Default)]
@@ -32,10 +32,12 @@ pub struct HubOptions {
 
 /// What to put into a folder by hand, where nothing can be fetched.
 const BY_HAND: &str = "model_index.json, scheduler/scheduler_config.json, tokenizer/vocab.json and merges.txt, and in each of text_encoder/ \
-    (model.safetensors), unet/ and vae/ (diffusion_pytorch_model.safetensors) the weights with config.json";
+    (model.safetensors), unet/ and vae/ (diffusion_pytorch_model.safetensors) the weights with config.json; of a model of classes transformer/ instead \
+    of unet/, text_encoder/ and tokenizer/";
 
-/// Each part with weights, and the stem of their files.
-const PARTS: [(&str, &str); 3] = [("text_encoder", "model"), ("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model")];
+/// Each part with weights, and the stem of their files: of models of texts, and of classes.
+const TEXT_PARTS: &[(&str, &str)] = &[("text_encoder", "model"), ("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model")];
+const CLASS_PARTS: &[(&str, &str)] = &[("transformer", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model")];
 const INDEX: &str = "model_index.json";
 const SCHEDULER: &str = "scheduler/scheduler_config.json";
 const ATTEMPTS: u64 = 4;
@@ -247,7 +249,8 @@ fn choose(all: &[String], file: Option<&str>, half: bool) -> Result<Choice, Stri
         };
     }
     let mut choice = Choice { files: vec![INDEX.to_owned()], folder: true, as_asked: true };
-    for (part, stem) in PARTS {
+    let classes = has("transformer/config.json") && !has("unet/config.json") && !has("text_encoder/config.json");
+    for (part, stem) in if classes { CLASS_PARTS } else { TEXT_PARTS } {
         let config = format!("{part}/config.json");
         if !has(&config) {
             return Err(format!("there is no {config} in it"));
@@ -269,7 +272,8 @@ fn choose(all: &[String], file: Option<&str>, half: bool) -> Result<Choice, Stri
     let small = ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
         .map(|name| format!("tokenizer/{name}"));
     choice.files.extend(small.into_iter().chain([SCHEDULER.to_owned()]).filter(|name| has(name)));
-    if !(has("tokenizer/tokenizer.json") || has("tokenizer/vocab.json") && has("tokenizer/merges.txt")) {
+    let tokenizer = has("tokenizer/tokenizer.json") || has("tokenizer/vocab.json") && has("tokenizer/merges.txt");
+    if !classes && !tokenizer {
         return Err("there is no tokenizer/vocab.json with merges.txt in it".into());
     }
     // Small ones first, so that a wrong model shows soon.
@@ -350,7 +354,7 @@ impl Work {
             let path = self.file(&api, repo(&info.sha), name, index, choice.files.len())?;
             if choice.folder && name == INDEX {
                 root = path.parent().map(Path::to_owned).unwrap_or_default();
-                check_index(&root).map_err(Failure::Other)?;
+                Index::open(&root).map_err(Failure::Other)?;
             } else if !choice.folder {
                 root = path;
             }
@@ -549,6 +553,12 @@ mod tests {
         assert_eq!(choose(&names(&["a.safetensors", "x/b.safetensors"]), None, true).unwrap().files, ["a.safetensors"]);
         assert!(choose(&names(&["a.safetensors", "b.safetensors"]), None, true).unwrap_err().contains("a.safetensors, b.safetensors"));
         assert!(choose(&names(&["a.ckpt"]), None, true).unwrap_err().contains("neither"));
+        let part = |part: &str| ["config.json", "diffusion_pytorch_model.safetensors"].map(|file| format!("{part}/{file}"));
+        let mut dit =
+            [names(&["model_index.json", "scheduler/scheduler_config.json"]), part("transformer").into(), part("vae").into()].concat();
+        assert_eq!(choose(&dit, None, true).unwrap().files.len(), 6);
+        dit.extend(names(&["text_encoder/config.json", "text_encoder/model.safetensors"]));
+        assert!(choose(&dit, None, true).unwrap_err().contains("unet/config.json"), "a transformer that is told texts");
     }
 
     #[test]

@@ -3,44 +3,12 @@
 mod common;
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
+use common::program::{done, has_device, infgen, not_generated};
 use common::text_to_image::{Case, Models, Tensor, models, picture, relative_l2, write};
 use infgen::Latent;
 use safetensors::tensor::Dtype;
-
-fn infgen(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_infgen")).args(arguments).env("XDG_RUNTIME_DIR", std::env::temp_dir()).output().unwrap()
-}
-
-fn has_device() -> bool {
-    let output = infgen(&["devices", "--json"]);
-    let listed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let found = listed["devices"].as_array().is_some_and(|all| !all.is_empty());
-    assert!(found || std::env::var_os("REQUIRE_GPU").is_none(), "no adapter");
-    if !found {
-        println!("SKIPPED: no adapter");
-    }
-    found
-}
-
-fn done(arguments: &[&str]) -> serde_json::Value {
-    let output = infgen(&[arguments, &["--json"]].concat());
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "infgen {}: {stderr}", arguments.join(" "));
-    assert_eq!(stderr, "", "infgen {}", arguments.join(" "));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-/// Exit status 1, one line on stderr that has all of `words`, and no file.
-fn refused(arguments: &[&str], output: &Path, words: &[&str]) {
-    let result = infgen(&[&["generate", "-q", "-o", output.to_str().unwrap()], arguments].concat());
-    let stderr = String::from_utf8_lossy(&result.stderr);
-    assert_eq!(result.status.code(), Some(1), "{arguments:?}: {stderr}");
-    assert_eq!(stderr.lines().count(), 1, "{arguments:?}: {stderr}");
-    assert!(words.iter().all(|word| stderr.contains(word)), "{arguments:?}: {stderr} lacks one of {words:?}");
-    assert!(!output.exists());
-}
 
 struct Fixture {
     case: Case,
@@ -261,7 +229,7 @@ fn loras_change_the_latent_as_the_merged_weights_would() {
         Dtype::F32,
     );
     let output = f.models.scratch.path().join("never.png");
-    refused(
+    not_generated(
         &["--model", &f.folder(), "-p", "x", "--lora", &foreign],
         &output,
         &["foreign.safetensors", "changes nothing", "input_blocks_4_1_x"],
@@ -307,7 +275,7 @@ fn an_inpainting_model_takes_mask_and_picture() {
     let distance = relative_l2(&f.latent("n.npy"), &f.case.expected("inpaint-nine").1);
     assert!(distance < 2e-3, "{distance:.2e}");
     let never = f.models.scratch.path().join("never.png");
-    refused(&["--model", &nine, "-p", "x"], &never, &["inpainting model", "--image and --mask"]);
+    not_generated(&["--model", &nine, "-p", "x"], &never, &["inpainting model", "--image and --mask"]);
 }
 
 #[test]
@@ -403,30 +371,34 @@ fn what_cannot_be_generated_is_refused_in_one_line_that_says_what_to_do() {
     let never = f.models.scratch.path().join("never.png");
     let (folder, file) = (f.folder(), f.file());
     let at = |name: &str| f.at(name);
-    refused(&["--model", &at("nothing/here/x"), "-p", "x"], &never, &["nothing/here/x", "no such file or folder", "no hub id"]);
-    refused(&["--model", &at("model/unet"), "-p", "x"], &never, &["unet", "name the folder above"]);
-    refused(&["--model", &at("model/vae/diffusion_pytorch_model.safetensors"), "-p", "x"], &never, &["AutoencoderKL", "one part only"]);
-    refused(&["--model", &at("."), "-p", "x"], &never, &["model.safetensors", "name the file itself"]);
-    refused(&["--model", &folder, "-p", "x", "--latent-size", "100x64"], &never, &["multiples of 8", "96x64"]);
-    refused(&["--model", &folder, "-p", "x", "--size", "100x64", "--decoder", "vae"], &never, &["100x64", "builtin"]);
-    refused(&["--model", &folder, "-p", "x", "--lora", &file], &never, &["LoRA was looked for"]);
-    refused(&["--model", &folder, "-p", "(x", "--emphasis"], &never, &["never closed"]);
+    not_generated(&["--model", &at("nothing/here/x"), "-p", "x"], &never, &["nothing/here/x", "no such file or folder", "no hub id"]);
+    not_generated(&["--model", &at("model/unet"), "-p", "x"], &never, &["unet", "name the folder above"]);
+    not_generated(
+        &["--model", &at("model/vae/diffusion_pytorch_model.safetensors"), "-p", "x"],
+        &never,
+        &["AutoencoderKL", "one part only"],
+    );
+    not_generated(&["--model", &at("."), "-p", "x"], &never, &["model.safetensors", "name the file itself"]);
+    not_generated(&["--model", &folder, "-p", "x", "--latent-size", "100x64"], &never, &["multiples of 8", "96x64"]);
+    not_generated(&["--model", &folder, "-p", "x", "--size", "100x64", "--decoder", "vae"], &never, &["100x64", "builtin"]);
+    not_generated(&["--model", &folder, "-p", "x", "--lora", &file], &never, &["LoRA was looked for"]);
+    not_generated(&["--model", &folder, "-p", "(x", "--emphasis"], &never, &["never closed"]);
     for missing in ["text_encoder", "unet"] {
         let other = f.models.scratch.path().join(format!("without-{missing}"));
         f.case.write_folder(&other);
         std::fs::remove_dir_all(other.join(missing)).unwrap();
-        refused(&["--model", other.to_str().unwrap(), "-p", "x"], &never, &[missing, "model_index.json"]);
+        not_generated(&["--model", other.to_str().unwrap(), "-p", "x"], &never, &[missing, "model_index.json"]);
     }
     let other = f.models.scratch.path().join("padded-behind");
     f.case.write_folder(&other);
     let config = other.join("unet/config.json");
     let text = std::fs::read_to_string(&config).unwrap().replacen('{', r#"{"downsample_padding": 0, "#, 1);
     std::fs::write(&config, text).unwrap();
-    refused(&["--model", other.to_str().unwrap(), "-p", "x", "--latent-size", "8x64"], &never, &["8x64", "at least 16", "16x64"]);
+    not_generated(&["--model", other.to_str().unwrap(), "-p", "x", "--latent-size", "8x64"], &never, &["8x64", "at least 16", "16x64"]);
     let other = f.models.scratch.path().join("xl");
     f.case.write_folder(&other);
     std::fs::write(other.join("model_index.json"), r#"{"_class_name": "StableDiffusionXLPipeline"}"#).unwrap();
-    refused(&["--model", other.to_str().unwrap(), "-p", "x"], &never, &["StableDiffusionXLPipeline", "1.x and 2.x"]);
+    not_generated(&["--model", other.to_str().unwrap(), "-p", "x"], &never, &["StableDiffusionXLPipeline", "1.x and 2.x"]);
     for wrong in [
         &["generate", "-p", "x", "-o", "y.png"][..],
         &["generate", "--model", "m", "-p", "x", "-o", "y.png", "--sampler", "magic"],

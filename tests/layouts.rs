@@ -4,17 +4,13 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
+use common::program::{infgen, not_generated};
 use common::text_to_image::{Case, models, write};
 use infgen::Latent;
 use infgen::pipeline::Parts;
 use infgen::schedulers::{Prediction, Sampler};
 use safetensors::tensor::Dtype;
-
-fn infgen(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_infgen")).args(arguments).env("XDG_RUNTIME_DIR", std::env::temp_dir()).output().unwrap()
-}
 
 /// Two steps at 64x64; `None` where there is no adapter.
 fn generated(model: &Path, name: &str, arguments: &[&str]) -> Option<(PathBuf, Vec<f32>)> {
@@ -37,13 +33,7 @@ fn generated(model: &Path, name: &str, arguments: &[&str]) -> Option<(PathBuf, V
 /// Exit status 1, one line on stderr that has all of `words`, and no picture.
 fn refused(model: &Path, arguments: &[&str], words: &[&str]) {
     let never = model.parent().unwrap().join("never.png");
-    let own = ["generate", "-q", "--model", model.to_str().unwrap(), "-p", "x", "-o", never.to_str().unwrap()];
-    let result = infgen(&[&own[..], arguments].concat());
-    let stderr = String::from_utf8_lossy(&result.stderr);
-    assert_eq!(result.status.code(), Some(1), "{model:?} {arguments:?}: {stderr}");
-    assert_eq!(stderr.lines().count(), 1, "{model:?} {arguments:?}: {stderr}");
-    assert!(words.iter().all(|word| stderr.contains(word)), "{model:?} {arguments:?}: {stderr} lacks one of {words:?}");
-    assert!(!never.exists());
+    not_generated(&[&["--model", model.to_str().unwrap(), "-p", "x"], arguments].concat(), &never, words);
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -185,8 +175,9 @@ fn a_single_file_of_sd_2_is_taken_for_what_was_trained() {
     let parts = Parts::open(&path).unwrap();
     let scheduler = parts.scheduler(None).unwrap();
     assert_eq!((scheduler.sampler(), scheduler.config().prediction_type), (Sampler::Ddim, Prediction::VPrediction));
-    assert_eq!((parts.native_size, parts.text.num_hidden_layers), ((768, 768), 2));
-    assert_eq!(parts.tokenizer.encode("a!").ids[2..4], [0, 49407]);
+    let text = parts.text().unwrap();
+    assert_eq!((parts.native_size, text.config.num_hidden_layers), ((768, 768), 2));
+    assert_eq!(text.tokenizer.encode("a!").ids[2..4], [0, 49407]);
     assert!(parts.notes.iter().any(|note| note.contains("--prediction epsilon")), "{:?}", parts.notes);
     // Its inpainting form predicts the noise.
     let mut all = case.single_file(["unet_sd2", "", "vae"]);

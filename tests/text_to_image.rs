@@ -79,7 +79,7 @@ fn embeddings_and_latents_are_diffusers() {
             let (ids, values) = in_folder.embed(&run.prompt, 0).unwrap();
             assert_eq!(ids, run.ids, "{}", run.name);
             assert_eq!(in_file.embed(&run.prompt, 0).unwrap(), (ids, values.clone()), "{}: the single file gives another", run.name);
-            let width = in_folder.parts().text.hidden_size;
+            let width = in_folder.parts().text().unwrap().config.hidden_size;
             let sampled: Vec<f32> = values.chunks_exact(width).step_by(4).flat_map(|row| row.iter().step_by(3).copied()).collect();
             relative_l2(&sampled, &want)
         } else {
@@ -110,14 +110,14 @@ fn every_block_is_diffusers() {
     let gpu = devices::open(&devices::options()).expect("there is an engine");
     for path in [&models.folder, &models.file] {
         let parts = Parts::open(path).unwrap();
-        let view = parts.unet_view().unwrap();
-        let unet = pollster::block_on(Unet::load(&Loader::new(&gpu, &view, Precision::F32), &parts.unet, false)).unwrap();
+        let (view, config) = (parts.denoiser_view().unwrap(), parts.unet().unwrap());
+        let unet = pollster::block_on(Unet::load(&Loader::new(&gpu, &view, Precision::F32), config, false)).unwrap();
         let mut rec = gpu.recorder();
         rec.keep_taps(true);
         let noise = infgen::noise::torch_cpu_randn(case.blocks.seed, 4 * 8 * 8);
         let last: Vec<f32> = (0..noise.len()).map(|i| noise[i % 4 * 64 + i / 4]).collect();
         let latent = rec.upload(&last, 8, 8, 4, Elem::F32);
-        let context = rec.upload(&context, ids.len(), 1, parts.unet.cross_attention_dim, Elem::F32);
+        let context = rec.upload(&context, ids.len(), 1, config.cross_attention_dim, Elem::F32);
         let step = unet.step(&mut rec, case.blocks.timestep, None);
         let prompt = unet.prompt(&mut rec, &context).unwrap();
         let y = unet.forward(&mut rec, &latent, &step, &prompt).unwrap();

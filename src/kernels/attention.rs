@@ -130,24 +130,28 @@ const RANGES_BYTES: usize = 32 << 20;
 /// binding may have are taken in ranges, which are merged.
 #[expect(clippy::too_many_arguments, reason = "the operands of one formula")]
 pub fn attention(rec: &mut Recorder, q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f32, causal: bool, elem: Elem) -> Tensor {
+    let y = rec.tensor(q.height, q.width, q.channels, elem);
+    attention_into(rec, [q, k, v], heads, scale, causal, &y);
+    y
+}
+
+/// [`attention`] into `y`, which may be some rows of a larger tensor.
+pub fn attention_into(rec: &mut Recorder, [q, k, v]: [&Tensor; 3], heads: usize, scale: f32, causal: bool, y: &Tensor) {
     let d4 = q.channels / heads / 4;
     assert_eq!(d4 * 4 * heads, q.channels, "attention: head dim must be a multiple of 4");
-    assert!(k.shape() == v.shape() && k.channels == q.channels, "attention: k and v shapes");
-    let y = rec.tensor(q.height, q.width, q.channels, elem);
+    assert!(k.shape() == v.shape() && k.channels == q.channels && y.shape() == q.shape(), "attention: shapes");
     let (n, m) = (q.pixels(), k.pixels());
     let profile = *rec.profile();
     if k.bytes() > profile.max_binding {
         assert!(!causal, "attention: causal, over more keys than one binding holds");
-        ranges(rec, [q, k, v, &y], heads, scale);
-        return y;
+        return ranges(rec, [q, k, v, y], heads, scale);
     }
     let family = profile.families(q).attention;
     let (lanes, octets) = (family.is_plain() && profile.software, d4.is_multiple_of(2));
     let together = octets && shares_loads(rec, family);
     let narrow = d4 <= if together { 2 * LANES_MAX_QUADS } else { LANES_MAX_QUADS };
     if lanes && !narrow && octets && m <= THREE_PASSES_MAX_KEYS {
-        three_passes(rec, [q, k, v, &y], heads, scale, causal);
-        return y;
+        return three_passes(rec, [q, k, v, y], heads, scale, causal);
     }
     let flash = if lanes && narrow {
         let run = if d4 > LANES_MAX_QUADS_OF_8 { 4 } else { 8 };
@@ -166,12 +170,11 @@ pub fn attention(rec: &mut Recorder, q: &Tensor, k: &Tensor, v: &Tensor, heads: 
     rec.dispatch(Dispatch {
         kernel: flash.kernel,
         consts: flash.consts,
-        bindings: vec![Binding::part(q, part), Binding::whole(k), Binding::whole(v), Binding::part(&y, part)],
+        bindings: vec![Binding::part(q, part), Binding::whole(k), Binding::whole(v), Binding::part(y, part)],
         params,
         grid: [heads as u32, n.div_ceil(flash.queries) as u32, 1],
         flops: 4 * product([n, m, q.channels]),
     });
-    y
 }
 
 /// A kernel that goes through the keys once.

@@ -6,12 +6,14 @@
 pub mod attention;
 pub mod combine;
 pub mod conv2d;
+pub mod gated_add;
 pub mod geglu;
 pub mod group_norm;
 pub mod inpe;
 pub mod layer_norm;
 pub mod linear;
 pub mod output;
+pub mod patchify;
 pub mod peak;
 pub mod resample;
 
@@ -55,6 +57,7 @@ pub const ALL: &[&Kernel] = &[
     &conv2d::CONV2D_WINOGRAD,
     &conv2d::CONV2D_WINOGRAD_TILE,
     &conv2d::CONV2D_WINOGRAD_TILE_STATISTICS,
+    &gated_add::GATED_ADD,
     &geglu::GEGLU,
     &group_norm::GROUP_NORM_FOLD,
     &group_norm::GROUP_NORM_ROWS,
@@ -68,6 +71,8 @@ pub const ALL: &[&Kernel] = &[
     &linear::LINEAR_TILE,
     &output::COUNT_NONFINITE,
     &output::IMAGE_TO_RGBA8,
+    &patchify::PATCHIFY,
+    &patchify::UNPATCHIFY,
     &peak::PEAK_COPY,
     &peak::PEAK_FMA,
     &resample::RESAMPLE_BILINEAR,

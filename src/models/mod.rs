@@ -3,6 +3,8 @@
 pub mod autoencoder_kl;
 pub mod clip;
 pub mod clip_config;
+pub mod dit;
+pub mod dit_config;
 pub mod infgen;
 pub mod infgen_config;
 pub mod taesd;

@@ -4,7 +4,7 @@ use super::{GroupNorm, Linear, Loader};
 use crate::error::Result;
 use crate::gpu::{Recorder, Tensor};
 use crate::kernels::Act;
-use crate::kernels::attention::attention;
+use crate::kernels::attention::{attention, attention_into};
 use crate::kernels::group_norm::norm_apply;
 
 /// Tokens that go through a block of layers at a time, so that its intermediate results stay small. Each token depends on
@@ -102,6 +102,18 @@ impl Heads {
     /// [`Heads::forward`] in which token `i` sees tokens `0 ..= i` only.
     pub fn forward_causal(&self, rec: &mut Recorder, x: &Tensor, k: &Tensor, v: &Tensor, residual: &Tensor) -> Tensor {
         self.attend(rec, x, k, v, residual, true)
+    }
+
+    /// `to_out(attention(x, x, x))` of `parts` runs of tokens below each other in `x`, none of which sees another.
+    pub fn attend_parts(&self, rec: &mut Recorder, x: &Tensor, parts: usize) -> Tensor {
+        let [q, k, v] = [&self.to_q, &self.to_k, &self.to_v].map(|to| to.forward(rec, x, None, Act::None, x.elem));
+        let y = rec.tensor(x.height, x.width, q.channels, x.elem);
+        let rows = x.height / parts;
+        for n in 0..parts {
+            let [q, k, v, y] = [&q, &k, &v, &y].map(|t| t.rows(n * rows, rows));
+            attention_into(rec, [&q, &k, &v], self.heads, self.scale, false, &y);
+        }
+        self.to_out.forward(rec, &y, None, Act::None, x.elem)
     }
 
     fn attend(&self, rec: &mut Recorder, x: &Tensor, k: &Tensor, v: &Tensor, residual: &Tensor, causal: bool) -> Tensor {

@@ -59,6 +59,15 @@ impl TimeEmbedding {
         let h = self.linear_1.forward(rec, &x, None, Act::Silu, Elem::F32);
         self.linear_2.forward(rec, &h, None, Act::Silu, Elem::F32)
     }
+
+    /// `silu(embedding + row)` for every row of `beside` (`[n, width]`, f32), which is what class-conditional models are told.
+    pub fn forward_beside(&self, rec: &mut Recorder, timestep: f64, beside: &Tensor) -> Tensor {
+        let TimeEmbeddingShape { features, flip_sin_to_cos, freq_shift, .. } = self.shape;
+        let sinusoid = timestep_features(timestep, features, flip_sin_to_cos, freq_shift);
+        let x = rec.upload(&sinusoid.repeat(beside.pixels()), beside.pixels(), 1, features, Elem::F32);
+        let h = self.linear_1.forward(rec, &x, None, Act::Silu, Elem::F32);
+        self.linear_2.forward(rec, &h, Some(beside), Act::Silu, Elem::F32)
+    }
 }
 
 /// Sines and cosines of `t * 10000^(-k / (n / 2 - freq_shift))`, k = 0 .. n / 2; an odd `n` ends on a zero.

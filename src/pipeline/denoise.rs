@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
-use super::{Pipeline, Request, Start, channels_first, channels_last};
+use super::network::{Conditioned, Network, uploaded};
+use super::parts::Denoiser;
+use super::{Pipeline, Request, Start, Told, channels_first, channels_last};
 use crate::error::{Error, Result};
 use crate::gpu::{Elem, Gpu, Observer, Recorder, Tensor};
 use crate::kernels::Act;
-use crate::kernels::combine::{blend_into, combine, combine_into, guidance_rescale};
-use crate::kernels::linear::{LinearWeights, linear, pack_linear};
+use crate::kernels::combine::{blend_into, combine, combine_into};
+use crate::kernels::linear::linear;
 use crate::kernels::output::{count_nonfinite, image_to_rgba8};
+use crate::models::dit::Classes;
 use crate::models::unet::{Prompt, Unet};
 use crate::nn::Loader;
 use crate::noise::TorchGenerator;
@@ -74,9 +77,7 @@ struct States {
 /// What is the same in every call.
 struct Loop<'a> {
     gpu: &'a Gpu,
-    unet: &'a Unet,
-    prompt: Prompt,
-    negative: Option<Prompt>,
+    network: Conditioned<'a>,
     guidance: Guidance,
     /// Added to the scaled latent to give the model's input: mask and masked picture behind empty channels.
     extra: Option<Tensor>,
@@ -91,8 +92,8 @@ impl Pipeline {
     #[allow(clippy::too_many_arguments)]
     pub(super) async fn denoise(
         &self,
-        unet: &Unet,
-        contexts: &[Arc<Vec<f32>>],
+        network: &Network,
+        told: Told,
         schedule: &Schedule,
         request: &Request,
         guidance: Guidance,
@@ -118,19 +119,25 @@ impl Pipeline {
                 kept
             },
         };
-        let prompts = self.prompts(unet, contexts, observer).await?;
-        let mut prompts = prompts.into_iter();
-        let prompt = prompts.next().expect("at least one prompt");
+        let network = match (network, told) {
+            (Network::Unet(unet), Told::Texts(contexts)) => {
+                let mut prompts = self.prompts(unet, &contexts, observer).await?.into_iter();
+                Conditioned::Unet { unet, prompt: prompts.next().expect("at least one prompt"), negative: prompts.next() }
+            }
+            (Network::Dit(dit), Told::Classes(classes)) => Conditioned::Dit { dit, classes },
+            _ => unreachable!("both are of one model"),
+        };
         let (mut extra, mut mask, mut image) = (None, None, None);
         if let Some(known) = &start.known {
             match &known.masked {
                 Some(masked) => {
-                    let mut planes = vec![0.0; w * h * self.parts.unet.in_channels];
-                    for (i, pixel) in planes.chunks_exact_mut(self.parts.unet.in_channels).enumerate() {
+                    let inputs = self.parts.in_channels();
+                    let mut planes = vec![0.0; w * h * inputs];
+                    for (i, pixel) in planes.chunks_exact_mut(inputs).enumerate() {
                         pixel[channels] = known.mask[i];
                         pixel[channels + 1..].copy_from_slice(&masked[i * channels..(i + 1) * channels]);
                     }
-                    extra = Some(resident("mask and masked picture", &planes, self.parts.unet.in_channels).await?);
+                    extra = Some(resident("mask and masked picture", &planes, inputs).await?);
                 }
                 None => {
                     mask = Some(resident("mask", &known.mask, 1).await?);
@@ -140,7 +147,7 @@ impl Pipeline {
             }
         }
         let activations = self.precision().activations;
-        let run = Loop { gpu, unet, prompt, negative: prompts.next(), guidance, extra, mask, image, channels, activations };
+        let run = Loop { gpu, network, guidance, extra, mask, image, channels, activations };
         let mut latents = Vec::with_capacity(request.batch * count);
         for index in 0..request.batch {
             // Each draw is for the whole batch; every picture takes its part of it.
@@ -192,17 +199,17 @@ impl Pipeline {
 
     /// Peak bytes of loading the denoiser and of every call that `request` makes.
     pub(super) async fn plan_denoiser(&self, request: &Request, observer: &Observer) -> Result<u64> {
-        let view = self.parts.unet_view()?;
-        let loader = Loader::planning(self.gpu(), &view, self.precision()).observed(observer, &self.parts.unet.tensors());
-        let unet = Unet::load(&loader, &self.parts.unet, self.any_size(request.width, request.height)).await?;
-        self.peak_of_calls(&unet, request, loader.planned_bytes())
+        let view = self.parts.denoiser_view()?;
+        let loader = Loader::planning(self.gpu(), &view, self.precision()).observed(observer, &self.parts.denoiser_tensors());
+        let network = Network::load(&loader, &self.parts.denoiser, self.any_size(request.width, request.height)).await?;
+        self.peak_of_calls(&network, request, loader.planned_bytes())
     }
 
-    /// Peak bytes of every call that `request` makes of `unet`, with what is on the device now and `held` bytes that are not there yet.
-    pub(super) fn peak_of_calls(&self, unet: &Unet, request: &Request, mut held: u64) -> Result<u64> {
+    /// Peak bytes of every call that `request` makes of `network`, with what is on the device now and `held` bytes that are not there yet.
+    pub(super) fn peak_of_calls(&self, network: &Network, request: &Request, mut held: u64) -> Result<u64> {
         let gpu = self.gpu();
         let schedule = self.scheduler(request)?.schedule(request.steps, self.skipped(request), request.eta)?;
-        let (channels, inputs) = (self.parts.latent_channels(), self.parts.unet.in_channels);
+        let (channels, inputs) = (self.parts.latent_channels(), self.parts.in_channels());
         let (w, h) = (request.width / self.parts.scale(), request.height / self.parts.scale());
         let guidance = self.guidance(request);
         let plane = |held: &mut u64, channels: usize| {
@@ -214,26 +221,37 @@ impl Pipeline {
             samples: [plane(&mut held, channels), plane(&mut held, channels)],
             kept: (0..schedule.kept).map(|_| plane(&mut held, channels)).collect(),
         };
-        let tokens = self.parts.tokenizer.max_length();
-        let prompt = |held: &mut u64| {
-            let (prompt, bytes) = unet.planned_prompt(tokens);
-            *held += bytes;
-            prompt
+        let mut peak = 0;
+        let network = match (network, &self.parts.denoiser) {
+            (Network::Unet(unet), Denoiser::Unet { text, .. }) => {
+                let tokens = text.tokenizer.max_length();
+                let mut planned = || {
+                    let (prompt, bytes) = unet.planned_prompt(tokens);
+                    held += bytes;
+                    prompt
+                };
+                let prompt = planned();
+                let negative = guidance.scale.map(|_| planned());
+                let width = unet.config().cross_attention_dim;
+                let mut rec = gpu.recorder();
+                let context = rec.upload(&vec![0.0; tokens * width], tokens, 1, width, self.precision().activations);
+                unet.prompt_into(&mut rec, &context, &prompt)?;
+                peak = gpu.peak_bytes(&rec.finish()) + held;
+                Conditioned::Unet { unet, prompt, negative }
+            }
+            (Network::Dit(dit), Denoiser::Dit { dit: config, .. }) => {
+                let count = 1 + guidance.scale.is_some() as usize;
+                Conditioned::Dit { dit, classes: Classes::planned(config, count) }
+            }
+            _ => unreachable!("both are of one model"),
         };
-        let with = prompt(&mut held);
-        let negative = guidance.scale.map(|_| prompt(&mut held));
-        let width = self.parts.unet.cross_attention_dim;
-        let mut rec = gpu.recorder();
-        let context = rec.upload(&vec![0.0; tokens * width], tokens, 1, width, self.precision().activations);
-        unet.prompt_into(&mut rec, &context, &with)?;
-        let mut peak = gpu.peak_bytes(&rec.finish()) + held;
         let inpaints = request.mask.is_some();
         let nine = inputs != channels;
         let extra = (inpaints && nine).then(|| plane(&mut held, inputs));
         let mask = (inpaints && !nine).then(|| plane(&mut held, 1));
         let image = (inpaints && !nine).then(|| plane(&mut held, channels));
         let activations = self.precision().activations;
-        let run = Loop { gpu, unet, prompt: with, negative, guidance, extra, mask, image, channels, activations };
+        let run = Loop { gpu, network, guidance, extra, mask, image, channels, activations };
         let values = vec![0.0; channels * w * h];
         // Calls of one form need the same.
         let mut seen = Vec::new();
@@ -255,7 +273,7 @@ impl Pipeline {
 
     /// Keys and values of each prompt, kept on the device.
     async fn prompts(&self, unet: &Unet, contexts: &[Arc<Vec<f32>>], observer: &Observer) -> Result<Vec<Prompt>> {
-        let width = self.parts.unet.cross_attention_dim;
+        let width = unet.config().cross_attention_dim;
         let mut prompts = Vec::new();
         for context in contexts {
             let tokens = context.len() / width;
@@ -289,8 +307,8 @@ impl Loop<'_> {
         let rec_ref = &mut rec;
         let mut terms = vec![(sample, call.input_scale)];
         terms.extend(self.extra.as_ref().map(|extra| (extra, 1.0)));
-        let input = combine(rec_ref, &terms, None, self.unet.config().in_channels, self.activations);
-        let output = self.predict(rec_ref, &input, call.timestep)?;
+        let input = combine(rec_ref, &terms, None, self.network.in_channels(), self.activations);
+        let output = self.network.predict(rec_ref, &input, call.timestep, self.guidance, self.channels)?;
         rec_ref.scoped("sampler", |rec| count_nonfinite(rec, &output));
         let fresh = fresh.map(|values| rec_ref.upload(values, h, w, self.channels, Elem::F32));
         let mut predicted: Option<Tensor> = None;
@@ -343,19 +361,6 @@ impl Loop<'_> {
         }
         Ok(rec)
     }
-
-    /// The model's prediction under guidance, `[h, w, channels]` in f32.
-    fn predict(&self, rec: &mut Recorder, input: &Tensor, timestep: f64) -> Result<Tensor> {
-        let step = self.unet.step(rec, timestep, self.guidance.embedded);
-        let with = rec.scoped("unet", |rec| self.unet.forward(rec, input, &step, &self.prompt))?;
-        let (Some(negative), Some(scale)) = (&self.negative, self.guidance.scale) else { return Ok(with) };
-        let without = rec.scoped("unet", |rec| self.unet.forward(rec, input, &step, negative))?;
-        let guided = combine(rec, &[(&without, 1.0 - scale), (&with, scale)], None, self.channels, Elem::F32);
-        Ok(match self.guidance.rescale {
-            phi if phi > 0.0 => guidance_rescale(rec, &with, &guided, phi),
-            _ => guided,
-        })
-    }
 }
 
 /// A latent's colours as 8-bit pixels.
@@ -366,13 +371,7 @@ fn rgb(rec: &mut Recorder, latent: &Tensor) -> Tensor {
         // Some other space: its first channels.
         _ => (0..3 * channels).map(|i| if i % channels == (i / channels).min(channels - 1) { 0.5 } else { 0.0 }).collect(),
     };
-    let packed = pack_linear(&weight, 3, channels).values;
-    let weights = LinearWeights {
-        weight: rec.upload(&packed, 1, 1, packed.len(), Elem::F32),
-        bias: rec.upload(&[0.0; 4], 1, 1, 4, Elem::F32),
-        inputs: channels,
-        outputs: 3,
-    };
+    let weights = uploaded(rec, &weight, 3, channels);
     let picture = linear(rec, latent, &weights, None, Act::None, Elem::F32);
     image_to_rgba8(rec, &picture, latent.width, latent.height, (0, 0))
 }

@@ -2,12 +2,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::network::Network;
+use super::parts::Text;
 use super::{Pipeline, emphasise};
 use crate::engine::hint;
 use crate::error::{Error, Result};
 use crate::gpu::Observer;
 use crate::models::clip::{self, ClipText};
-use crate::models::unet::Unet;
 use crate::nn::Loader;
 use crate::tokenizer::Tokens;
 
@@ -46,7 +47,7 @@ struct Held<T> {
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     text: Option<Held<ClipText>>,
-    unet: Option<Held<Unet>>,
+    denoiser: Option<Held<Network>>,
     /// The one used last at the end.
     contexts: Vec<Context>,
 }
@@ -54,7 +55,7 @@ pub(super) struct Kept {
 impl Kept {
     /// Of weights on the device.
     fn bytes(&self) -> u64 {
-        self.text.as_ref().map_or(0, |held| held.bytes) + self.unet.as_ref().map_or(0, |held| held.bytes)
+        self.text.as_ref().map_or(0, |held| held.bytes) + self.denoiser.as_ref().map_or(0, |held| held.bytes)
     }
 }
 
@@ -67,7 +68,7 @@ impl Pipeline {
     pub fn release(&self) -> u64 {
         let mut kept = lock(&self.kept);
         let bytes = kept.bytes();
-        (kept.text, kept.unet) = (None, None);
+        (kept.text, kept.denoiser) = (None, None);
         drop(kept);
         self.gpu().trim();
         bytes
@@ -89,12 +90,12 @@ impl Pipeline {
     pub(super) fn settle(&self) {
         let mut kept = lock(&self.kept);
         match self.keep {
-            Keep::Nothing => (kept.text, kept.unet) = (None, None),
+            Keep::Nothing => (kept.text, kept.denoiser) = (None, None),
             Keep::Denoiser => kept.text = None,
             Keep::All => {
                 let most = self.gpu().memory_ceiling().map_or(u64::MAX, |ceiling| ceiling / 2);
                 if kept.bytes() > most {
-                    kept.unet = None;
+                    kept.denoiser = None;
                 }
                 if kept.bytes() > most {
                     kept.text = None;
@@ -120,6 +121,7 @@ impl Pipeline {
     /// The text encoder's output for each prompt: `[tokens, width]`. Names what was loaded for it in `loaded`.
     pub(super) async fn encode_tokens(
         &self,
+        text: &Text,
         tokens: &[Tokens],
         clip_skip: usize,
         observer: &Observer,
@@ -134,10 +136,10 @@ impl Pipeline {
             }
             let encoder = match &encoder {
                 Some(encoder) => Arc::clone(encoder),
-                None => encoder.insert(self.text_encoder(observer, loaded).await?).clone(),
+                None => encoder.insert(self.text_encoder(text, observer, loaded).await?).clone(),
             };
             let view = self.parts.text_view()?.patched(self.text_patches.clone());
-            let embeddings = clip::embeddings(&view, &self.parts.text, &tokens.ids).await?;
+            let embeddings = clip::embeddings(&view, &text.config, &tokens.ids).await?;
             let mut rec = self.gpu().recorder();
             let y = rec.scoped("text_encoder", |rec| encoder.forward(rec, &embeddings, clip_skip))?;
             rec.output("context", &y);
@@ -162,7 +164,7 @@ impl Pipeline {
         Ok(contexts)
     }
 
-    async fn text_encoder(&self, observer: &Observer, loaded: &mut Vec<&'static str>) -> Result<Arc<ClipText>> {
+    async fn text_encoder(&self, text: &Text, observer: &Observer, loaded: &mut Vec<&'static str>) -> Result<Arc<ClipText>> {
         if let Some(held) = &lock(&self.kept).text {
             return Ok(held.network.clone());
         }
@@ -171,7 +173,7 @@ impl Pipeline {
             let view = self.parts.text_view()?.patched(self.text_patches.clone());
             let loader = Loader::new(self.gpu(), &view, self.precision()).observed(&observer.quiet(), &[]);
             let before = self.gpu().memory().current;
-            let network = Arc::new(ClipText::load(&loader, &self.parts.text).await?);
+            let network = Arc::new(ClipText::load(&loader, &text.config).await?);
             self.gpu().flush().await?;
             Ok(Held { network, bytes: self.gpu().memory().current - before })
         };
@@ -182,29 +184,29 @@ impl Pipeline {
     }
 
     /// The denoiser in the form that pictures of this size take.
-    pub(super) async fn denoiser(&self, any_size: bool, observer: &Observer, loaded: &mut Vec<&'static str>) -> Result<Arc<Unet>> {
+    pub(super) async fn denoiser(&self, any_size: bool, observer: &Observer, loaded: &mut Vec<&'static str>) -> Result<Arc<Network>> {
         {
             let mut kept = lock(&self.kept);
-            match &kept.unet {
-                Some(held) if held.network.any_size() == any_size => return Ok(held.network.clone()),
-                _ => kept.unet = None,
+            match &kept.denoiser {
+                Some(held) if held.network.fits(any_size) => return Ok(held.network.clone()),
+                _ => kept.denoiser = None,
             }
         }
         loaded.push("denoiser");
         // At least this much: packing adds to it.
-        let values: usize = self.parts.unet.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        let values: usize = self.parts.denoiser_tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
         self.make_room(self.gpu().memory().current + values as u64 * self.precision().weights.bytes() / 4);
-        let load = async || -> Result<Held<Unet>> {
-            let view = self.parts.unet_view()?.patched(self.unet_patches.clone());
-            let loader = Loader::new(self.gpu(), &view, self.precision()).observed(observer, &self.parts.unet.tensors());
+        let load = async || -> Result<Held<Network>> {
+            let view = self.parts.denoiser_view()?.patched(self.denoiser_patches.clone());
+            let loader = Loader::new(self.gpu(), &view, self.precision()).observed(observer, &self.parts.denoiser_tensors());
             let before = self.gpu().memory().current;
-            let network = Arc::new(Unet::load(&loader, &self.parts.unet, any_size).await?);
+            let network = Arc::new(Network::load(&loader, &self.parts.denoiser, any_size).await?);
             self.gpu().flush().await?;
             Ok(Held { network, bytes: self.gpu().memory().current - before })
         };
         let held = self.with_room(load).await?;
         let network = held.network.clone();
-        lock(&self.kept).unet = Some(held);
+        lock(&self.kept).denoiser = Some(held);
         Ok(network)
     }
 

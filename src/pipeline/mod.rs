@@ -1,12 +1,13 @@
-//! Text to image: prompt, text encoder, denoiser; out comes a latent, which any decoder of its space turns into a picture.
+//! Text, or a class, to image: prompt, text encoder, denoiser; out comes a latent, which any decoder of its space turns into a picture.
 //!
 //! Source of what is computed, and in which order noise is drawn: diffusers 0.42 `pipelines/stable_diffusion/`
-//! (`pipeline_stable_diffusion.py`, `_img2img.py`, `_inpaint.py`). A seed gives the noise of
+//! (`pipeline_stable_diffusion.py`, `_img2img.py`, `_inpaint.py`) and `pipelines/dit/`. A seed gives the noise of
 //! `torch.Generator("cpu").manual_seed(seed)` on every device.
 
 mod denoise;
 mod inpaint;
 mod kept;
+mod network;
 pub mod parts;
 
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use denoise::{Guidance, Known};
 pub use denoise::{Preview, Report};
 pub use kept::Keep;
 use kept::Kept;
+use parts::Denoiser;
 pub use parts::Parts;
 
 use crate::engine::{Dtype, Engine, channels_first, channels_last, hint};
@@ -24,6 +26,8 @@ use crate::gpu::{Gpu, Observer};
 use crate::image::Image;
 use crate::latent::Latent;
 use crate::models::clip::ClipText;
+use crate::models::dit::Classes;
+use crate::models::unet_config::UnetConfig;
 use crate::nn::{Loader, Precision};
 use crate::noise::TorchGenerator;
 use crate::schedulers::{Prediction, Sampler, Scheduler};
@@ -38,7 +42,7 @@ pub struct PipelineOptions {
     pub keep: Keep,
 }
 
-/// A text-to-image model on an engine. Holds files, prompts that it encoded, and on the device what [`Keep`] says.
+/// A text-to-image model, or one of classes, on an engine. Holds files, prompts that it encoded, and on the device what [`Keep`] says.
 ///
 /// ```no_run
 /// # fn main() -> infgen::Result<()> {
@@ -56,7 +60,7 @@ pub struct PipelineOptions {
 pub struct Pipeline {
     engine: Engine,
     parts: Parts,
-    unet_patches: Arc<Patches>,
+    denoiser_patches: Arc<Patches>,
     text_patches: Arc<Patches>,
     notes: Vec<String>,
     keep: Keep,
@@ -66,9 +70,9 @@ pub struct Pipeline {
 /// What to generate. [`Request::new`] has the usual settings.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// What to show.
+    /// What to show: a text, or for a model of classes the number or a name of one.
     pub prompt: String,
-    /// What not to show; it counts with `cfg` above 1.
+    /// What not to show; it counts with `cfg` above 1. Models of classes have none.
     pub negative: String,
     /// Read `(word:1.2)` and `[word]` in prompts as emphasis.
     pub emphasis: bool,
@@ -171,11 +175,12 @@ impl Pipeline {
     /// # Errors
     /// As [`Lora::open`]; [`Error::UnknownModel`] for a LoRA that changes nothing in this model.
     pub fn new(engine: &Engine, parts: Parts, options: &PipelineOptions) -> Result<Pipeline> {
-        let (mut unet, mut text, mut notes) = (Patches::default(), Patches::default(), parts.notes.clone());
+        let (mut denoiser, mut text, mut notes) = (Patches::default(), Patches::default(), parts.notes.clone());
+        let text_tensors = parts.text().map_or_else(Vec::new, |text| text.config.tensors());
         for (path, strength) in &options.loras {
             let lora = Lora::open(path, *strength)?;
-            let matched = lora.add_to(&mut unet, Part::Unet, &parts.unet.tensors())?
-                + lora.add_to(&mut text, Part::TextEncoder, &parts.text.tensors())?;
+            let matched = lora.add_to(&mut denoiser, Part::Unet, &parts.denoiser_tensors())?
+                + lora.add_to(&mut text, Part::TextEncoder, &text_tensors)?;
             if matched == 0 {
                 let detail = format!(
                     "this LoRA changes nothing in {}: none of its {} names fits, for instance `{}`; it was made for another family of models",
@@ -194,8 +199,8 @@ impl Pipeline {
                 ));
             }
         }
-        let (unet_patches, text_patches) = (Arc::new(unet), Arc::new(text));
-        Ok(Pipeline { engine: engine.share(), parts, unet_patches, text_patches, notes, keep: options.keep, kept: Mutex::default() })
+        let (denoiser_patches, text_patches) = (Arc::new(denoiser), Arc::new(text));
+        Ok(Pipeline { engine: engine.share(), parts, denoiser_patches, text_patches, notes, keep: options.keep, kept: Mutex::default() })
     }
 
     /// What the model is made of.
@@ -215,16 +220,18 @@ impl Pipeline {
         }
     }
 
-    /// The sampler of `request` with the settings that diffusers' pipelines insist on.
+    /// The sampler of `request` with the settings that diffusers' pipelines insist on; that of `DiTPipeline` insists on none.
     ///
     /// # Errors
     /// As [`Scheduler::from_json`].
     pub fn scheduler(&self, request: &Request) -> Result<Scheduler> {
         self.parts.scheduler(request.sampler)?.with(|config| {
-            // StableDiffusionPipeline.__init__ corrects outdated configs so, and its inpainting form leaves out PNDM's Runge-Kutta steps.
-            config.steps_offset = 1;
-            config.clip_sample = false;
-            config.skip_prk_steps |= request.mask.is_some();
+            if self.parts.text().is_some() {
+                // StableDiffusionPipeline.__init__ corrects outdated configs so, and its inpainting form leaves out PNDM's Runge-Kutta steps.
+                config.steps_offset = 1;
+                config.clip_sample = false;
+                config.skip_prk_steps |= request.mask.is_some();
+            }
             config.prediction_type = request.prediction.unwrap_or(config.prediction_type);
         })
     }
@@ -244,11 +251,33 @@ impl Pipeline {
                 return Err(invalid("latent size", detail));
             }
         }
-        let least = self.parts.unet.smallest() * scale;
-        if request.width.min(request.height) < least {
-            let (w, h) = (request.width.max(least), request.height.max(least));
-            let detail = format!("{}x{}: sides of this model are at least {least}, for instance {w}x{h}", request.width, request.height);
-            return Err(invalid("latent size", detail));
+        match &self.parts.denoiser {
+            Denoiser::Unet { unet, .. } => {
+                let least = unet.smallest() * scale;
+                if request.width.min(request.height) < least {
+                    let (w, h) = (request.width.max(least), request.height.max(least));
+                    let detail =
+                        format!("{}x{}: sides of this model are at least {least}, for instance {w}x{h}", request.width, request.height);
+                    return Err(invalid("latent size", detail));
+                }
+            }
+            Denoiser::Dit { dit, labels } => {
+                let (w, h) = self.parts.native_size;
+                if (request.width, request.height) != (w, h) {
+                    let detail = format!(
+                        "{}x{}: this model has positions for {w}x{h} alone; --size sets the size of the picture freely",
+                        request.width, request.height
+                    );
+                    return Err(invalid("latent size", detail));
+                }
+                if !request.negative.trim().is_empty() {
+                    return Err(invalid("negative prompt", "a model of classes has none: guidance leads away from no class"));
+                }
+                if request.emphasis || request.clip_skip > 0 {
+                    return Err(invalid("prompt", "emphasis and skipped layers are a text encoder's; this model is told a class"));
+                }
+                labels.class(&request.prompt, dit.num_classes)?;
+            }
         }
         if !(1..=MAX_BATCH).contains(&request.batch) {
             return Err(invalid("batch", format!("{}; from 1 to {MAX_BATCH} are possible", request.batch)));
@@ -308,34 +337,46 @@ impl Pipeline {
         let guidance = self.guidance(request);
         let mut notes = self.notes.clone();
 
-        let mut texts = vec![&request.prompt];
-        if guidance.scale.is_some() {
-            texts.push(&request.negative);
-        }
-        let mut tokens = Vec::new();
-        for (text, what) in texts.iter().zip(["prompt", "negative prompt"]) {
-            let encoded =
-                if request.emphasis { self.parts.tokenizer.encode_with_emphasis(text)? } else { self.parts.tokenizer.encode(text) };
-            if let Some(cut) = &encoded.cut {
-                let room = self.parts.tokenizer.max_length() - 2;
-                notes.push(format!("the {what} is longer than the {room} tokens that the model sees; cut off: \"{cut}\""));
+        let told = match &self.parts.denoiser {
+            Denoiser::Unet { text: encoder, .. } => {
+                let mut texts = vec![&request.prompt];
+                if guidance.scale.is_some() {
+                    texts.push(&request.negative);
+                }
+                let mut tokens = Vec::new();
+                for (text, what) in texts.iter().zip(["prompt", "negative prompt"]) {
+                    let tokenizer = &encoder.tokenizer;
+                    let encoded = if request.emphasis { tokenizer.encode_with_emphasis(text)? } else { tokenizer.encode(text) };
+                    if let Some(cut) = &encoded.cut {
+                        let room = tokenizer.max_length() - 2;
+                        notes.push(format!("the {what} is longer than the {room} tokens that the model sees; cut off: \"{cut}\""));
+                    }
+                    tokens.push(encoded);
+                }
+                Told::Texts(self.encode_tokens(encoder, &tokens, request.clip_skip, observer, &mut loaded).await?)
             }
-            tokens.push(encoded);
-        }
-        let contexts = self.encode_tokens(&tokens, request.clip_skip, observer, &mut loaded).await?;
+            Denoiser::Dit { dit, labels } => {
+                let class = labels.class(&request.prompt, dit.num_classes)?;
+                if let Some(name) = labels.name(class).filter(|name| *name != request.prompt.trim()) {
+                    notes.push(format!("class {class}: {name}"));
+                }
+                let rows: &[usize] = if guidance.scale.is_some() { &[class, dit.num_classes] } else { &[class] };
+                Told::Classes(Classes::read(&self.parts.denoiser_view()?, dit, rows).await?)
+            }
+        };
 
         let mut generator = TorchGenerator::new(request.seed);
         let start = self.prepare(request, &mut generator, observer, &mut loaded).await?;
 
-        let unet = self.denoiser(self.any_size(request.width, request.height), observer, &mut loaded).await?;
+        let network = self.denoiser(self.any_size(request.width, request.height), observer, &mut loaded).await?;
         if self.gpu().memory_ceiling().is_some() {
-            self.make_room(self.peak_of_calls(&unet, request, 0)?);
+            self.make_room(self.peak_of_calls(&network, request, 0)?);
         }
         let begun = web_time::Instant::now();
-        let latents = self.denoise(&unet, &contexts, &schedule, request, guidance, start, &generator, observer, report).await;
+        let latents = self.denoise(&network, told, &schedule, request, guidance, start, &generator, observer, report).await;
         let data = latents.map_err(|error| hint(error, self.engine.dtype()))?;
         let denoise_seconds = begun.elapsed().as_secs_f64();
-        drop(unet);
+        drop(network);
         let (w, h) = (request.width / self.parts.scale(), request.height / self.parts.scale());
         let mut latent = Latent::new([request.batch, self.parts.latent_channels(), h, w], data)?;
         latent.space = self.parts.latent_space().map(|space| space.name().to_owned());
@@ -362,12 +403,12 @@ impl Pipeline {
         let mut peaks = Vec::new();
         let (scale, channels) = (self.parts.scale(), self.parts.latent_channels());
         let (w, h) = (request.width / scale, request.height / scale);
-        {
+        if let Some(text) = self.parts.text() {
             let view = self.parts.text_view()?;
             let loader = Loader::planning(gpu, &view, self.precision()).observed(&observer.quiet(), &[]);
-            let encoder = ClipText::load(&loader, &self.parts.text).await?;
+            let encoder = ClipText::load(&loader, &text.config).await?;
             let mut rec = gpu.recorder();
-            let embeddings = vec![0.0; self.parts.tokenizer.max_length() * self.parts.text.hidden_size];
+            let embeddings = vec![0.0; text.tokenizer.max_length() * text.config.hidden_size];
             let y = encoder.forward(&mut rec, &embeddings, request.clip_skip)?;
             rec.output("context", &y);
             peaks.push(gpu.peak_bytes(&rec.finish()) + loader.planned_bytes());
@@ -407,7 +448,7 @@ impl Pipeline {
     }
 
     fn guidance(&self, request: &Request) -> Guidance {
-        let distilled = self.parts.unet.time_cond_proj_dim.is_some();
+        let distilled = self.parts.is_distilled();
         let guided = request.cfg > 1.0 && !distilled;
         Guidance {
             scale: guided.then_some(request.cfg),
@@ -418,24 +459,32 @@ impl Pipeline {
 
     /// Whether a latent of this size is more than whole doublings of the UNet's coarsest level.
     fn any_size(&self, width: usize, height: usize) -> bool {
-        let multiple = self.parts.scale() * self.parts.unet.multiple();
+        let multiple = self.parts.scale() * self.parts.unet().map_or(1, UnetConfig::multiple);
         !width.is_multiple_of(multiple) || !height.is_multiple_of(multiple)
     }
 
     /// The token ids and text embeddings of a prompt, for comparison with other implementations.
     ///
     /// # Errors
-    /// As [`Pipeline::generate_async`].
+    /// As [`Pipeline::generate_async`]; [`Error::Invalid`] for a model without a text encoder.
     #[cfg(not(target_arch = "wasm32"))]
     #[doc(hidden)]
     pub fn embed(&self, prompt: &str, clip_skip: usize) -> Result<(Vec<u32>, Vec<f32>)> {
-        let tokens = self.parts.tokenizer.encode(prompt);
-        let tokens = [tokens];
-        let contexts = pollster::block_on(self.encode_tokens(&tokens, clip_skip, &Observer::default(), &mut Vec::new()))?;
+        let text = self.parts.text().ok_or_else(|| invalid("prompt", "this model has no text encoder"))?;
+        let tokens = [text.tokenizer.encode(prompt)];
+        let contexts = pollster::block_on(self.encode_tokens(text, &tokens, clip_skip, &Observer::default(), &mut Vec::new()))?;
         self.settle();
         let [tokens] = tokens;
         Ok((tokens.ids, contexts[0].to_vec()))
     }
+}
+
+/// What the denoiser is told, on the host.
+enum Told {
+    /// Prompt and, with guidance, negative prompt: `[tokens, width]` each.
+    Texts(Vec<Arc<Vec<f32>>>),
+    /// The class and, with guidance, none.
+    Classes(Classes),
 }
 
 /// Where a run starts, on the host.

@@ -1,19 +1,49 @@
 //! A model's parts: found in a diffusers folder or in a single-file checkpoint, opened, not yet loaded.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::models::clip_config::ClipTextConfig;
+use crate::models::dit_config::DitConfig;
 use crate::models::unet_config::UnetConfig;
 use crate::models::vae_config::VaeConfig;
 use crate::schedulers::{Prediction, Sampler, Scheduler, SchedulerConfig, with_class};
 use crate::tokenizer::ClipTokenizer;
 use crate::weights::recognise::{self, Recognised};
-use crate::weights::{View, Weights, clip_keys, unet_keys};
+use crate::weights::{View, Weights, clip_keys, dit_keys, unet_keys};
 
-/// The weights of a text-to-image model with their configurations.
+/// What makes a latent of noise, and what it is told.
+#[derive(Debug)]
+pub enum Denoiser {
+    /// A UNet that is told a text.
+    Unet {
+        /// Its configuration.
+        unet: Box<UnetConfig>,
+        /// Where texts become what it reads.
+        text: Box<Text>,
+    },
+    /// A transformer that is told a class.
+    Dit {
+        /// Its configuration.
+        dit: DitConfig,
+        /// The names of the classes.
+        labels: Labels,
+    },
+}
+
+/// A text encoder.
+#[derive(Debug)]
+pub struct Text {
+    /// Its configuration.
+    pub config: ClipTextConfig,
+    /// The tokenizer, its prompts as long as the text encoder's positions.
+    pub tokenizer: ClipTokenizer,
+}
+
+/// The weights of a model that makes latents, with their configurations.
 #[derive(Debug)]
 pub struct Parts {
     /// The folder or file.
@@ -21,16 +51,12 @@ pub struct Parts {
     /// One file for all parts, or a folder each.
     files: Files,
     /// The denoiser.
-    pub unet: UnetConfig,
-    /// The text encoder.
-    pub text: ClipTextConfig,
+    pub denoiser: Denoiser,
     /// The autoencoder, where there is one.
     pub vae: Option<VaeConfig>,
-    /// The tokenizer, its prompts as long as the text encoder's positions.
-    pub tokenizer: ClipTokenizer,
     /// Width and height of the model's native picture in pixels.
     pub native_size: (usize, usize),
-    /// `sd1`, `sd2` or `unknown`.
+    /// `sd1`, `sd2`, `dit` or `unknown`.
     pub family: &'static str,
     /// What was taken for granted, for the user.
     pub notes: Vec<String>,
@@ -40,13 +66,21 @@ pub struct Parts {
 #[derive(Debug)]
 enum Files {
     Single(Weights),
-    Folder { unet: Weights, text: Weights, vae: Option<PathBuf> },
+    Folder { denoiser: Weights, text: Option<Weights>, vae: Option<PathBuf> },
 }
 
 #[derive(Debug)]
 enum SchedulerSource {
-    Json { json: String, path: PathBuf },
-    Inferred { sampler: Sampler, prediction: Prediction },
+    Json {
+        json: String,
+        path: PathBuf,
+    },
+    Inferred {
+        sampler: Sampler,
+        prediction: Prediction,
+    },
+    /// As DiT was trained.
+    Dit,
 }
 
 const FOLDERS: &str = "a diffusers folder has model_index.json, unet/, text_encoder/, tokenizer/, scheduler/ and vae/";
@@ -78,7 +112,10 @@ impl Parts {
     fn from_file(path: &Path) -> Result<Parts> {
         let weights = Weights::open(path)?;
         let recognised = recognise::recognise(&weights)?;
-        let wanted = "a checkpoint of Stable Diffusion 1.x or 2.x";
+        let wanted = "a checkpoint of Stable Diffusion 1.x or 2.x, or a DiT";
+        if let Recognised::Dit { config } = recognised {
+            return Ok(Parts::of_classes(path, config, Labels::default(), None, SchedulerSource::Dit, Files::Single(weights)));
+        }
         let family = match &recognised {
             Recognised::Checkpoint { family: family @ ("sd1" | "sd2" | "unknown"), .. } => *family,
             Recognised::Unet { .. } | Recognised::TextEncoder { .. } | Recognised::Vae(_) => {
@@ -123,10 +160,8 @@ impl Parts {
         let native_side = if prediction == Prediction::VPrediction && open_clip { 768 } else { 512 };
         Ok(Parts {
             path: path.to_owned(),
-            unet,
-            text,
+            denoiser: Denoiser::Unet { unet: Box::new(unet), text: Box::new(Text { config: text, tokenizer }) },
             vae,
-            tokenizer,
             native_size: (native_side, native_side),
             family,
             notes,
@@ -135,32 +170,101 @@ impl Parts {
         })
     }
 
+    /// A model of classes.
+    fn of_classes(path: &Path, dit: DitConfig, labels: Labels, vae: Option<VaeConfig>, scheduler: SchedulerSource, files: Files) -> Parts {
+        let side = dit.sample_size * vae.as_ref().map_or(8, VaeConfig::scale);
+        Parts {
+            path: path.to_owned(),
+            files,
+            denoiser: Denoiser::Dit { dit, labels },
+            vae,
+            native_size: (side, side),
+            family: "dit",
+            notes: Vec::new(),
+            scheduler,
+        }
+    }
+
     fn from_folder(path: &Path) -> Result<Parts> {
-        let named = check_index(path)?;
-        let component = |name: &str| -> Result<Weights> {
-            let folder = path.join(name);
-            if folder.is_dir() {
-                return Weights::open(&folder).map_err(|error| match error {
-                    Error::UnknownModel { detail, .. } => unknown(&folder, detail),
-                    other => other,
-                });
+        let index = Index::open(path)?;
+        let classes = match index.as_ref().and_then(Index::class) {
+            Some(class) => class == DIT_PIPELINE,
+            None => path.join("transformer").is_dir() && !path.join("unet").is_dir(),
+        };
+        // Weights beside the config.json that says their heads.
+        if index.is_none() && !classes && path.join("config.json").is_file() {
+            let weights = Weights::open(path)?;
+            if let Some((_, dit)) = recognise::dit(&weights)? {
+                return Ok(Parts::of_classes(path, dit, Labels::default(), None, SchedulerSource::Dit, Files::Single(weights)));
             }
-            let alone = path.join("config.json").is_file();
-            let detail = match whole_file_in(path) {
-                _ if alone => format!("there is no {name}/ in it: it looks like one part of a model, name the folder above it ({FOLDERS})"),
-                Some(file) if name == "unet" => {
-                    format!("there is no unet/ in it, but `{}`: if that is a single-file checkpoint, name the file itself", file.display())
-                }
-                _ => format!("there is no {name}/ in it; {FOLDERS}"),
-            };
-            Err(unknown(path, detail))
+        }
+        if classes { Parts::from_folder_of_classes(path, index) } else { Parts::from_folder_of_texts(path, index) }
+    }
+
+    /// One part of the model in `path`.
+    fn component(path: &Path, name: &str) -> Result<Weights> {
+        let folder = path.join(name);
+        if folder.is_dir() {
+            return Weights::open(&folder).map_err(|error| match error {
+                Error::UnknownModel { detail, .. } => unknown(&folder, detail),
+                other => other,
+            });
+        }
+        let alone = path.join("config.json").is_file();
+        let detail = match whole_file_in(path) {
+            _ if alone => format!("there is no {name}/ in it: it looks like one part of a model, name the folder above it ({FOLDERS})"),
+            Some(file) if name == "unet" => {
+                format!("there is no unet/ in it, but `{}`: if that is a single-file checkpoint, name the file itself", file.display())
+            }
+            _ => format!("there is no {name}/ in it; {FOLDERS}"),
         };
-        let unet_weights = component("unet")?;
-        let text_weights = component("text_encoder")?;
-        let wrong = |weights: &Weights, wanted: &str| match recognise::recognise(weights) {
-            Ok(found) => found.refuse(weights, wanted),
-            Err(error) => error,
-        };
+        Err(unknown(path, detail))
+    }
+
+    /// The autoencoder of the folder `path` and where it is, if there is one.
+    fn folder_vae(path: &Path) -> Result<(Option<VaeConfig>, Option<PathBuf>)> {
+        let Some(folder) = Some(path.join("vae")).filter(|folder| folder.is_dir()) else { return Ok((None, None)) };
+        let weights = Weights::open(&folder)?;
+        let vae = recognise::vae(&weights)?.ok_or_else(|| wrong(&weights, "an AutoencoderKL"))?;
+        Ok((Some(vae.config), Some(folder)))
+    }
+
+    /// `scheduler_config.json` of the folder `path`, under the class that the index names; where it is missing, `otherwise`, told its path.
+    fn folder_scheduler(path: &Path, index: Option<&Index>, otherwise: impl FnOnce(&Path) -> SchedulerSource) -> Result<SchedulerSource> {
+        let path = path.join("scheduler").join("scheduler_config.json");
+        match std::fs::read_to_string(&path) {
+            Ok(json) => {
+                let json = match index.and_then(Index::scheduler) {
+                    Some(class) => with_class(json, class),
+                    None => json,
+                };
+                Ok(SchedulerSource::Json { json, path })
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(otherwise(&path)),
+            Err(source) => Err(Error::Io { path, source }),
+        }
+    }
+
+    fn from_folder_of_classes(path: &Path, index: Option<Index>) -> Result<Parts> {
+        let weights = Parts::component(path, "transformer")?;
+        let Some((_, dit)) = recognise::dit(&weights)? else { return Err(wrong(&weights, "a class-conditional DiT")) };
+        let (vae, vae_path) = Parts::folder_vae(path)?;
+        let labels = index.as_ref().map(Index::labels).unwrap_or_default();
+        let mut notes = Vec::new();
+        let scheduler = Parts::folder_scheduler(path, index.as_ref(), |missing| {
+            notes.push(format!(
+                "{}: missing; the noise is taken to be that which DiT was trained with, the sampler ddim",
+                missing.display()
+            ));
+            SchedulerSource::Dit
+        })?;
+        let files = Files::Folder { denoiser: weights, text: None, vae: vae_path };
+        Ok(Parts { notes, ..Parts::of_classes(path, dit, labels, vae, scheduler, files) })
+    }
+
+    fn from_folder_of_texts(path: &Path, index: Option<Index>) -> Result<Parts> {
+        let unet_weights = Parts::component(path, "unet")?;
+        let text_weights = Parts::component(path, "text_encoder")?;
         let unet = match recognise::unet(&unet_weights)? {
             Some((_, config)) => config,
             None => return Err(wrong(&unet_weights, "a UNet of Stable Diffusion")),
@@ -169,14 +273,7 @@ impl Parts {
             Some((_, config)) => config,
             None => return Err(wrong(&text_weights, "a CLIP text encoder")),
         };
-        let vae_path = Some(path.join("vae")).filter(|folder| folder.is_dir());
-        let vae = match &vae_path {
-            Some(folder) => {
-                let weights = Weights::open(folder)?;
-                Some(recognise::vae(&weights)?.ok_or_else(|| wrong(&weights, "an AutoencoderKL"))?.config)
-            }
-            None => None,
-        };
+        let (vae, vae_path) = Parts::folder_vae(path)?;
         let tokenizer_folder = path.join("tokenizer");
         let tokenizer = if tokenizer_folder.is_dir() { ClipTokenizer::open(&tokenizer_folder)? } else { embedded(path, &text)? };
         let positions = tokenizer.max_length().min(text.max_position_embeddings);
@@ -186,24 +283,13 @@ impl Parts {
                 notes.push(format!("{name}/config.json is missing: what shapes do not tell (heads, groups, activations) is taken to be that of SD 1.x or 2.x"));
             }
         }
-        let scheduler_path = path.join("scheduler").join("scheduler_config.json");
-        let scheduler = match std::fs::read_to_string(&scheduler_path) {
-            Ok(json) => {
-                let json = match named {
-                    Some(class) => with_class(json, &class),
-                    None => json,
-                };
-                SchedulerSource::Json { json, path: scheduler_path }
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                notes.push(format!(
-                    "{}: missing; taken for a model that predicts the noise, with the sampler pndm, as SD 1.5 is. Otherwise: --prediction, --sampler",
-                    scheduler_path.display()
-                ));
-                SchedulerSource::Inferred { sampler: Sampler::Pndm, prediction: Prediction::Epsilon }
-            }
-            Err(source) => return Err(Error::Io { path: scheduler_path, source }),
-        };
+        let scheduler = Parts::folder_scheduler(path, index.as_ref(), |missing| {
+            notes.push(format!(
+                "{}: missing; taken for a model that predicts the noise, with the sampler pndm, as SD 1.5 is. Otherwise: --prediction, --sampler",
+                missing.display()
+            ));
+            SchedulerSource::Inferred { sampler: Sampler::Pndm, prediction: Prediction::Epsilon }
+        })?;
         let sample_size = unet_weights.config_json().and_then(|json| serde_json::from_str::<Value>(json).ok()).and_then(|config| {
             let size = &config["sample_size"];
             let sides = |height: &Value, width: &Value| Some((height.as_u64()?, width.as_u64()?));
@@ -229,36 +315,44 @@ impl Parts {
         Ok(Parts {
             path: path.to_owned(),
             native_size: (width as usize * scale, height as usize * scale),
-            unet,
-            text,
+            denoiser: Denoiser::Unet {
+                unet: Box::new(unet),
+                text: Box::new(Text { config: text, tokenizer: tokenizer.with_max_length(positions) }),
+            },
             vae,
-            tokenizer: tokenizer.with_max_length(positions),
             family,
             notes,
             scheduler,
-            files: Files::Folder { unet: unet_weights, text: text_weights, vae: vae_path },
+            files: Files::Folder { denoiser: unet_weights, text: Some(text_weights), vae: vae_path },
         })
     }
 
     fn check(&self) -> Result<()> {
-        self.unet_view()?.check(&self.unet.tensors())?;
-        self.text_view()?.check(&self.text.tensors())?;
+        self.denoiser_view()?.check(&self.denoiser_tensors())?;
         let config = |detail: String| Error::Config { path: self.path.clone(), detail };
-        if self.unet.cross_attention_dim != self.text.hidden_size {
-            let (unet, text) = (self.unet.cross_attention_dim, self.text.hidden_size);
+        let channels = self.latent_channels();
+        let (unet, text) = match &self.denoiser {
+            Denoiser::Unet { unet, text } => (unet, text),
+            Denoiser::Dit { dit, .. } if dit.in_channels == channels => return Ok(()),
+            Denoiser::Dit { dit, .. } => {
+                return Err(config(format!("the transformer takes {} channels, the VAE's latents have {channels}", dit.in_channels)));
+            }
+        };
+        self.text_view()?.check(&text.config.tensors())?;
+        if unet.cross_attention_dim != text.config.hidden_size {
+            let (unet, text) = (unet.cross_attention_dim, text.config.hidden_size);
             return Err(config(format!(
                 "the UNet attends to prompts of width {unet}, the text encoder gives {text}: parts of different models"
             )));
         }
-        if self.tokenizer.max_id() as usize >= self.text.vocab_size {
-            let (ids, rows) = (self.tokenizer.max_id() as usize + 1, self.text.vocab_size);
+        if text.tokenizer.max_id() as usize >= text.config.vocab_size {
+            let (ids, rows) = (text.tokenizer.max_id() as usize + 1, text.config.vocab_size);
             return Err(config(format!("the tokenizer has {ids} tokens, the text encoder {rows}: parts of different models")));
         }
-        let channels = self.latent_channels();
-        if self.unet.out_channels != channels {
-            return Err(config(format!("the UNet gives {} channels, the VAE's latents have {channels}", self.unet.out_channels)));
+        if unet.out_channels != channels {
+            return Err(config(format!("the UNet gives {} channels, the VAE's latents have {channels}", unet.out_channels)));
         }
-        match self.unet.in_channels {
+        match unet.in_channels {
             n if n == channels || n == 2 * channels + 1 => Ok(()),
             n => {
                 let inpainting = 2 * channels + 1;
@@ -269,9 +363,50 @@ impl Parts {
         }
     }
 
+    /// The UNet of a model that is told a text.
+    pub fn unet(&self) -> Option<&UnetConfig> {
+        match &self.denoiser {
+            Denoiser::Unet { unet, .. } => Some(unet),
+            Denoiser::Dit { .. } => None,
+        }
+    }
+
+    /// The text encoder of a model that is told a text.
+    pub fn text(&self) -> Option<&Text> {
+        match &self.denoiser {
+            Denoiser::Unet { text, .. } => Some(text),
+            Denoiser::Dit { .. } => None,
+        }
+    }
+
+    /// Whether the denoiser was distilled with guidance, and is told its scale.
+    pub fn is_distilled(&self) -> bool {
+        self.unet().is_some_and(|unet| unet.time_cond_proj_dim.is_some())
+    }
+
+    /// Channels that the denoiser takes.
+    pub fn in_channels(&self) -> usize {
+        match &self.denoiser {
+            Denoiser::Unet { unet, .. } => unet.in_channels,
+            Denoiser::Dit { dit, .. } => dit.in_channels,
+        }
+    }
+
+    /// Every tensor of the denoiser with its shape.
+    pub fn denoiser_tensors(&self) -> Vec<(String, Vec<usize>)> {
+        match &self.denoiser {
+            Denoiser::Unet { unet, .. } => unet.tensors(),
+            Denoiser::Dit { dit, .. } => dit.tensors(),
+        }
+    }
+
     /// Channels of its latents.
     pub fn latent_channels(&self) -> usize {
-        self.vae.as_ref().map_or(self.unet.out_channels, |vae| vae.latent_channels)
+        match (&self.vae, &self.denoiser) {
+            (Some(vae), _) => vae.latent_channels,
+            (None, Denoiser::Unet { unet, .. }) => unet.out_channels,
+            (None, Denoiser::Dit { dit, .. }) => dit.in_channels,
+        }
     }
 
     /// Pixels a latent value side.
@@ -279,32 +414,41 @@ impl Parts {
         self.vae.as_ref().map_or(8, VaeConfig::scale)
     }
 
-    /// Whether the UNet takes a mask and a masked picture beside the latent.
+    /// Whether the denoiser takes a mask and a masked picture beside the latent.
     pub fn is_inpainting(&self) -> bool {
-        self.unet.in_channels != self.latent_channels()
+        self.in_channels() != self.latent_channels()
     }
 
     /// Latent tags of this model's space, where it is known.
     pub fn latent_space(&self) -> Option<crate::latent::LatentSpace> {
-        self.vae.as_ref().and_then(|vae| vae.latent_space)
+        match (&self.vae, &self.denoiser) {
+            (Some(vae), _) => vae.latent_space,
+            // Those that were published are all of Stable Diffusion's.
+            (None, Denoiser::Dit { .. }) => Some(crate::latent::LatentSpace::Sd),
+            (None, Denoiser::Unet { .. }) => None,
+        }
     }
 
-    /// The UNet's tensors under diffusers' names.
-    pub fn unet_view(&self) -> Result<View<'_>> {
+    /// The denoiser's tensors under diffusers' names.
+    pub fn denoiser_view(&self) -> Result<View<'_>> {
         let weights = match &self.files {
-            Files::Single(weights) => weights,
-            Files::Folder { unet, .. } => unet,
+            Files::Single(weights) | Files::Folder { denoiser: weights, .. } => weights,
         };
-        unet_keys::view(weights).ok_or_else(|| unknown(weights.path(), "there is no UNet in it"))
+        let (view, what) = match self.denoiser {
+            Denoiser::Unet { .. } => (unet_keys::view(weights), "UNet"),
+            Denoiser::Dit { .. } => (dit_keys::view(weights), "transformer"),
+        };
+        view.ok_or_else(|| unknown(weights.path(), format!("there is no {what} in it")))
     }
 
     /// The text encoder's tensors under transformers' names.
     pub fn text_view(&self) -> Result<View<'_>> {
         let weights = match &self.files {
-            Files::Single(weights) => weights,
-            Files::Folder { text, .. } => text,
+            Files::Single(weights) | Files::Folder { text: Some(weights), .. } => Some(weights),
+            Files::Folder { text: None, .. } => None,
         };
-        clip_keys::view(weights).ok_or_else(|| unknown(weights.path(), "there is no text encoder in it"))
+        let path = weights.map_or(&*self.path, Weights::path);
+        weights.and_then(clip_keys::view).ok_or_else(|| unknown(path, "there is no text encoder in it"))
     }
 
     /// Where the autoencoder is: what [`crate::Engine::load_decoder`] and [`crate::Engine::load_encoder`] take.
@@ -330,6 +474,10 @@ impl Parts {
                 let sampler = sampler.unwrap_or(*own);
                 Scheduler::new(sampler, SchedulerConfig::stable_diffusion(sampler, *prediction))
             }
+            SchedulerSource::Dit => {
+                let sampler = sampler.unwrap_or(Sampler::Ddim);
+                Scheduler::new(sampler, SchedulerConfig::dit(sampler))
+            }
         }
     }
 }
@@ -351,35 +499,114 @@ fn whole_file_in(folder: &Path) -> Option<PathBuf> {
     files.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).min()
 }
 
-/// Refuses pipelines of other families by the name in `model_index.json`. Gives the scheduler's class that stands there: it counts, and the one in the
-/// scheduler's own config does not.
-///
-/// # Errors
-/// [`Error::UnknownModel`] with the name; [`Error::Io`] and [`Error::Malformed`] for a file that cannot be read.
-pub fn check_index(folder: &Path) -> Result<Option<String>> {
-    const SUPPORTED: [&str; 7] = [
-        "StableDiffusionPipeline",
-        "StableDiffusionImg2ImgPipeline",
-        "StableDiffusionInpaintPipeline",
-        "StableDiffusionInpaintPipelineLegacy",
-        "StableDiffusionPipelineSafe",
-        "LatentConsistencyModelPipeline",
-        "LatentConsistencyModelImg2ImgPipeline",
-    ];
-    let path = folder.join("model_index.json");
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(Error::Io { path, source }),
-    };
-    let index: Value =
-        serde_json::from_str(&text).map_err(|e| Error::Malformed { path: path.clone(), format: "model index", detail: e.to_string() })?;
-    match index["_class_name"].as_str() {
-        Some(class) if !SUPPORTED.contains(&class) => {
-            let detail =
-                format!("its model_index.json says {class}; `infgen generate` runs Stable Diffusion 1.x and 2.x (StableDiffusionPipeline)");
-            Err(unknown(folder, detail))
+/// What `weights` are instead of what was `wanted`.
+fn wrong(weights: &Weights, wanted: &str) -> Error {
+    match recognise::recognise(weights) {
+        Ok(found) => found.refuse(weights, wanted),
+        Err(error) => error,
+    }
+}
+
+const DIT_PIPELINE: &str = "DiTPipeline";
+
+/// `model_index.json` of a pipeline that this version runs.
+pub struct Index(Value);
+
+impl Index {
+    /// Reads that of `folder`, if there is one. Refuses pipelines of other families by their name.
+    ///
+    /// # Errors
+    /// [`Error::UnknownModel`] with the name; [`Error::Io`] and [`Error::Malformed`] for a file that cannot be read.
+    pub fn open(folder: &Path) -> Result<Option<Index>> {
+        const SUPPORTED: [&str; 8] = [
+            "StableDiffusionPipeline",
+            "StableDiffusionImg2ImgPipeline",
+            "StableDiffusionInpaintPipeline",
+            "StableDiffusionInpaintPipelineLegacy",
+            "StableDiffusionPipelineSafe",
+            "LatentConsistencyModelPipeline",
+            "LatentConsistencyModelImg2ImgPipeline",
+            DIT_PIPELINE,
+        ];
+        let path = folder.join("model_index.json");
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(Error::Io { path, source }),
+        };
+        let index: Value = serde_json::from_str(&text).map_err(|e| Error::Malformed {
+            path: path.clone(),
+            format: "model index",
+            detail: e.to_string(),
+        })?;
+        match index["_class_name"].as_str() {
+            Some(class) if !SUPPORTED.contains(&class) => {
+                let detail = format!(
+                    "its model_index.json says {class}; `infgen generate` runs Stable Diffusion 1.x and 2.x (StableDiffusionPipeline) and DiT ({DIT_PIPELINE})"
+                );
+                Err(unknown(folder, detail))
+            }
+            _ => Ok(Some(Index(index))),
         }
-        _ => Ok(index["scheduler"][1].as_str().map(str::to_owned)),
+    }
+
+    fn class(&self) -> Option<&str> {
+        self.0["_class_name"].as_str()
+    }
+
+    /// The scheduler's class: it counts, and the one in the scheduler's own config does not.
+    fn scheduler(&self) -> Option<&str> {
+        self.0["scheduler"][1].as_str()
+    }
+
+    fn labels(&self) -> Labels {
+        let names = |text: &str| text.split(',').map(|name| name.trim().to_owned()).collect();
+        let of = |(id, text): (&String, &Value)| Some((id.parse().ok()?, names(text.as_str()?)));
+        Labels(self.0["id2label"].as_object().into_iter().flatten().filter_map(of).collect())
+    }
+}
+
+/// The names of a model's classes, by their numbers; several each.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Labels(BTreeMap<usize, Vec<String>>);
+
+impl Labels {
+    /// The class that `prompt` names, of `classes`: a number, or one of its names, in any case.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] that says what is possible.
+    pub fn class(&self, prompt: &str, classes: usize) -> Result<usize> {
+        let invalid = |detail: String| Error::Invalid { what: "prompt", detail };
+        let prompt = prompt.trim();
+        let range = format!("a number from 0 to {}", classes - 1);
+        if let Ok(class) = prompt.parse::<usize>() {
+            return if class < classes { Ok(class) } else { Err(invalid(format!("there is no class {class}; this model takes {range}"))) };
+        }
+        if self.0.is_empty() {
+            return Err(invalid(format!("`{prompt}`: this model is told a class, {range}; it brings no names for them")));
+        }
+        let called = |fits: &dyn Fn(&str) -> bool| -> Vec<usize> {
+            self.0.iter().filter(|(id, names)| **id < classes && names.iter().any(|name| fits(name))).map(|(id, _)| *id).collect()
+        };
+        let exactly = [called(&|name| name == prompt), called(&|name| name.eq_ignore_ascii_case(prompt))];
+        match exactly.iter().find(|found| !found.is_empty()).map(Vec::as_slice) {
+            Some([class]) => Ok(*class),
+            Some(several) => {
+                let several: Vec<String> = several.iter().map(usize::to_string).collect();
+                Err(invalid(format!("several classes are called `{prompt}`: take a number, {}", several.join(" or "))))
+            }
+            None => {
+                let lower = prompt.to_ascii_lowercase();
+                let near = called(&|name| !lower.is_empty() && name.to_ascii_lowercase().contains(&lower));
+                let near: Vec<String> = near.iter().take(8).map(|id| format!("{id} ({})", self.0[id].join(", "))).collect();
+                let hint = if near.is_empty() { String::new() } else { format!("; near it are {}", near.join(", ")) };
+                Err(invalid(format!("no class is called `{prompt}`; this model takes {range}, or a class's name{hint}")))
+            }
+        }
+    }
+
+    /// The first name of a class, if it has one.
+    pub fn name(&self, class: usize) -> Option<&str> {
+        self.0.get(&class)?.first().map(String::as_str)
     }
 }

@@ -205,6 +205,13 @@ impl SchedulerConfig {
         }
     }
 
+    /// DiT, for files without a scheduler config: evenly spaced betas, noise predicted, nothing clipped.
+    pub fn dit(sampler: Sampler) -> SchedulerConfig {
+        let plain = SchedulerConfig::default();
+        let SchedulerConfig { beta_start, beta_end, beta_schedule, .. } = plain;
+        SchedulerConfig { beta_start, beta_end, beta_schedule, clip_sample: false, ..SchedulerConfig::of(sampler) }
+    }
+
     /// Reads a `scheduler_config.json` for `sampler`; fields it lacks are those of the sampler's class.
     ///
     /// # Errors

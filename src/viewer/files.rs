@@ -64,7 +64,7 @@ pub fn name_of(path: &Path) -> String {
 /// # Errors
 /// Anything that can be wrong with a file, in its own words; [`Error::Cancelled`].
 pub fn open(engine: &Engine, path: &Path, as_decoder: bool, observer: &Observer) -> Result<Opened> {
-    if path.join("unet").is_dir() && !as_decoder {
+    if (path.join("unet").is_dir() || path.join("transformer").is_dir()) && !as_decoder {
         return model(engine, path).map(Opened::Model);
     }
     if is_picture(path) {
@@ -75,7 +75,9 @@ pub fn open(engine: &Engine, path: &Path, as_decoder: bool, observer: &Observer)
         let weights = crate::weights::Weights::open(path)?;
         match recognise(&weights)? {
             Recognised::Latent { .. } => {}
-            Recognised::Checkpoint { unet: Some(_), .. } if !as_decoder => return model(engine, path).map(Opened::Model),
+            Recognised::Checkpoint { unet: Some(_), .. } | Recognised::Dit { .. } if !as_decoder => {
+                return model(engine, path).map(Opened::Model);
+            }
             _ => return decoder(engine, path, observer).map(Opened::Decoder),
         }
     }
@@ -84,7 +86,7 @@ pub fn open(engine: &Engine, path: &Path, as_decoder: bool, observer: &Observer)
     Ok(Opened::Document(Box::new(Document { name: name_of(path), latents, original: None, note, settings: None })))
 }
 
-/// Opens the text-to-image model at `path`. Its weights are loaded when it works.
+/// Opens the model of texts or classes at `path`. Its weights are loaded when it works.
 ///
 /// # Errors
 /// As [`Pipeline::open`].

@@ -21,6 +21,8 @@ const MAX_STAGE_ONE: usize = 2048;
 
 /// Steps and guidance of models that are made for few of them.
 const LCM: (usize, f64) = (4, 1.5);
+/// Guidance of models of classes, as in their own samplers.
+const CLASS_CFG: f64 = 4.0;
 
 /// What is typed.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,6 +42,8 @@ pub struct Prompt {
     height: usize,
     /// Sides are multiples of it.
     scale: usize,
+    /// The model is told a class.
+    of_classes: bool,
 }
 
 impl Default for Prompt {
@@ -56,6 +60,7 @@ impl Default for Prompt {
             width: 512,
             height: 512,
             scale: 8,
+            of_classes: false,
         }
     }
 }
@@ -69,6 +74,11 @@ impl Prompt {
         if parts.scheduler(None).is_ok_and(|own| own.sampler() == Sampler::Lcm) {
             (self.steps, self.cfg) = LCM;
         }
+        match (std::mem::replace(&mut self.of_classes, parts.text().is_none()), self.of_classes) {
+            (false, true) => self.cfg = CLASS_CFG,
+            (true, false) => self.cfg = Prompt::default().cfg,
+            _ => {}
+        }
     }
 
     /// What to ask of the model; draws the seed first, if it is to be drawn.
@@ -77,7 +87,7 @@ impl Prompt {
             self.seed = RandomState::new().build_hasher().finish() & 0xffff_ffff;
         }
         Request {
-            negative: self.negative.clone(),
+            negative: if self.of_classes { String::new() } else { self.negative.clone() },
             steps: self.steps,
             cfg: self.cfg,
             seed: self.seed,
@@ -122,15 +132,17 @@ impl Prompt {
             }
         });
         if model.is_none() {
-            ui.weak("Open or drop a Stable Diffusion 1.x or 2.x model: a diffusers folder, or a single-file checkpoint in safetensors.");
+            ui.weak("Open or drop a model, Stable Diffusion 1.x or 2.x or DiT: a diffusers folder, or a single file in safetensors.");
         }
         ui.separator();
         egui::ScrollArea::vertical().show(ui, |ui| {
             let wide = ui.available_width();
-            ui.label("Prompt");
+            ui.label(if self.of_classes { "Class: its number or name" } else { "Prompt" });
             let prompt = ui.add(TextEdit::multiline(&mut self.prompt).desired_rows(3).desired_width(wide));
-            ui.label("Not wanted");
-            let negative = ui.add(TextEdit::multiline(&mut self.negative).desired_rows(1).desired_width(wide));
+            let negative = (!self.of_classes).then(|| {
+                ui.label("Not wanted");
+                ui.add(TextEdit::multiline(&mut self.negative).desired_rows(1).desired_width(wide))
+            });
             egui::Grid::new("request").num_columns(2).spacing([8.0, 4.0]).show(ui, |ui| {
                 ui.label("Steps");
                 ui.add(DragValue::new(&mut self.steps).range(1..=1000));
@@ -163,7 +175,8 @@ impl Prompt {
                 ui.end_row();
             });
             ui.add_space(6.0);
-            let keys = (prompt.has_focus() || negative.has_focus()) && ui.input_mut(|i| i.consume_key(Modifiers::COMMAND, Press::Enter));
+            let keys = (prompt.has_focus() || negative.is_some_and(|negative| negative.has_focus()))
+                && ui.input_mut(|i| i.consume_key(Modifiers::COMMAND, Press::Enter));
             let possible = model.is_some() && !busy;
             ui.horizontal_wrapped(|ui| {
                 let button = egui::Button::new(RichText::new("Generate").strong()).shortcut_text("Ctrl+Enter");

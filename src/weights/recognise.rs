@@ -8,10 +8,11 @@ use serde::Serialize;
 
 use super::source::{Content, Source};
 use super::taesd_keys::{self, Half};
-use super::{View, Weights, clip_keys, unet_keys, vae_keys};
+use super::{View, Weights, clip_keys, dit_keys, unet_keys, vae_keys};
 use crate::error::{Error, Result};
 use crate::latent::{Latent, LatentSpace};
 use crate::models::clip_config::ClipTextConfig;
+use crate::models::dit_config::DitConfig;
 use crate::models::infgen_config::InfgenConfig;
 use crate::models::taesd_config::TaesdConfig;
 use crate::models::unet_config::UnetConfig;
@@ -52,6 +53,11 @@ pub enum Recognised {
     Unet {
         /// Its configuration.
         config: Box<UnetConfig>,
+    },
+    /// A class-conditional diffusion transformer and nothing else.
+    Dit {
+        /// Its configuration.
+        config: DitConfig,
     },
     /// A CLIP text encoder and nothing else.
     TextEncoder {
@@ -113,6 +119,7 @@ impl fmt::Display for Recognised {
                 text_encoder.iter().try_for_each(|text| write!(f, ", {text}"))
             }
             Self::Unet { config } => write!(f, "{config}: it decodes no latents"),
+            Self::Dit { config } => write!(f, "{config}: it decodes no latents"),
             Self::TextEncoder { config } => write!(f, "{config}: it decodes no latents"),
             Self::Latent { shape: [b, c, h, w], latent_space } => {
                 let space = latent_space.as_deref().unwrap_or("unknown");
@@ -138,6 +145,13 @@ impl fmt::Display for UnetConfig {
         let channels: Vec<String> = self.block_out_channels.iter().map(usize::to_string).collect();
         let (input, context) = (self.in_channels, self.cross_attention_dim);
         write!(f, "UNet (levels of {} channels, {input} input channels, prompt width {context})", channels.join(", "))
+    }
+}
+
+impl fmt::Display for DitConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let DitConfig { num_layers, hidden_size, num_classes, sample_size, .. } = self;
+        write!(f, "DiT ({num_layers} blocks of width {hidden_size}, {num_classes} classes, latents of {sample_size}x{sample_size})")
     }
 }
 
@@ -191,6 +205,9 @@ pub fn recognise(weights: &Weights) -> Result<Recognised> {
     if let Some(vae) = vae(weights)? {
         return Ok(Recognised::Vae(vae));
     }
+    if let Some((_, config)) = dit(weights)? {
+        return Ok(Recognised::Dit { config });
+    }
     if weights.contains_prefix("transformer_blocks.") || weights.contains_prefix("add_embedding.") {
         return Ok(Recognised::Other { what: part(weights).unwrap_or("diffusion transformer") });
     }
@@ -232,6 +249,20 @@ pub fn unet(weights: &Weights) -> Result<Option<(View<'_>, UnetConfig)>> {
     let config = match weights.config_json() {
         Some(json) => UnetConfig::from_json(json, weights.config_path())?,
         None => UnetConfig::infer(&view)?,
+    };
+    Ok(Some((view, config)))
+}
+
+/// The class-conditional transformer that `weights` are: its tensors under diffusers' names, and its config from the folder's `config.json` or the
+/// tensors' shapes.
+///
+/// # Errors
+/// [`Error::Config`].
+pub fn dit(weights: &Weights) -> Result<Option<(View<'_>, DitConfig)>> {
+    let Some(view) = dit_keys::view(weights) else { return Ok(None) };
+    let config = match weights.config_json() {
+        Some(json) if !dit_keys::is_original(&view) => DitConfig::from_json(json, weights.config_path())?,
+        json => DitConfig::infer(&view, json)?,
     };
     Ok(Some((view, config)))
 }
@@ -424,6 +455,7 @@ pub fn check(weights: &Weights, recognised: &Recognised) -> Result<()> {
             text_encoder.as_ref().map_or(Ok(()), |text| found(clip_keys::view(weights), &text.tensors()))
         }
         Recognised::Unet { config } => found(unet_keys::view(weights), &config.tensors()),
+        Recognised::Dit { config } => found(dit_keys::view(weights), &config.tensors()),
         Recognised::TextEncoder { config } => found(clip_keys::view(weights), &config.tensors()),
         Recognised::Taesd { encoder, decoder, .. } => {
             for (config, half) in [(encoder, Half::Encoder), (decoder, Half::Decoder)] {

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use super::lora::Patches;
 use super::unet_keys::Levels;
 use super::vae_keys::{ldm_name, old_attention_name};
-use super::{Dtype, Info, Weights, clip_keys, unet_keys};
+use super::{Dtype, Info, Weights, clip_keys, dit_keys, unet_keys};
 use crate::error::{Error, Result};
 
 /// The tensors of one model inside [`Weights`], asked for by the model's own names.
 ///
 /// Made by [`Weights::view`] (names as in the file), and by the `view` functions of [`vae_keys`](super::vae_keys),
-/// [`taesd_keys`](super::taesd_keys), [`unet_keys`] and [`clip_keys`] (diffusers' names, whatever the file uses). Errors name the tensor as
+/// [`taesd_keys`](super::taesd_keys), [`unet_keys`], [`clip_keys`] and [`dit_keys`] (diffusers' names, whatever the file uses). Errors name the tensor as
 /// it is, or would be, called in the file.
 #[derive(Debug, Clone)]
 pub struct View<'a> {
@@ -37,6 +37,8 @@ pub(super) enum Naming {
     UnetLdm(Arc<Levels>),
     /// A text encoder in OpenCLIP's names, with q, k and v fused.
     OpenClip,
+    /// A DiT in the original's names, with q, k and v fused.
+    Dit,
 }
 
 impl<'a> View<'a> {
@@ -70,6 +72,7 @@ impl<'a> View<'a> {
             Naming::Plain => own(),
             Naming::UnetLdm(levels) => unet_keys::ldm_name(name, levels).map_or_else(own, |ldm| format!("{}{ldm}", self.prefix)),
             Naming::OpenClip => clip_keys::open_clip_name(name).map_or_else(own, |(open_clip, _)| format!("{}{open_clip}", self.prefix)),
+            Naming::Dit => dit_keys::original_name(name).map_or_else(own, |(original, _)| format!("{}{original}", self.prefix)),
             Naming::Vae => {
                 let old = old_attention_name(name).map(|old| format!("{}{old}", self.prefix));
                 old.filter(|old| self.weights.contains(old)).unwrap_or_else(own)
@@ -145,7 +148,11 @@ impl<'a> View<'a> {
 
     /// Which third of a fused tensor `name` is; `None` where it is a tensor of its own.
     fn third(&self, name: &str) -> Option<usize> {
-        if self.naming == Naming::OpenClip { clip_keys::open_clip_name(name)?.1 } else { None }
+        match self.naming {
+            Naming::OpenClip => clip_keys::open_clip_name(name)?.1,
+            Naming::Dit => dit_keys::original_name(name)?.1,
+            _ => None,
+        }
     }
 
     /// Checks that all of `tensors` are there with these shapes and a type that can be read, without reading any data.

@@ -6,6 +6,7 @@ pub mod devices;
 pub mod golden;
 pub mod hub_server;
 pub mod operands;
+pub mod program;
 pub mod suite;
 pub mod synthetic;
 pub mod text_to_image;

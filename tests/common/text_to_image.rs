@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{data, synthetic};
 
 /// Name, shape, amplitude, offset.
-type Spec = (String, Vec<usize>, f32, f32);
+pub type Spec = (String, Vec<usize>, f32, f32);
 
 #[derive(Deserialize)]
 pub struct Case {

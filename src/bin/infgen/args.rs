@@ -87,7 +87,7 @@ pub enum Command {
   infgen upscale --image photo.jpg --scale 2 -o large.png
   infgen upscale --image photo.jpg --size 4096x2731 -o large.png")]
     Upscale(UpscaleArgs),
-    /// Generate pictures from text with Stable Diffusion 1.x or 2.x, at any size
+    /// Generate pictures from text (Stable Diffusion 1.x, 2.x) or a class (DiT), at any size
     #[command(after_help = GENERATE_HELP)]
     Generate(Box<GenerateArgs>),
     /// Open a window that shows a latent decoded at exactly the pixels it covers
@@ -188,6 +188,7 @@ const GENERATE_HELP: &str = "Examples:
   infgen generate --model sd15-inpainting/ -p \"a cat\" --image sofa.png --mask seat.png -o cat.png
   infgen generate --model sd15/ -p \"a portrait\" --lora style.safetensors:0.8 --batch 4 -o portrait.png
   infgen generate --model sd15/ -p \"a fox\" -s 1-8 --steps 20 --preview now.png -o fox.png     (fox-000.png ... fox-007.png)
+  infgen generate --model dit-xl-2-256/ -p \"golden retriever\" --size 1024x1024 -o dog.png     (a class, also -p 207)
   infgen generate --model org/name -p \"a map\" -o map.png     (from the hub, once; kept in its cache)
 
 Notes:
@@ -215,10 +216,10 @@ pub struct GenerateArgs {
     #[arg(long, value_enum, help_heading = "Model")]
     pub prediction: Option<PredictionArg>,
 
-    /// What to show
+    /// What to show; for a model of classes the number of one, or its name where the model's folder has names
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Picture")]
     pub prompt: String,
-    /// What not to show
+    /// What not to show (models of texts)
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Picture")]
     pub negative: Option<String>,
     /// Read (word:1.2) and [word] in the prompts as emphasis
@@ -230,7 +231,7 @@ pub struct GenerateArgs {
     /// Sampler [default: the model's own]
     #[arg(long, value_enum, value_name = "S", help_heading = "Picture")]
     pub sampler: Option<SamplerArg>,
-    /// Guidance scale; 1 is without, and twice as fast [default: 7.5; lcm: 1.5]
+    /// Guidance scale; 1 is without, and twice as fast [default: 7.5; lcm: 1.5; models of classes: 4]
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Picture")]
     pub cfg: Option<f64>,
     /// Seed of all noise (of which, as in PyTorch, 32 bits count); several, such as 7,11 or 1-4, make a picture (or batch) each [default: another one every time]
@@ -256,7 +257,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "WxH", help_heading = "Size")]
     pub size: Option<Size>,
     /// `vae` (the model's own, native size only), `builtin` (InfGen, any size), or a decoder's file or folder [default: vae at its
-    /// native size, builtin at any other]
+    /// native size, builtin at any other and for models of classes without one]
     #[arg(long, value_name = "vae|builtin|FILE", help_heading = "Size")]
     pub decoder: Option<String>,
 
@@ -427,7 +428,7 @@ pub struct BenchArgs {
 #[cfg(feature = "viewer")]
 #[derive(Debug, clap::Args)]
 pub struct ViewArgs {
-    /// Latent, picture (encoded first), decoder or text-to-image model to open
+    /// Latent, picture (encoded first), decoder or model of texts or classes to open
     pub file: Option<PathBuf>,
     /// Decoder: InfGen, AutoencoderKL or TAESD, as a file or folder [default: the one that ships]
     #[arg(long, value_name = "FILE")]
@@ -435,7 +436,7 @@ pub struct ViewArgs {
     /// Another decoder to compare with
     #[arg(long, value_name = "FILE")]
     pub compare: Option<PathBuf>,
-    /// Text-to-image model for the prompt panel: a diffusers folder or a single-file checkpoint
+    /// Model for the prompt panel: a diffusers folder or a single-file checkpoint
     #[arg(long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
     /// Size of the window in physical pixels [default: as it was left]

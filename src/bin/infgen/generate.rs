@@ -8,6 +8,7 @@ use std::time::Instant;
 use infgen::error::human_bytes;
 use infgen::hub::{self, HubId, HubOptions};
 use infgen::image::{OutputFormat, ResizeFilter, batch_path, check_writable};
+use infgen::pipeline::parts::Denoiser;
 use infgen::pipeline::{Generated, Keep, Parts, Pipeline, PipelineOptions, Preview, Request};
 use infgen::schedulers::{Prediction, Sampler};
 use infgen::weights::recognise::{self, Recognised};
@@ -24,6 +25,8 @@ const LCM_STEPS: usize = 4;
 /// Guidance where none is given.
 const CFG: f64 = 7.5;
 const LCM_CFG: f64 = 1.5;
+/// Of models of classes, as in their own samplers.
+const CLASS_CFG: f64 = 4.0;
 
 fn invalid(what: &'static str, detail: impl Into<String>) -> Error {
     Error::Invalid { what, detail: detail.into() }
@@ -38,12 +41,13 @@ enum DecoderChoice {
 }
 
 impl DecoderChoice {
-    fn new(argument: Option<&str>, other_size: bool) -> DecoderChoice {
+    /// `free`: the model's own decoder is none, or does not make the size.
+    fn new(argument: Option<&str>, free: bool) -> DecoderChoice {
         match argument {
             Some("vae") => DecoderChoice::Vae,
             Some("builtin") => DecoderChoice::Builtin,
             Some(path) => DecoderChoice::File(path.into()),
-            None if other_size => DecoderChoice::Builtin,
+            None if free => DecoderChoice::Builtin,
             None => DecoderChoice::Vae,
         }
     }
@@ -125,7 +129,9 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     let native = stage_one_size(args, &parts, image.as_ref(), init_noise.as_ref());
     let size = args.size.unwrap_or(native);
     check_size(size.width, size.height)?;
-    let decoder_choice = DecoderChoice::new(args.decoder.as_deref(), size != native);
+    let of_classes = parts.text().is_none();
+    // Their files bring no decoder, and their latents are those that the package decodes.
+    let decoder_choice = DecoderChoice::new(args.decoder.as_deref(), size != native || (of_classes && parts.vae.is_none()));
     let seeds = args.seed.as_ref().map_or_else(|| vec![random_seed()], |seeds| seeds.0.clone());
     let outputs: Vec<PathBuf> = match args.batch.saturating_mul(seeds.len()) {
         1 => vec![args.output.clone()],
@@ -150,7 +156,6 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     let sampler = args.sampler.map(Sampler::from);
     let own = parts.scheduler(sampler)?.sampler();
     let lcm = own == Sampler::Lcm;
-    let distilled = parts.unet.time_cond_proj_dim.is_some();
     let mut request = Request {
         negative: args.negative.clone().unwrap_or_default(),
         emphasis: args.emphasis,
@@ -162,7 +167,11 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
             PredictionArg::Sample => Prediction::Sample,
         }),
         steps: args.steps.unwrap_or(if lcm { LCM_STEPS } else { STEPS }),
-        cfg: args.cfg.unwrap_or(if lcm && !distilled { LCM_CFG } else { CFG }),
+        cfg: args.cfg.unwrap_or(match () {
+            () if of_classes => CLASS_CFG,
+            () if lcm && !parts.is_distilled() => LCM_CFG,
+            () => CFG,
+        }),
         guidance_rescale: args.guidance_rescale,
         eta: args.eta,
         seed: seeds[0],
@@ -182,7 +191,11 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     let pipeline =
         Pipeline::new(&engine, parts, &PipelineOptions { loras, keep: if seeds.len() > 1 { Keep::Denoiser } else { Keep::Nothing } })?;
     let facts = pipeline.parts();
-    run.say(&format!("model: {} ({}), {}", facts.path.display(), facts.unet, facts.text));
+    let what = match &facts.denoiser {
+        Denoiser::Unet { unet, text } => format!("{unet}, {}", text.config),
+        Denoiser::Dit { dit, .. } => dit.to_string(),
+    };
+    run.say(&format!("model: {} ({what})", facts.path.display()));
     // Planning a large model takes seconds, and without a ceiling nothing is refused.
     let planned = match run.common.memory {
         Some(_) => Some(run.stage("plan", |observer| {

@@ -5,6 +5,7 @@ use infgen::error::human_bytes;
 use infgen::gpu::adapters;
 use infgen::image::PngFacts;
 use infgen::pipeline::Parts;
+use infgen::pipeline::parts::Denoiser;
 use infgen::schedulers::Prediction;
 use infgen::weights::recognise;
 use serde_json::json;
@@ -54,7 +55,7 @@ pub fn inspect(run: &Run, args: &InspectArgs) -> Result<()> {
     {
         return inspect_picture(run, &picture);
     }
-    if args.file.join("unet").is_dir() {
+    if args.file.join("unet").is_dir() || args.file.join("transformer").is_dir() {
         return inspect_model(run, &Parts::open(&args.file)?);
     }
     let inspection = recognise::inspect(&args.file)?;
@@ -79,10 +80,10 @@ pub fn inspect(run: &Run, args: &InspectArgs) -> Result<()> {
     run.print(lines.join("\n"))
 }
 
-/// The parts of a text-to-image folder, all there and fitting each other.
+/// The parts of a folder that makes latents, all there and fitting each other.
 fn inspect_model(run: &Run, parts: &Parts) -> Result<()> {
     let values = |tensors: &[(String, Vec<usize>)]| tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>();
-    let (unet, text) = (values(&parts.unet.tensors()), values(&parts.text.tensors()));
+    let denoiser = values(&parts.denoiser_tensors());
     // A folder can name a sampler that is not known here and still be of use with another.
     let (sampler, prediction) = match parts.scheduler(None) {
         Ok(scheduler) => {
@@ -95,22 +96,49 @@ fn inspect_model(run: &Run, parts: &Parts) -> Result<()> {
         }
         Err(error) => (error.to_string(), "unknown"),
     };
+    let facts = match &parts.denoiser {
+        Denoiser::Unet { unet, text } => json!({
+            "kind": "text_to_image", "unet": unet.to_string(), "unet_parameters": denoiser,
+            "text_encoder": text.config.to_string(), "text_encoder_parameters": values(&text.config.tensors()),
+        }),
+        Denoiser::Dit { dit, .. } => {
+            json!({ "kind": "class_to_image", "transformer": dit.to_string(), "transformer_parameters": denoiser, "classes": dit.num_classes })
+        }
+    };
     if run.common.json {
-        let recognised = json!({
-            "kind": "text_to_image", "family": parts.family, "unet": parts.unet.to_string(), "text_encoder": parts.text.to_string(),
-            "unet_parameters": unet, "text_encoder_parameters": text, "vae": parts.vae.is_some(), "inpainting": parts.is_inpainting(),
+        let mut recognised = json!({
+            "family": parts.family, "vae": parts.vae.is_some(), "inpainting": parts.is_inpainting(),
             "sampler": sampler, "predicts": prediction, "native_size": parts.native_size, "notes": parts.notes,
         });
+        for (name, fact) in facts.as_object().into_iter().flatten() {
+            recognised[name] = fact.clone();
+        }
         return run.print(json!({ "command": "inspect", "recognised": recognised }));
     }
-    let inpainting = if parts.is_inpainting() { " for inpainting" } else { "" };
-    let mut lines = vec![
-        format!("text-to-image model{inpainting}, {}x{}, family {}", parts.native_size.0, parts.native_size.1, parts.family),
-        format!("denoiser: {}, {unet} values, predicts {prediction}", parts.unet),
-        format!("text encoder: {}, {text} values", parts.text),
+    let (width, height) = parts.native_size;
+    let mut lines = match &parts.denoiser {
+        Denoiser::Unet { unet, text } => {
+            let inpainting = if parts.is_inpainting() { " for inpainting" } else { "" };
+            vec![
+                format!("text-to-image model{inpainting}, {width}x{height}, family {}", parts.family),
+                format!("denoiser: {unet}, {denoiser} values, predicts {prediction}"),
+                format!("text encoder: {}, {} values", text.config, values(&text.config.tensors())),
+            ]
+        }
+        Denoiser::Dit { dit, labels } => vec![
+            format!("class-to-image model, {width}x{height}, family {}", parts.family),
+            format!("denoiser: {dit}, {denoiser} values, predicts {prediction}"),
+            format!(
+                "classes: 0 to {}{}",
+                dit.num_classes - 1,
+                labels.name(0).map_or(String::new(), |name| format!(", with names (0 is {name})"))
+            ),
+        ],
+    };
+    lines.extend([
         format!("decoder: {}", if parts.vae.is_some() { "its own VAE" } else { "none of its own; --decoder builtin or a file" }),
         format!("sampler: {sampler}"),
-    ];
+    ]);
     lines.extend(parts.notes.iter().map(|note| format!("note: {note}")));
     run.print(lines.join("\n"))
 }

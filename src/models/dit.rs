@@ -1,0 +1,252 @@
+//! The diffusion transformer DiT: noisy latent, timestep and class to a prediction.
+//!
+//! Sources: Peebles & Xie 2022 (arXiv:2212.09748); facebookresearch/DiT `models.py` at ed81ce2; diffusers
+//! `models/transformers/dit_transformer_2d.py` 0.42.
+//!
+//! A call with guidance predicts for the class and for none at once: their tokens lie one after the other in one matrix, so that every weight is read
+//! once, and only norms, gates and attention, which differ or must not mix, take them one by one.
+
+use super::dit_config::{DitConfig, TIME_FEATURES};
+use crate::error::{Error, Result};
+use crate::gpu::{Elem, Recorder, Tensor};
+use crate::kernels::Act;
+use crate::kernels::gated_add::gated_add_into;
+use crate::kernels::layer_norm::{LayerNormWeights, layer_norm_into};
+use crate::kernels::output::count_nonfinite;
+use crate::kernels::patchify::{patchify, unpatchify};
+use crate::nn::{Heads, HeadsShape, Linear, Loader, Precision, TimeEmbedding, TimeEmbeddingShape};
+use crate::weights::View;
+
+/// Epsilon of the norms whose own the config does not say.
+const NORM_EPS: f32 = 1e-6;
+
+/// A linear layer that gives shifts, scales and gates: `sets` times `terms` rows of the token's width, in an order of our own, and 1 added to the scales.
+#[derive(Debug)]
+struct Modulation {
+    linear: Linear,
+    terms: usize,
+    channels: usize,
+}
+
+impl Modulation {
+    /// `order`: which row of the file's stands where; `scales`: rows, in the new order, that are scales.
+    async fn load(loader: &Loader<'_>, path: &str, channels: usize, order: &[usize], scales: &[usize]) -> Result<Modulation> {
+        let terms = order.len();
+        let weight = loader.read(&format!("{path}.weight"), &[terms * channels, channels]).await?;
+        let bias = loader.read(&format!("{path}.bias"), &[terms * channels]).await?;
+        let part = |values: &[f32], width: usize| -> Vec<f32> {
+            order.iter().flat_map(|&row| values[row * channels * width..(row + 1) * channels * width].to_vec()).collect()
+        };
+        let (weight, mut bias) = (part(&weight, channels), part(&bias, 1));
+        for &row in scales {
+            bias[row * channels..(row + 1) * channels].iter_mut().for_each(|b| *b += 1.0);
+        }
+        Ok(Modulation { linear: Linear::from_values(loader, path, &weight, &bias, channels).await?, terms, channels })
+    }
+
+    /// For each row of `conditions` (`[n, channels]`, after SiLU) its terms, in f32.
+    fn forward(&self, rec: &mut Recorder, conditions: &Tensor) -> Vec<Terms> {
+        let all = self.linear.forward(rec, conditions, None, Act::None, Elem::F32);
+        let quads = (self.channels / 4) as u64;
+        let of = |n: usize| Terms(all.view((n * self.terms) as u64 * quads, self.terms, 1, self.channels));
+        (0..conditions.pixels()).map(of).collect()
+    }
+}
+
+/// What a [`Modulation`] gave for one condition: `[terms, 1, channels]`.
+struct Terms(Tensor);
+
+impl Terms {
+    /// The rows `at` and `at + 1` as weight and bias of a layer normalisation.
+    fn norm(&self, at: usize, eps: f32) -> LayerNormWeights {
+        LayerNormWeights { affine: self.0.rows(at, 2), eps }
+    }
+
+    fn gate(&self, at: usize) -> Tensor {
+        self.0.rows(at, 1)
+    }
+}
+
+/// adaLN-Zero, self-attention, MLP.
+#[derive(Debug)]
+struct Block {
+    modulation: Modulation,
+    heads: Heads,
+    proj: Linear,
+    out: Linear,
+}
+
+/// A loaded DiT.
+#[derive(Debug)]
+pub struct Dit {
+    config: DitConfig,
+    precision: Precision,
+    patch: Linear,
+    /// `[h, w, hidden_size]`
+    positions: Tensor,
+    embeddings: Vec<TimeEmbedding>,
+    blocks: Vec<Block>,
+    last_modulation: Modulation,
+    last: Linear,
+}
+
+/// What the model is told beside the timestep: for each of its embeddings the rows of the classes, `[embeddings, classes, hidden_size]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Classes {
+    values: Vec<f32>,
+    count: usize,
+}
+
+impl Classes {
+    /// Reads the rows of `classes`; [`DitConfig::num_classes`] stands for none of them.
+    ///
+    /// # Errors
+    /// As [`View::get_rows`].
+    pub async fn read(view: &View<'_>, config: &DitConfig, classes: &[usize]) -> Result<Classes> {
+        let shape = [config.num_classes + 1, config.hidden_size];
+        let mut values = Vec::new();
+        for i in 0..config.embeddings() {
+            let name = format!("{}.class_embedder.embedding_table.weight", config.embedding(i));
+            for &class in classes {
+                values.extend(view.get_rows(&name, &shape, class..class + 1).await?);
+            }
+        }
+        Ok(Classes { values, count: classes.len() })
+    }
+
+    /// As many, of no class: for recordings that are planned and never run.
+    pub fn planned(config: &DitConfig, count: usize) -> Classes {
+        Classes { values: vec![0.0; config.embeddings() * count * config.hidden_size], count }
+    }
+}
+
+impl Dit {
+    /// Loads the transformer.
+    ///
+    /// # Errors
+    /// As [`Loader::read`] and uploads.
+    pub async fn load(loader: &Loader<'_>, config: &DitConfig) -> Result<Dit> {
+        let (d, c, p) = (config.hidden_size, config.in_channels, config.patch_size);
+        let weight = loader.read("pos_embed.proj.weight", &[d, c, p, p]).await?;
+        let bias = loader.read("pos_embed.proj.bias", &[d]).await?;
+        // From torch's [d, c, p, p] to tokens' [d, p, p, c].
+        let mut by_pixel = vec![0.0; weight.len()];
+        for (i, value) in weight.iter().enumerate() {
+            let (pixel, channel, row) = (i % (p * p), i / (p * p) % c, i / (p * p * c));
+            by_pixel[(row * p * p + pixel) * c + channel] = *value;
+        }
+        let patch = Linear::from_values(loader, "pos_embed.proj", &by_pixel, &bias, p * p * c).await?;
+        let positions = match config.stored_positions {
+            true => loader.read("pos_embed.pos_embed", &[1, config.tokens(), d]).await?,
+            false => config.positions(),
+        };
+        let across = config.sample_size / p;
+        let positions = loader.upload("pos_embed.pos_embed", &positions, d, loader.precision().activations).await?.reshape(across, across);
+        let shape =
+            TimeEmbeddingShape { features: TIME_FEATURES, width: d, flip_sin_to_cos: true, freq_shift: config.freq_shift, guidance: None };
+        let mut embeddings = Vec::new();
+        for i in 0..config.embeddings() {
+            embeddings.push(TimeEmbedding::load(loader, &format!("{}.timestep_embedder", config.embedding(i)), shape).await?);
+        }
+        let heads = HeadsShape { channels: d, context: d, heads: config.num_attention_heads, bias: true };
+        let mut blocks = Vec::new();
+        for i in 0..config.num_layers {
+            let path = |name: &str| format!("transformer_blocks.{i}.{name}");
+            blocks.push(Block {
+                // Shift, scale, gate of the attention, then of the MLP; norms take scale and shift side by side.
+                modulation: Modulation::load(loader, &path("norm1.linear"), d, &[1, 0, 2, 4, 3, 5], &[0, 3]).await?,
+                heads: Heads::load_shape(loader, &path("attn1"), heads).await?,
+                proj: Linear::load(loader, &path("ff.net.0.proj"), d, config.mlp_hidden).await?,
+                out: Linear::load(loader, &path("ff.net.2"), config.mlp_hidden, d).await?,
+            });
+        }
+        Ok(Dit {
+            config: config.clone(),
+            precision: loader.precision(),
+            patch,
+            positions,
+            embeddings,
+            blocks,
+            last_modulation: Modulation::load(loader, "proj_out_1", d, &[1, 0], &[0]).await?,
+            last: Linear::load(loader, "proj_out_2", d, p * p * config.out_channels).await?,
+        })
+    }
+
+    /// The configuration that it was loaded with.
+    pub fn config(&self) -> &DitConfig {
+        &self.config
+    }
+
+    /// The predictions for `latent` (`[h, w, in_channels]`) at `timestep` (0 to 999, whole or not), one for each of `classes`: `[h, w, in_channels]` in
+    /// f32, without variances.
+    ///
+    /// Taps: `pos_embed`, `transformer_blocks.{i}`, all classes below each other.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a latent of another shape than the model's.
+    pub fn forward(&self, rec: &mut Recorder, latent: &Tensor, timestep: f64, classes: &Classes) -> Result<Vec<Tensor>> {
+        let (side, channels) = (self.config.sample_size, self.config.in_channels);
+        if latent.shape() != (side, side, channels) {
+            let (h, w, c) = latent.shape();
+            let detail = format!("{w} x {h} of {c} channels, this transformer takes {side} x {side} of {channels}");
+            return Err(Error::Invalid { what: "latent", detail });
+        }
+        let (d, elem, count) = (self.config.hidden_size, self.precision.activations, classes.count);
+        let conditions: Vec<Tensor> = self
+            .embeddings
+            .iter()
+            .zip(classes.values.chunks_exact(count * d))
+            .map(|(embedding, rows)| {
+                let rows = rec.upload(rows, count, 1, d, Elem::F32);
+                rec.scoped("time_embedding", |rec| embedding.forward_beside(rec, timestep, &rows))
+            })
+            .collect();
+        let condition = |i: usize| &conditions[if self.config.shared_embedding { 0 } else { i }];
+        let across = side / self.config.patch_size;
+        let part = |x: &Tensor, n: usize| x.rows(n * across, across);
+        let mut x = rec.tensor(count * across, across, d, elem);
+        rec.scoped("pos_embed", |rec| {
+            let tokens = patchify(rec, latent, self.config.patch_size, elem);
+            (0..count).for_each(|n| self.patch.forward_into(rec, &tokens, Some(&self.positions), Act::None, &part(&x, n)));
+        });
+        rec.tap("pos_embed", &x);
+        let norm = |rec: &mut Recorder, x: &Tensor, terms: &[Terms], at: usize, eps: f32| {
+            let y = rec.tensor(count * across, across, d, elem);
+            for (n, terms) in terms.iter().enumerate() {
+                layer_norm_into(rec, &part(x, n), &terms.norm(at, eps), &part(&y, n));
+            }
+            y
+        };
+        let add = |rec: &mut Recorder, y: &Tensor, x: &Tensor, terms: &[Terms], at: usize| {
+            let sum = rec.tensor(count * across, across, d, elem);
+            for (n, terms) in terms.iter().enumerate() {
+                gated_add_into(rec, &part(y, n), &terms.gate(at), &part(x, n), &part(&sum, n));
+            }
+            sum
+        };
+        let gelu = if self.config.gelu_tanh { Act::GeluTanh } else { Act::GeluErf };
+        for (i, block) in self.blocks.iter().enumerate() {
+            let path = format!("transformer_blocks.{i}");
+            x = rec.scoped(&path, |rec| {
+                let terms = block.modulation.forward(rec, condition(i));
+                let h = norm(rec, &x, &terms, 0, NORM_EPS);
+                let h = rec.scoped("attn1", |rec| block.heads.attend_parts(rec, &h, count));
+                let x = add(rec, &h, &x, &terms, 2);
+                let h = norm(rec, &x, &terms, 3, self.config.norm_eps);
+                let h = rec.scoped("ff", |rec| {
+                    let h = block.proj.forward(rec, &h, None, gelu, elem);
+                    block.out.forward(rec, &h, None, Act::None, elem)
+                });
+                add(rec, &h, &x, &terms, 5)
+            });
+            rec.tap(&path, &x);
+        }
+        Ok(rec.scoped("proj_out", |rec| {
+            let terms = self.last_modulation.forward(rec, condition(0));
+            let h = norm(rec, &x, &terms, 0, NORM_EPS);
+            let tokens = self.last.forward(rec, &h, None, Act::None, Elem::F32);
+            count_nonfinite(rec, &tokens);
+            (0..count).map(|n| unpatchify(rec, &part(&tokens, n), self.config.patch_size, channels, Elem::F32)).collect()
+        }))
+    }
+}

@@ -1,0 +1,273 @@
+//! The configuration of a class-conditional diffusion transformer (DiT): from diffusers' `config.json`, or from the shapes of its tensors in the
+//! original's files, which bring none.
+//!
+//! Sources: diffusers `models/transformers/dit_transformer_2d.py` 0.42; facebookresearch/DiT `models.py` at ed81ce2. They are not the same network:
+//! the frequencies of the timestep differ, the epsilon of a norm can, and the original guides 3 channels of 4.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::infgen_config::TensorList;
+use super::vae_config::Fields;
+use crate::error::{Error, Result};
+use crate::weights::{View, dit_keys};
+
+/// Shapes and constants of a DiT. [`DitConfig::default`] is the original's DiT-XL/2 for 256 x 256 pixels.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DitConfig {
+    /// Channels of the latent.
+    pub in_channels: usize,
+    /// Channels of the output: as many, or twice as many where a variance was learned too.
+    pub out_channels: usize,
+    /// Width of a token.
+    pub hidden_size: usize,
+    /// Number of blocks.
+    pub num_layers: usize,
+    /// Heads of every attention.
+    pub num_attention_heads: usize,
+    /// Width inside the MLPs.
+    pub mlp_hidden: usize,
+    /// Side of a token's square in the latent.
+    pub patch_size: usize,
+    /// Side of the latents that it was trained with, and has positions for.
+    pub sample_size: usize,
+    /// Classes, without the one that stands for none.
+    pub num_classes: usize,
+    /// Epsilon of the norm before the MLP; the others have 1e-6.
+    pub norm_eps: f32,
+    /// Subtracted from the number of frequencies of the timestep.
+    pub freq_shift: f64,
+    /// GELU with tanh, or with erf.
+    pub gelu_tanh: bool,
+    /// Channels that guidance acts on; the others are those of the class.
+    pub guided_channels: usize,
+    /// One embedding of timestep and class for all blocks (the original), or one for each (diffusers).
+    pub shared_embedding: bool,
+    /// Whether positions are a tensor of the file; else they follow from the formula.
+    pub stored_positions: bool,
+}
+
+impl Default for DitConfig {
+    fn default() -> Self {
+        Self {
+            in_channels: 4,
+            out_channels: 8,
+            hidden_size: 1152,
+            num_layers: 28,
+            num_attention_heads: 16,
+            mlp_hidden: 4608,
+            patch_size: 2,
+            sample_size: 32,
+            num_classes: 1000,
+            norm_eps: 1e-6,
+            freq_shift: 0.0,
+            gelu_tanh: true,
+            guided_channels: 3,
+            shared_embedding: true,
+            stored_positions: true,
+        }
+    }
+}
+
+/// Features of the timestep's sinusoid.
+pub const TIME_FEATURES: usize = 256;
+
+const MAX_LAYERS: usize = 512;
+
+/// Widths of the original's DiT-S, B, L and XL with their heads.
+const ORIGINAL_HEADS: [(usize, usize); 4] = [(384, 6), (768, 12), (1024, 16), (1152, 16)];
+
+impl DitConfig {
+    /// Reads diffusers' `config.json`; absent fields take diffusers' defaults. `path` stands for the JSON in messages.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names the field.
+    pub fn from_json(json: &str, path: &Path) -> Result<Self> {
+        Self::parse(json).map_err(|detail| Error::Config { path: path.to_owned(), detail })
+    }
+
+    fn parse(json: &str) -> Result<Self, String> {
+        let fields = Fields::parse(json)?;
+        fields.only("_class_name", &["DiTTransformer2DModel", "Transformer2DModel"])?;
+        fields.only("norm_type", &["ada_norm_zero"])?;
+        fields.only("activation_fn", &["gelu-approximate", "gelu"])?;
+        for (field, needed) in [("norm_elementwise_affine", false), ("attention_bias", true)] {
+            let value = fields.flag(field)?.unwrap_or(needed);
+            if value != needed {
+                return Err(format!("`{field}` is {value}, which is not known to this version"));
+            }
+        }
+        for field in ["cross_attention_dim", "caption_channels", "num_vector_embeds"] {
+            if let Some(value) = fields.get(field) {
+                return Err(format!("`{field}` is {value}: a transformer that is told more than a class is not known to this version"));
+            }
+        }
+        let in_channels = fields.size("in_channels")?.unwrap_or(4);
+        let heads = fields.size("num_attention_heads")?.unwrap_or(16);
+        let hidden_size = heads.saturating_mul(fields.size("attention_head_dim")?.unwrap_or(72));
+        let config = Self {
+            in_channels,
+            out_channels: fields.size("out_channels")?.unwrap_or(in_channels),
+            hidden_size,
+            num_layers: fields.size("num_layers")?.unwrap_or(28),
+            num_attention_heads: heads,
+            mlp_hidden: hidden_size.saturating_mul(4),
+            patch_size: fields.size("patch_size")?.unwrap_or(2),
+            sample_size: fields.size("sample_size")?.unwrap_or(32),
+            num_classes: fields.size("num_embeds_ada_norm")?.unwrap_or(1000),
+            norm_eps: fields.real("norm_eps")?.unwrap_or(1e-5) as f32,
+            freq_shift: 1.0,
+            gelu_tanh: fields.get("activation_fn").is_none_or(|value| value == "gelu-approximate"),
+            guided_channels: in_channels,
+            shared_embedding: false,
+            stored_positions: false,
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Reads the sizes off the tensors. The number of heads does not show in them: it is that of DiT-S, B, L or XL by the width, or `num_heads` of `json`,
+    /// the folder's `config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for shapes that no such transformer has.
+    pub fn infer(view: &View, json: Option<&str>) -> Result<Self> {
+        Self::inferred(view, json).map_err(|detail| Error::Config { path: view.path().to_owned(), detail })
+    }
+
+    fn inferred(view: &View, json: Option<&str>) -> Result<Self, String> {
+        let axes = |name: &str, n: usize| {
+            let shape = view.info(name).map(|info| info.shape.to_vec()).filter(|shape| shape.len() == n);
+            shape.ok_or_else(|| format!("`{}` is missing or of another kind", view.file_name(name)))
+        };
+        let patch = axes("pos_embed.proj.weight", 4)?;
+        let (hidden_size, in_channels, patch_size) = (patch[0], patch[1], patch[2]);
+        if !dit_keys::is_original(view) {
+            return Err("the transformer of a diffusers folder, whose config.json is missing".into());
+        }
+        let tokens = axes("pos_embed.pos_embed", 3)?[1];
+        let stated = match json {
+            Some(json) => Fields::parse(json)?.size("num_heads")?,
+            None => None,
+        };
+        let known = ORIGINAL_HEADS.iter().find(|(width, _)| *width == hidden_size).map(|(_, heads)| *heads);
+        let num_attention_heads = stated.or(known).ok_or_else(|| {
+            format!(
+                "how many heads a width of {hidden_size} has does not show in the tensors: put a config.json with `num_heads` beside it, or take diffusers' form"
+            )
+        })?;
+        let outputs = axes("proj_out_2.weight", 2)?[0];
+        let block = |i: &usize| view.contains(&format!("transformer_blocks.{i}.norm1.linear.weight"));
+        let rows = axes("transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight", 2)?[0];
+        let config = Self {
+            in_channels,
+            out_channels: outputs / patch_size.saturating_mul(patch_size).max(1),
+            hidden_size,
+            num_layers: (0..=MAX_LAYERS).take_while(block).count(),
+            num_attention_heads,
+            mlp_hidden: axes("transformer_blocks.0.ff.net.0.proj.weight", 2)?[0],
+            patch_size,
+            sample_size: tokens.isqrt().saturating_mul(patch_size),
+            num_classes: rows.saturating_sub(1),
+            guided_channels: in_channels.min(3),
+            ..Self::default()
+        };
+        if config.tokens() != tokens {
+            return Err(format!("`{}` has {tokens} positions, which are no square", view.file_name("pos_embed.pos_embed")));
+        }
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks that the values are possible and fit together.
+    ///
+    /// # Errors
+    /// The field and the reason.
+    pub fn validate(&self) -> Result<(), String> {
+        let within = |field: &str, value: usize, max: usize| match value {
+            v if (1..=max).contains(&v) => Ok(()),
+            v => Err(format!("`{field}` is {v}, it must lie between 1 and {max}")),
+        };
+        within("in_channels", self.in_channels, 1024)?;
+        within("num_attention_heads", self.num_attention_heads, 1024)?;
+        within("hidden size", self.hidden_size, 1 << 14)?;
+        within("num_layers", self.num_layers, MAX_LAYERS)?;
+        within("MLP width", self.mlp_hidden, 1 << 16)?;
+        within("patch_size", self.patch_size, 64)?;
+        within("sample_size", self.sample_size, 2048)?;
+        within("num_embeds_ada_norm (the number of classes)", self.num_classes, 1 << 20)?;
+        if !self.sample_size.is_multiple_of(self.patch_size) {
+            return Err(format!("`sample_size` is {}, no multiple of `patch_size` {}", self.sample_size, self.patch_size));
+        }
+        if !self.hidden_size.is_multiple_of(4) || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
+            let heads = self.num_attention_heads;
+            return Err(format!("{} channels in {heads} heads: the channels must be a multiple of 4 and of the heads", self.hidden_size));
+        }
+        if !self.in_channels.is_multiple_of(4) || (self.out_channels != self.in_channels && self.out_channels != 2 * self.in_channels) {
+            let (input, output) = (self.in_channels, self.out_channels);
+            return Err(format!(
+                "{input} channels to {output}: a multiple of 4 to as many, or to twice as many (with variances), is known to this version"
+            ));
+        }
+        if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
+            return Err(format!("`norm_eps` is {}, it must lie between 0 and 1", self.norm_eps));
+        }
+        Ok(())
+    }
+
+    /// Number of tokens.
+    pub fn tokens(&self) -> usize {
+        let across = self.sample_size / self.patch_size;
+        across * across
+    }
+
+    /// Path of the embedding of timestep and class that block `i` is told.
+    pub fn embedding(&self, i: usize) -> String {
+        format!("transformer_blocks.{}.norm1.emb", if self.shared_embedding { 0 } else { i })
+    }
+
+    /// Number of such embeddings.
+    pub fn embeddings(&self) -> usize {
+        if self.shared_embedding { 1 } else { self.num_layers }
+    }
+
+    /// Every tensor with its shape, under diffusers' names.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let mut list = TensorList::default();
+        let (d, patch) = (self.hidden_size, self.patch_size);
+        list.conv("pos_embed.proj", d, self.in_channels, patch);
+        if self.stored_positions {
+            list.push("pos_embed.pos_embed", &[1, self.tokens(), d]);
+        }
+        for i in 0..self.embeddings() {
+            let path = self.embedding(i);
+            list.linear(&format!("{path}.timestep_embedder.linear_1"), d, TIME_FEATURES);
+            list.linear(&format!("{path}.timestep_embedder.linear_2"), d, d);
+            list.push(&format!("{path}.class_embedder.embedding_table.weight"), &[self.num_classes + 1, d]);
+        }
+        for i in 0..self.num_layers {
+            let block = |name: &str| format!("transformer_blocks.{i}.{name}");
+            list.linear(&block("norm1.linear"), 6 * d, d);
+            for projection in ["to_q", "to_k", "to_v", "to_out.0"] {
+                list.linear(&block(&format!("attn1.{projection}")), d, d);
+            }
+            list.linear(&block("ff.net.0.proj"), self.mlp_hidden, d);
+            list.linear(&block("ff.net.2"), d, self.mlp_hidden);
+        }
+        list.linear("proj_out_1", 2 * d, d);
+        list.linear("proj_out_2", patch * patch * self.out_channels, d);
+        list.0
+    }
+
+    /// The position of every token, `[tokens, hidden_size]`, row by row: a quarter of the channels each for sines and cosines of the column, then of the
+    /// row, at frequencies `10000^(-k / quarter)`.
+    pub fn positions(&self) -> Vec<f32> {
+        let (across, quarter) = (self.sample_size / self.patch_size, self.hidden_size / 4);
+        let waves = |at: usize| {
+            let angle = move |k: usize| at as f64 / 10000f64.powf(k as f64 / quarter as f64);
+            (0..quarter).map(move |k| angle(k).sin() as f32).chain((0..quarter).map(move |k| angle(k).cos() as f32))
+        };
+        (0..across).flat_map(|row| (0..across).flat_map(move |column| waves(column).chain(waves(row)))).collect()
+    }
+}

@@ -1,0 +1,101 @@
+//! The denoiser on the device, and one call of it under guidance.
+
+use super::Guidance;
+use super::parts::Denoiser;
+use crate::error::Result;
+use crate::gpu::{Elem, Recorder, Tensor};
+use crate::kernels::Act;
+use crate::kernels::combine::{combine, guidance_rescale};
+use crate::kernels::linear::{LinearWeights, linear, pack_linear};
+use crate::models::dit::{Classes, Dit};
+use crate::models::unet::{Prompt, Unet};
+use crate::nn::Loader;
+
+/// A loaded denoiser.
+#[derive(Debug)]
+pub(super) enum Network {
+    Unet(Box<Unet>),
+    Dit(Box<Dit>),
+}
+
+/// A denoiser with what it is told in every call.
+pub(super) enum Conditioned<'a> {
+    Unet { unet: &'a Unet, prompt: Prompt, negative: Option<Prompt> },
+    Dit { dit: &'a Dit, classes: Classes },
+}
+
+impl Network {
+    /// `any_size`: see [`Unet::load`].
+    pub async fn load(loader: &Loader<'_>, denoiser: &Denoiser, any_size: bool) -> Result<Network> {
+        Ok(match denoiser {
+            Denoiser::Unet { unet, .. } => Network::Unet(Box::new(Unet::load(loader, unet, any_size).await?)),
+            Denoiser::Dit { dit, .. } => Network::Dit(Box::new(Dit::load(loader, dit).await?)),
+        })
+    }
+
+    /// Whether it was loaded in the form that latents of the usual sizes, or of any size, take.
+    pub fn fits(&self, any_size: bool) -> bool {
+        match self {
+            Network::Unet(unet) => unet.any_size() == any_size,
+            Network::Dit(_) => true,
+        }
+    }
+}
+
+impl Conditioned<'_> {
+    /// Channels of the input.
+    pub fn in_channels(&self) -> usize {
+        match self {
+            Conditioned::Unet { unet, .. } => unet.config().in_channels,
+            Conditioned::Dit { dit, .. } => dit.config().in_channels,
+        }
+    }
+
+    /// The prediction under guidance, `[h, w, channels]` in f32.
+    pub fn predict(&self, rec: &mut Recorder, input: &Tensor, timestep: f64, guidance: Guidance, channels: usize) -> Result<Tensor> {
+        let (with, without, guided_channels) = match self {
+            Conditioned::Unet { unet, prompt, negative } => {
+                let step = unet.step(rec, timestep, guidance.embedded);
+                let mut call = |prompt: &Prompt| rec.scoped("unet", |rec| unet.forward(rec, input, &step, prompt));
+                (call(prompt)?, negative.as_ref().map(call).transpose()?, channels)
+            }
+            Conditioned::Dit { dit, classes } => {
+                let mut all = rec.scoped("transformer", |rec| dit.forward(rec, input, timestep, classes))?.into_iter();
+                (all.next().expect("there is a class"), all.next(), dit.config().guided_channels)
+            }
+        };
+        let (Some(without), Some(scale)) = (without, guidance.scale) else { return Ok(with) };
+        let guided = match guided_channels {
+            all if all == channels => combine(rec, &[(&without, 1.0 - scale), (&with, scale)], None, channels, Elem::F32),
+            some => {
+                let rest = by_channel(rec, &without, some, [1.0 - scale, 0.0], None);
+                by_channel(rec, &with, some, [scale, 1.0], Some(&rest))
+            }
+        };
+        Ok(match guidance.rescale {
+            phi if phi > 0.0 => guidance_rescale(rec, &with, &guided, phi),
+            _ => guided,
+        })
+    }
+}
+
+/// `x` with its first `some` channels times one factor and the others times another, plus `residual`.
+fn by_channel(rec: &mut Recorder, x: &Tensor, some: usize, factors: [f64; 2], residual: Option<&Tensor>) -> Tensor {
+    let n = x.channels;
+    let factor = |channel: usize| factors[(channel >= some) as usize] as f32;
+    let diagonal: Vec<f32> = (0..n * n).map(|i| if i % n == i / n { factor(i / n) } else { 0.0 }).collect();
+    let weights = uploaded(rec, &diagonal, n, n);
+    linear(rec, x, &weights, residual, Act::None, Elem::F32)
+}
+
+/// A linear layer without bias for this recording, `weight` `[outputs, inputs]`.
+pub(super) fn uploaded(rec: &mut Recorder, weight: &[f32], outputs: usize, inputs: usize) -> LinearWeights {
+    let packed = pack_linear(weight, outputs, inputs).values;
+    let zeros = vec![0.0; outputs];
+    LinearWeights {
+        weight: rec.upload(&packed, 1, 1, packed.len(), Elem::F32),
+        bias: rec.upload(&zeros, 1, 1, outputs, Elem::F32),
+        inputs,
+        outputs,
+    }
+}

@@ -1,0 +1,54 @@
+//! The namings of a class-conditional diffusion transformer, seen as one: diffusers' names.
+//!
+//! diffusers' `DiTTransformer2DModel`, and the original's, in which q, k and v are fused, all blocks share one embedding of timestep and class, and the
+//! table of positions is stored (`pos_embed.pos_embed` here). Sources: diffusers `models/transformers/dit_transformer_2d.py` 0.42;
+//! facebookresearch/DiT `models.py` at ed81ce2.
+
+use super::Weights;
+use super::view::{Naming, View};
+
+/// The transformer inside `weights` under diffusers' names, or `None`.
+pub fn view(weights: &Weights) -> Option<View<'_>> {
+    if weights.contains("transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight") {
+        return Some(View::new(weights, "", Naming::Plain));
+    }
+    // MaskDiT's table lies under `model.`, MDT's blocks have other names, FiT has no table of positions.
+    let original = ["x_embedder.proj.weight", "y_embedder.embedding_table.weight", "pos_embed", "blocks.0.adaLN_modulation.1.weight"];
+    original.into_iter().all(|name| weights.contains(name)).then(|| View::new(weights, "", Naming::Dit))
+}
+
+/// Whether a [`view`] is of the original's form.
+pub fn is_original(view: &View) -> bool {
+    view.file_name("proj_out_2.weight").starts_with("final_layer")
+}
+
+/// The original's name of a tensor, and which third of it where q, k and v are fused; `None` if it has none there.
+pub(super) fn original_name(name: &str) -> Option<(String, Option<usize>)> {
+    let segments: Vec<&str> = name.split('.').collect();
+    Some(match segments[..] {
+        ["pos_embed", "pos_embed"] => ("pos_embed".into(), None),
+        ["pos_embed", "proj", leaf] => (format!("x_embedder.proj.{leaf}"), None),
+        ["proj_out_1", leaf] => (format!("final_layer.adaLN_modulation.1.{leaf}"), None),
+        ["proj_out_2", leaf] => (format!("final_layer.linear.{leaf}"), None),
+        ["transformer_blocks", "0", "norm1", "emb", "class_embedder", "embedding_table", leaf] => {
+            (format!("y_embedder.embedding_table.{leaf}"), None)
+        }
+        ["transformer_blocks", "0", "norm1", "emb", "timestep_embedder", "linear_1", leaf] => (format!("t_embedder.mlp.0.{leaf}"), None),
+        ["transformer_blocks", "0", "norm1", "emb", "timestep_embedder", "linear_2", leaf] => (format!("t_embedder.mlp.2.{leaf}"), None),
+        ["transformer_blocks", i, ref tail @ ..] => {
+            let (inner, third) = match *tail {
+                ["norm1", "linear", leaf] => (format!("adaLN_modulation.1.{leaf}"), None),
+                ["attn1", "to_out", "0", leaf] => (format!("attn.proj.{leaf}"), None),
+                ["attn1", projection, leaf] => {
+                    let third = ["to_q", "to_k", "to_v"].iter().position(|p| *p == projection)?;
+                    (format!("attn.qkv.{leaf}"), Some(third))
+                }
+                ["ff", "net", "0", "proj", leaf] => (format!("mlp.fc1.{leaf}"), None),
+                ["ff", "net", "2", leaf] => (format!("mlp.fc2.{leaf}"), None),
+                _ => return None,
+            };
+            (format!("blocks.{i}.{inner}"), third)
+        }
+        _ => return None,
+    })
+}

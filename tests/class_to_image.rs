@@ -1,0 +1,247 @@
+//! Models that are told a class: DiT in diffusers' form and in the original's, against both, and through the program.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::devices::{self, skipped};
+use common::golden::relative_l2;
+use common::program::{done, has_device, infgen, not_generated};
+use common::text_to_image::{Spec, Tensor, write};
+use common::{data, synthetic};
+use infgen::gpu::Elem;
+use infgen::models::dit::{Classes, Dit};
+use infgen::nn::{Loader, Precision};
+use infgen::pipeline::Parts;
+use infgen::pipeline::parts::Denoiser;
+use infgen::{Image, Latent};
+use safetensors::tensor::{Dtype, SafeTensors};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+#[derive(Deserialize)]
+struct Case {
+    seed: u64,
+    transformer: Value,
+    scheduler: Value,
+    /// Timestep and class.
+    calls: Vec<(f64, usize)>,
+    sides: std::collections::BTreeMap<String, usize>,
+    runs: Vec<Run>,
+    tensors: std::collections::BTreeMap<String, Vec<Spec>>,
+}
+
+#[derive(Deserialize)]
+struct Run {
+    name: String,
+    model: String,
+    sampler: Option<String>,
+    class: usize,
+    steps: usize,
+    cfg: f64,
+    seed: u64,
+}
+
+/// Both models in a folder, removed with it.
+struct Models {
+    case: Case,
+    scratch: tempfile::TempDir,
+}
+
+impl Models {
+    fn new() -> Models {
+        let case: Case = serde_json::from_str(&std::fs::read_to_string(data("class-to-image/case.json")).unwrap()).unwrap();
+        let models = Models { case, scratch: tempfile::tempdir().unwrap() };
+        let folder = models.path("diffusers");
+        for part in ["transformer", "scheduler"] {
+            std::fs::create_dir_all(folder.join(part)).unwrap();
+        }
+        std::fs::write(folder.join("transformer/config.json"), models.case.transformer.to_string()).unwrap();
+        std::fs::write(folder.join("scheduler/scheduler_config.json"), models.case.scheduler.to_string()).unwrap();
+        let labels = json!({ "134": "crane", "207": "golden retriever", "281": "tabby, tabby cat", "517": "crane, hoist" });
+        let index = json!({ "_class_name": "DiTPipeline", "scheduler": ["diffusers", "DDIMScheduler"], "id2label": labels });
+        std::fs::write(folder.join("model_index.json"), index.to_string()).unwrap();
+        let stem = folder.join("transformer/diffusion_pytorch_model.safetensors");
+        write(&stem, &models.tensors("diffusers"), Dtype::F32);
+        write(&models.path("original"), &models.tensors("original"), Dtype::F32);
+        models
+    }
+
+    /// The folder of diffusers' form, the file of the original's.
+    fn path(&self, model: &str) -> PathBuf {
+        self.scratch.path().join(if model == "original" { "original.safetensors" } else { model })
+    }
+
+    fn at(&self, name: &str) -> String {
+        self.scratch.path().join(name).display().to_string()
+    }
+
+    fn tensors(&self, model: &str) -> Vec<Tensor> {
+        let filled = |(name, shape, amp, offset): &Spec| Tensor {
+            name: name.clone(),
+            shape: shape.clone(),
+            values: synthetic::fill(name, shape.iter().product(), *amp, *offset, self.case.seed),
+        };
+        self.case.tensors[model].iter().map(filled).collect()
+    }
+}
+
+/// A stored result, `[4, h, w]`.
+fn expected(name: &str) -> Vec<f32> {
+    let bytes = std::fs::read(data("class-to-image/expected.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    file.tensor(name).unwrap().data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+fn channels_last(planes: &[f32]) -> Vec<f32> {
+    let area = planes.len() / 4;
+    (0..planes.len()).map(|i| planes[i % 4 * area + i / 4]).collect()
+}
+
+/// One call each, alone and with another class below it, which must change no bit.
+#[test]
+fn a_call_predicts_what_the_sources_predict() {
+    let Some(gpu) = devices::open(&devices::options()) else { return skipped("a_call_predicts_what_the_sources_predict") };
+    let models = Models::new();
+    for (name, &side) in &models.case.sides {
+        let parts = Parts::open(&models.path(name)).unwrap();
+        let Denoiser::Dit { dit: config, .. } = &parts.denoiser else { panic!("{name}: no DiT") };
+        let view = parts.denoiser_view().unwrap();
+        let dit = pollster::block_on(Dit::load(&Loader::new(&gpu, &view, Precision::F32), config)).unwrap();
+        let predictions = |timestep: f64, classes: &[usize]| -> Vec<Vec<f32>> {
+            let classes = pollster::block_on(Classes::read(&view, config, classes)).unwrap();
+            let mut rec = gpu.recorder();
+            let noise = channels_last(&infgen::noise::torch_cpu_randn(1, 4 * side * side));
+            let latent = rec.upload(&noise, side, side, 4, Elem::F32);
+            let all = dit.forward(&mut rec, &latent, timestep, &classes).unwrap();
+            all.iter().enumerate().for_each(|(n, y)| rec.output(n.to_string(), y));
+            let mut outputs = devices::run(&gpu, rec.finish()).unwrap();
+            (0..all.len()).map(|n| outputs.numbers(&n.to_string())).collect()
+        };
+        for &(timestep, class) in &models.case.calls {
+            let alone = predictions(timestep, &[class]);
+            let want = channels_last(&expected(&format!("call.{name}.{class}")));
+            let distance = relative_l2(&alone[0], &want);
+            println!("{name}, timestep {timestep}, class {class}: {distance:.2e}");
+            assert!(distance < 1e-5, "{name}, timestep {timestep}, class {class}: relative L2 {distance:.2e}");
+            let both = predictions(timestep, &[class, 5]);
+            assert!(both[0] == alone[0] && both[1] == predictions(timestep, &[5])[0], "{name}: classes see each other");
+        }
+    }
+}
+
+#[test]
+fn latents_are_those_of_the_sources() {
+    if !has_device() {
+        return;
+    }
+    let models = Models::new();
+    let (latent, output) = (models.at("l.npy"), models.at("l.png"));
+    for run in &models.case.runs {
+        let path = models.path(&run.model).display().to_string();
+        let (class, steps, cfg, seed) = (run.class.to_string(), run.steps.to_string(), run.cfg.to_string(), run.seed.to_string());
+        let common = ["generate", "--model", &path, "-p", &class, "--steps", &steps, "--cfg", &cfg, "-s", &seed];
+        let sampler = run.sampler.as_ref().map_or(vec![], |sampler| vec!["--sampler", sampler]);
+        for (dtype, tolerance) in [("f32", 2e-5), ("f16", 3e-3)] {
+            if run.name == "original-dpmpp-2m-cfg" && dtype == "f16" {
+                continue; // This random model's latent is 400 times what decoders know, and leaves the range of f16 there.
+            }
+            let report = done(&[&common[..], &sampler, &["--dtype", dtype, "--save-latent", &latent, "-o", &output]].concat());
+            assert_eq!(report["sampler"], run.sampler.as_deref().unwrap_or("ddim"));
+            let side = models.case.sides[&run.model];
+            let got = Latent::open(&latent).unwrap();
+            assert_eq!(got.shape(), [1, 4, side, side]);
+            let distance = relative_l2(got.data(), &expected(&run.name));
+            println!("{} {dtype}: {distance:.2e}", run.name);
+            assert!(distance < tolerance, "{} {dtype}: relative L2 {distance:.2e}", run.name);
+        }
+    }
+}
+
+#[test]
+fn a_class_becomes_a_picture_of_any_size() {
+    if !has_device() {
+        return;
+    }
+    let models = Models::new();
+    let (folder, file) = (models.at("diffusers"), models.at("original.safetensors"));
+    let (by_number, by_name, output) = (models.at("number.safetensors"), models.at("name.safetensors"), models.at("p.png"));
+    let generate = |prompt: &str, latent: &str| {
+        let common = ["generate", "--model", &folder, "-p", prompt, "--steps", "2", "-s", "1", "--size", "100x70"];
+        done(&[&common[..], &["--save-latent", latent, "-o", &output]].concat())
+    };
+    let report = generate("207", &by_number);
+    // There is no VAE in the folder: the decoder that ships is taken, and guidance is that of models of classes.
+    assert_eq!((&report["decoder"], &report["cfg"], &report["latent_width"]), (&"builtin".into(), &4.0.into(), &96.into()));
+    assert_eq!(report["notes"][0], "class 207: golden retriever");
+    let picture = Image::open(&output).unwrap();
+    assert_eq!((picture.width(), picture.height()), (100, 70));
+    assert_eq!(Latent::open(&by_number).unwrap().space.as_deref(), Some("sd"));
+    generate("Golden Retriever", &by_name);
+    assert_eq!(Latent::open(&by_name).unwrap(), Latent::open(&by_number).unwrap());
+    generate("208", &by_name);
+    assert_ne!(Latent::open(&by_name).unwrap(), Latent::open(&by_number).unwrap());
+
+    // What the plan names as the smallest ceiling is one.
+    let common = ["generate", "--model", &file, "-p", "1", "--steps", "2", "-s", "1", "--save-latent", &by_name, "-o", &output];
+    done(&common);
+    let whole = Latent::open(&by_name).unwrap();
+    let tight = infgen(&[&common[..], &["-q", "--memory", "1MiB"]].concat());
+    let stderr = String::from_utf8_lossy(&tight.stderr);
+    let needed = stderr.split("needs ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_else(|| panic!("{stderr}")).to_owned();
+    let report = done(&[&common[..], &["--memory", &needed]].concat());
+    assert!(report["peak_gpu_bytes"].as_u64().unwrap() <= needed.parse().unwrap(), "{report}");
+    assert_eq!(Latent::open(&by_name).unwrap(), whole);
+
+    for (model, words) in [(&folder, ["\"class_to_image\"", "\"classes\":1000"]), (&file, ["\"dit\"", "\"num_attention_heads\":6"])] {
+        let inspected = String::from_utf8(infgen(&["inspect", model, "--json"]).stdout).unwrap();
+        assert!(words.iter().all(|word| inspected.contains(word)), "{inspected}");
+    }
+}
+
+#[test]
+fn what_a_model_of_classes_cannot_do_is_refused() {
+    let models = Models::new();
+    let (folder, file, never) = (models.at("diffusers"), models.at("original.safetensors"), models.scratch.path().join("never.png"));
+    let no = |model: &str, arguments: &[&str], words: &[&str]| not_generated(&[&["--model", model], arguments].concat(), &never, words);
+    if has_device() {
+        no(&folder, &["-p", "1000"], &["no class 1000", "0 to 999"]);
+        no(&folder, &["-p", "crane"], &["134 or 517"]);
+        no(&folder, &["-p", "tabb"], &["no class is called `tabb`", "281 (tabby, tabby cat)"]);
+        no(&file, &["-p", "a cat"], &["a cat", "0 to 999", "no names"]);
+        no(&file, &["-p", "1", "-n", "2"], &["negative prompt", "classes"]);
+        no(&file, &["-p", "1", "--latent-size", "128x128"], &["128x128", "64x64", "--size"]);
+        no(&file, &["-p", "1", "--emphasis"], &["emphasis"]);
+    }
+    no(&file, &["-p", "1", "--decoder", "vae"], &["no VAE", "--decoder"]);
+
+    // A width that is none of the published ones needs a config.json that says how many heads it has.
+    let odd = models.scratch.path().join("odd");
+    std::fs::create_dir(&odd).unwrap();
+    let half = |tensor: Tensor| {
+        let kept = |n: usize| if n.is_multiple_of(384) { n / 384 * 40 } else { n };
+        let shape: Vec<usize> = tensor.shape.iter().map(|n| kept(*n)).collect();
+        Tensor { values: vec![0.01; shape.iter().product()], shape, name: tensor.name }
+    };
+    let tensors: Vec<Tensor> = models.tensors("original").into_iter().map(half).collect();
+    let weights = odd.join("model.safetensors");
+    write(&weights, &tensors, Dtype::F32);
+    no(weights.to_str().unwrap(), &["-p", "1"], &["40", "num_heads"]);
+    std::fs::write(odd.join("config.json"), json!({ "num_heads": 5 }).to_string()).unwrap();
+    let parts = Parts::open(&odd).unwrap();
+    assert!(matches!(&parts.denoiser, Denoiser::Dit { dit, .. } if dit.num_attention_heads == 5));
+    std::fs::write(odd.join("config.json"), json!({ "num_heads": 7 }).to_string()).unwrap();
+    no(odd.to_str().unwrap(), &["-p", "1"], &["7 heads"]);
+
+    let config = |change: &dyn Fn(&mut Value), words: &[&str]| {
+        let mut config = models.case.transformer.clone();
+        change(&mut config);
+        std::fs::write(Path::new(&folder).join("transformer/config.json"), config.to_string()).unwrap();
+        no(&folder, &["-p", "1"], words);
+    };
+    config(&|c| c["norm_type"] = json!("ada_norm_single"), &["norm_type", "ada_norm_zero"]);
+    config(&|c| c["out_channels"] = json!(6), &["4 channels to 6"]);
+    config(&|c| c["num_layers"] = json!(4), &["transformer_blocks.3", "missing"]);
+    config(&|c| c["caption_channels"] = json!(4096), &["caption_channels", "more than a class"]);
+    config(&|c| c["sample_size"] = json!(13), &["sample_size", "13"]);
+}
