@@ -64,12 +64,17 @@ impl Models {
         let stem = folder.join("transformer/diffusion_pytorch_model.safetensors");
         write(&stem, &models.tensors("diffusers"), Dtype::F32);
         write(&models.path("original"), &models.tensors("original"), Dtype::F32);
+        std::fs::copy(models.path("original"), models.path("sit")).unwrap();
         models
     }
 
-    /// The folder of diffusers' form, the file of the original's.
+    /// The folder of diffusers' form, the files of the original's and, under a name that says so, of SiT.
     fn path(&self, model: &str) -> PathBuf {
-        self.scratch.path().join(if model == "original" { "original.safetensors" } else { model })
+        self.scratch.path().join(match model {
+            "original" => "original-DiT.safetensors",
+            "sit" => "SiT-S-2.safetensors",
+            folder => folder,
+        })
     }
 
     fn at(&self, name: &str) -> String {
@@ -147,8 +152,9 @@ fn latents_are_those_of_the_sources() {
                 continue; // This random model's latent is 400 times what decoders know, and leaves the range of f16 there.
             }
             let report = done(&[&common[..], &sampler, &["--dtype", dtype, "--save-latent", &latent, "-o", &output]].concat());
-            assert_eq!(report["sampler"], run.sampler.as_deref().unwrap_or("ddim"));
-            let side = models.case.sides[&run.model];
+            let own = if run.model == "sit" { "heun" } else { "ddim" };
+            assert_eq!(report["sampler"], run.sampler.as_deref().unwrap_or(own));
+            let side = models.case.sides[if run.model == "sit" { "original" } else { &run.model }];
             let got = Latent::open(&latent).unwrap();
             assert_eq!(got.shape(), [1, 4, side, side]);
             let distance = relative_l2(got.data(), &expected(&run.name));
@@ -164,7 +170,7 @@ fn a_class_becomes_a_picture_of_any_size() {
         return;
     }
     let models = Models::new();
-    let (folder, file) = (models.at("diffusers"), models.at("original.safetensors"));
+    let (folder, file) = (models.at("diffusers"), models.at("original-DiT.safetensors"));
     let (by_number, by_name, output) = (models.at("number.safetensors"), models.at("name.safetensors"), models.at("p.png"));
     let generate = |prompt: &str, latent: &str| {
         let common = ["generate", "--model", &folder, "-p", prompt, "--steps", "2", "-s", "1", "--size", "100x70"];
@@ -202,7 +208,7 @@ fn a_class_becomes_a_picture_of_any_size() {
 #[test]
 fn what_a_model_of_classes_cannot_do_is_refused() {
     let models = Models::new();
-    let (folder, file, never) = (models.at("diffusers"), models.at("original.safetensors"), models.scratch.path().join("never.png"));
+    let (folder, file, never) = (models.at("diffusers"), models.at("original-DiT.safetensors"), models.scratch.path().join("never.png"));
     let no = |model: &str, arguments: &[&str], words: &[&str]| not_generated(&[&["--model", model], arguments].concat(), &never, words);
     if has_device() {
         no(&folder, &["-p", "1000"], &["no class 1000", "0 to 999"]);
@@ -214,6 +220,14 @@ fn what_a_model_of_classes_cannot_do_is_refused() {
         no(&file, &["-p", "1", "--emphasis"], &["emphasis"]);
     }
     no(&file, &["-p", "1", "--decoder", "vae"], &["no VAE", "--decoder"]);
+    no(&file, &["-p", "1", "--prediction", "flow", "--sampler", "ddim"], &["ddim", "flow", "heun or euler"]);
+
+    // DiT and SiT look the same: a name that says neither gets a note.
+    let unnamed = models.scratch.path().join("model.safetensors");
+    std::fs::copy(&file, &unnamed).unwrap();
+    let notes = |path: &Path| Parts::open(path).unwrap().notes;
+    assert!(notes(&unnamed)[0].contains("--prediction flow") && notes(&models.path("sit"))[0].contains("taken for SiT"));
+    assert!(notes(&models.path("original")).is_empty());
 
     // A width that is none of the published ones needs a config.json that says how many heads it has.
     let odd = models.scratch.path().join("odd");

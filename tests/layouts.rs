@@ -63,7 +63,7 @@ fn the_index_names_the_scheduler_and_early_unets_are_of_their_real_size() {
         config.extend(unet.iter().map(|(name, value)| (name.to_string(), value.clone())));
         std::fs::write(&path, serde_json::to_string(&config).unwrap()).unwrap();
         let parts = Parts::open(&folder).unwrap();
-        (parts.scheduler(None).map(|scheduler| scheduler.sampler()), parts.native_size.0 / parts.scale())
+        (parts.scheduler(None, None).map(|scheduler| scheduler.sampler()), parts.native_size.0 / parts.scale())
     };
     let own = facts(r#"{"_class_name": "StableDiffusionPipeline"}"#, &[]).0.unwrap();
     assert_ne!(own, Sampler::EulerAncestral);
@@ -173,7 +173,7 @@ fn a_single_file_of_sd_2_is_taken_for_what_was_trained() {
     let path = models.scratch.path().join("sd2.safetensors");
     case.write_sd2_file(&path, Dtype::BF16);
     let parts = Parts::open(&path).unwrap();
-    let scheduler = parts.scheduler(None).unwrap();
+    let scheduler = parts.scheduler(None, None).unwrap();
     assert_eq!((scheduler.sampler(), scheduler.config().prediction_type), (Sampler::Ddim, Prediction::VPrediction));
     let text = parts.text().unwrap();
     assert_eq!((parts.native_size, text.config.num_hidden_layers), ((768, 768), 2));
@@ -195,7 +195,7 @@ fn a_single_file_of_sd_2_is_taken_for_what_was_trained() {
     write(&path, &all, Dtype::F32);
     let parts = Parts::open(&path).unwrap();
     assert!(parts.is_inpainting());
-    assert_eq!((parts.scheduler(None).unwrap().config().prediction_type, parts.native_size), (Prediction::Epsilon, (512, 512)));
+    assert_eq!((parts.scheduler(None, None).unwrap().config().prediction_type, parts.native_size), (Prediction::Epsilon, (512, 512)));
 }
 
 #[test]

@@ -225,14 +225,15 @@ impl Pipeline {
     /// # Errors
     /// As [`Scheduler::from_json`].
     pub fn scheduler(&self, request: &Request) -> Result<Scheduler> {
-        self.parts.scheduler(request.sampler)?.with(|config| {
-            if self.parts.text().is_some() {
-                // StableDiffusionPipeline.__init__ corrects outdated configs so, and its inpainting form leaves out PNDM's Runge-Kutta steps.
-                config.steps_offset = 1;
-                config.clip_sample = false;
-                config.skip_prk_steps |= request.mask.is_some();
-            }
-            config.prediction_type = request.prediction.unwrap_or(config.prediction_type);
+        let scheduler = self.parts.scheduler(request.sampler, request.prediction)?;
+        if self.parts.text().is_none() {
+            return Ok(scheduler);
+        }
+        scheduler.with(|config| {
+            // StableDiffusionPipeline.__init__ corrects outdated configs so, and its inpainting form leaves out PNDM's Runge-Kutta steps.
+            config.steps_offset = 1;
+            config.clip_sample = false;
+            config.skip_prk_steps |= request.mask.is_some();
         })
     }
 
@@ -253,6 +254,12 @@ impl Pipeline {
         }
         match &self.parts.denoiser {
             Denoiser::Unet { unet, .. } => {
+                if request.prediction == Some(Prediction::Flow) {
+                    return Err(invalid(
+                        "prediction",
+                        "flow is for SiT: the UNets of Stable Diffusion 1.x and 2.x are told a timestep of 0 to 999",
+                    ));
+                }
                 let least = unet.smallest() * scale;
                 if request.width.min(request.height) < least {
                     let (w, h) = (request.width.max(least), request.height.max(least));

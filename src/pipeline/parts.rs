@@ -79,8 +79,10 @@ enum SchedulerSource {
         sampler: Sampler,
         prediction: Prediction,
     },
-    /// As DiT was trained.
-    Dit,
+    /// As DiT, or SiT, was trained.
+    Dit {
+        prediction: Prediction,
+    },
 }
 
 const FOLDERS: &str = "a diffusers folder has model_index.json, unet/, text_encoder/, tokenizer/, scheduler/ and vae/";
@@ -114,7 +116,7 @@ impl Parts {
         let recognised = recognise::recognise(&weights)?;
         let wanted = "a checkpoint of Stable Diffusion 1.x or 2.x, or a DiT";
         if let Recognised::Dit { config } = recognised {
-            return Ok(Parts::of_classes(path, config, Labels::default(), None, SchedulerSource::Dit, Files::Single(weights)));
+            return Ok(Parts::original_of_classes(path, config, weights));
         }
         let family = match &recognised {
             Recognised::Checkpoint { family: family @ ("sd1" | "sd2" | "unknown"), .. } => *family,
@@ -185,6 +187,21 @@ impl Parts {
         }
     }
 
+    /// The original's weights and nothing else. Those of SiT have the same names and shapes: the name of the file or folder tells.
+    fn original_of_classes(path: &Path, dit: DitConfig, weights: Weights) -> Parts {
+        let name = path.file_name().map(|name| name.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+        let says = |word: &str| name.split(|c: char| !c.is_ascii_alphanumeric()).any(|part| part == word);
+        let flow = says("sit");
+        let prediction = if flow { Prediction::Flow } else { Prediction::Epsilon };
+        let parts = Parts::of_classes(path, dit, Labels::default(), None, SchedulerSource::Dit { prediction }, Files::Single(weights));
+        let note = match flow {
+            true => "taken for SiT, by its name; if it is DiT, whose tensors are the same: --prediction epsilon",
+            false if says("dit") => return parts,
+            false => "taken for DiT; if it is SiT, whose tensors are the same: --prediction flow",
+        };
+        Parts { notes: vec![format!("{}: {note}", path.display())], ..parts }
+    }
+
     fn from_folder(path: &Path) -> Result<Parts> {
         let index = Index::open(path)?;
         let classes = match index.as_ref().and_then(Index::class) {
@@ -195,7 +212,7 @@ impl Parts {
         if index.is_none() && !classes && path.join("config.json").is_file() {
             let weights = Weights::open(path)?;
             if let Some((_, dit)) = recognise::dit(&weights)? {
-                return Ok(Parts::of_classes(path, dit, Labels::default(), None, SchedulerSource::Dit, Files::Single(weights)));
+                return Ok(Parts::original_of_classes(path, dit, weights));
             }
         }
         if classes { Parts::from_folder_of_classes(path, index) } else { Parts::from_folder_of_texts(path, index) }
@@ -256,7 +273,7 @@ impl Parts {
                 "{}: missing; the noise is taken to be that which DiT was trained with, the sampler ddim",
                 missing.display()
             ));
-            SchedulerSource::Dit
+            SchedulerSource::Dit { prediction: Prediction::Epsilon }
         })?;
         let files = Files::Folder { denoiser: weights, text: None, vae: vae_path };
         Ok(Parts { notes, ..Parts::of_classes(path, dit, labels, vae, scheduler, files) })
@@ -463,20 +480,28 @@ impl Parts {
         path.ok_or_else(|| unknown(&self.path, "there is no VAE in it; name a decoder with --decoder"))
     }
 
-    /// The scheduler that comes with the model, or `sampler` with its settings.
+    /// The scheduler that comes with the model, or `sampler` with its settings; `prediction` instead of what its config says that it predicts.
     ///
     /// # Errors
-    /// As [`Scheduler::from_json`].
-    pub fn scheduler(&self, sampler: Option<Sampler>) -> Result<Scheduler> {
+    /// As [`Scheduler::from_json`] and [`Scheduler::new`].
+    pub fn scheduler(&self, sampler: Option<Sampler>, prediction: Option<Prediction>) -> Result<Scheduler> {
         match &self.scheduler {
-            SchedulerSource::Json { json, path } => Scheduler::from_json(json, sampler, path),
-            SchedulerSource::Inferred { sampler: own, prediction } => {
-                let sampler = sampler.unwrap_or(*own);
-                Scheduler::new(sampler, SchedulerConfig::stable_diffusion(sampler, *prediction))
+            SchedulerSource::Json { json, path } => {
+                let scheduler = Scheduler::from_json(json, sampler, path)?;
+                match prediction {
+                    Some(prediction) => scheduler.with(|config| config.prediction_type = prediction),
+                    None => Ok(scheduler),
+                }
             }
-            SchedulerSource::Dit => {
-                let sampler = sampler.unwrap_or(Sampler::Ddim);
-                Scheduler::new(sampler, SchedulerConfig::dit(sampler))
+            SchedulerSource::Inferred { sampler: own, prediction: inferred } => {
+                let sampler = sampler.unwrap_or(*own);
+                Scheduler::new(sampler, SchedulerConfig::stable_diffusion(sampler, prediction.unwrap_or(*inferred)))
+            }
+            SchedulerSource::Dit { prediction: inferred } => {
+                let prediction = prediction.unwrap_or(*inferred);
+                let own = if prediction == Prediction::Flow { Sampler::Heun } else { Sampler::Ddim };
+                let sampler = sampler.unwrap_or(own);
+                Scheduler::new(sampler, SchedulerConfig::dit(sampler, prediction))
             }
         }
     }

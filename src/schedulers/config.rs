@@ -43,6 +43,9 @@ pub enum Prediction {
     /// The clean latent.
     #[serde(alias = "original_sample")]
     Sample,
+    /// The velocity `data - noise` at a time from 0 to 1, Ma et al. 2024 (SiT, arXiv:2401.08740). Configs of diffusers do not say it.
+    #[serde(skip)]
+    Flow,
 }
 
 /// Where a list of sigmas ends.
@@ -205,11 +208,11 @@ impl SchedulerConfig {
         }
     }
 
-    /// DiT, for files without a scheduler config: evenly spaced betas, noise predicted, nothing clipped.
-    pub fn dit(sampler: Sampler) -> SchedulerConfig {
+    /// DiT, and SiT where `prediction_type` is [`Prediction::Flow`], for files without a scheduler config: evenly spaced betas, nothing clipped.
+    pub fn dit(sampler: Sampler, prediction_type: Prediction) -> SchedulerConfig {
         let plain = SchedulerConfig::default();
         let SchedulerConfig { beta_start, beta_end, beta_schedule, .. } = plain;
-        SchedulerConfig { beta_start, beta_end, beta_schedule, clip_sample: false, ..SchedulerConfig::of(sampler) }
+        SchedulerConfig { beta_start, beta_end, beta_schedule, prediction_type, clip_sample: false, ..SchedulerConfig::of(sampler) }
     }
 
     /// Reads a `scheduler_config.json` for `sampler`; fields it lacks are those of the sampler's class.

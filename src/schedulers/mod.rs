@@ -7,6 +7,7 @@
 mod config;
 mod dpm_solver;
 mod expr;
+mod flow;
 mod sigma_space;
 mod tables;
 mod variance_preserving;
@@ -122,6 +123,9 @@ pub struct Scheduler {
     alphas_cumprod: Vec<f64>,
 }
 
+/// Why no formula with a table of noise meets a flow model.
+const NO_FLOW: &str = "Scheduler::new refuses flow models but for the samplers of flow.rs";
+
 /// `alphas_cumprod` of the last timestep where a rescaled table is needed as sigmas: the smallest f16 that is not 0.
 const SNR_FLOOR: f64 = 1.0 / (1 << 24) as f64;
 
@@ -133,6 +137,9 @@ impl Scheduler {
     pub fn new(sampler: Sampler, config: SchedulerConfig) -> Result<Scheduler> {
         let invalid = |detail: String| Error::Invalid { what: "scheduler", detail };
         config.check(sampler).map_err(invalid)?;
+        if config.prediction_type == Prediction::Flow && !matches!(sampler, Sampler::Euler | Sampler::Heun) {
+            return Err(invalid(format!("{sampler} is not defined for flow models; use heun or euler")));
+        }
         let knows_samples = !matches!(sampler, Sampler::Pndm | Sampler::EulerAncestral);
         if config.prediction_type == Prediction::Sample && !knows_samples {
             return Err(invalid(format!("{sampler} is not defined for models that predict the sample; use ddim, euler or dpmpp-2m")));
@@ -216,6 +223,8 @@ impl Scheduler {
             return Err(Error::Invalid { what: "eta", detail: format!("{eta} does not lie between 0 and 1") });
         }
         let schedule = match self.sampler {
+            Sampler::Euler if self.config.prediction_type == Prediction::Flow => Ok(flow::euler(steps, skip)),
+            Sampler::Heun if self.config.prediction_type == Prediction::Flow => Ok(flow::heun(steps, skip)),
             Sampler::Ddim => variance_preserving::ddim(self, steps, skip, eta),
             Sampler::Ddpm => variance_preserving::ddpm(self, steps, skip),
             Sampler::Pndm => variance_preserving::pndm(self, steps, skip),
@@ -256,6 +265,7 @@ impl Scheduler {
                 (out, eps)
             }
             Prediction::VPrediction => (&(signal * &x) - &(noise * &out), &(signal * &out) + &(noise * &x)),
+            Prediction::Flow => unreachable!("{NO_FLOW}"),
         }
     }
 }

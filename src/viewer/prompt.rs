@@ -71,7 +71,7 @@ impl Prompt {
         self.open = true;
         self.scale = parts.scale();
         (self.width, self.height) = parts.native_size;
-        if parts.scheduler(None).is_ok_and(|own| own.sampler() == Sampler::Lcm) {
+        if parts.scheduler(None, None).is_ok_and(|own| own.sampler() == Sampler::Lcm) {
             (self.steps, self.cfg) = LCM;
         }
         match (std::mem::replace(&mut self.of_classes, parts.text().is_none()), self.of_classes) {

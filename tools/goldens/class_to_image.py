@@ -3,7 +3,8 @@
     python tools/goldens/class_to_image.py [--check]
 
 Weights are synthetic (synthetic.py), so none are stored: case.json lists every tensor with its amplitude. diffusers' form is computed by its DiTPipeline,
-the original's by `Original` below, written from its models.py (facebookresearch/DiT at ed81ce2): they are not the same network.
+the original's by `Original` below, written from its models.py (facebookresearch/DiT at ed81ce2): they are not the same network. SiT is the original's network
+with another sampler.
 Values are computed in f32.
 """
 
@@ -113,12 +114,28 @@ def fill(module) -> list[Spec]:
     return specs
 
 
+def flow(model, x, run):
+    """SiT's sampler with a fixed grid: the same network, told a time from 0 to 1, gives the velocity from noise to data."""
+    y, dt = torch.tensor([run["class"]]), 1 / run["steps"]
+
+    def velocity(x, t):
+        t = torch.tensor([t])
+        return model.guided(x, t, y, run["cfg"]) if run["cfg"] > 1 else model(x, t, y)[:, :4]
+
+    for i in range(run["steps"]):
+        v = velocity(x, i * dt)
+        x = x + dt * v if run["sampler"] == "euler" else x + dt / 2 * (v + velocity(x + dt * v, (i + 1) * dt))
+    return x
+
+
 def runs():
     base = {"sampler": "ddim", "class": 207, "steps": 5, "cfg": 4.0, "seed": 3}
     for model in ("diffusers", "original"):
         for sampler in ("ddim", "dpmpp-2m"):
             yield {**base, "name": f"{model}-{sampler}-cfg", "model": model, "sampler": sampler}
         yield {**base, "name": f"{model}-plain", "model": model, "cfg": 1.0, "class": 999}
+    yield {**base, "name": "sit-own-cfg", "model": "sit", "sampler": None, "steps": 4}
+    yield {**base, "name": "sit-euler", "model": "sit", "sampler": "euler", "cfg": 1.0, "steps": 6}
     yield {**base, "name": "diffusers-own", "model": "diffusers", "sampler": None, "steps": 4}
 
 
@@ -139,7 +156,7 @@ def make(out: Path) -> None:
             expected[f"call.{name}.{y}"] = sample[0, :4].numpy()
     classes = {"ddim": diffusers.DDIMScheduler, "dpmpp-2m": diffusers.DPMSolverMultistepScheduler, None: diffusers.DDIMScheduler}
     for run in runs():
-        scheduler = classes[run["sampler"]].from_config(SCHEDULER if run["model"] == "diffusers" else TRAINED)
+        scheduler = classes.get(run["sampler"], diffusers.DDIMScheduler).from_config(SCHEDULER if run["model"] == "diffusers" else TRAINED)
         if run["model"] == "diffusers":
             kept = []
             vae = diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=1, scaling_factor=1.0)
@@ -149,6 +166,8 @@ def make(out: Path) -> None:
             pipe(class_labels=[run["class"]], guidance_scale=run["cfg"], num_inference_steps=run["steps"], output_type="pt",
                  generator=torch.Generator("cpu").manual_seed(run["seed"]))
             latents = kept[0]
+        elif run["model"] == "sit":
+            latents = flow(models["original"], noise("original", run["seed"]), run)
         else:
             latents, y = noise("original", run["seed"]), torch.tensor([run["class"]])
             scheduler.set_timesteps(run["steps"])

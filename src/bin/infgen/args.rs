@@ -87,7 +87,7 @@ pub enum Command {
   infgen upscale --image photo.jpg --scale 2 -o large.png
   infgen upscale --image photo.jpg --size 4096x2731 -o large.png")]
     Upscale(UpscaleArgs),
-    /// Generate pictures from text (Stable Diffusion 1.x, 2.x) or a class (DiT), at any size
+    /// Generate pictures from text (Stable Diffusion 1.x, 2.x) or a class (DiT, SiT), at any size
     #[command(after_help = GENERATE_HELP)]
     Generate(Box<GenerateArgs>),
     /// Open a window that shows a latent decoded at exactly the pixels it covers
@@ -212,7 +212,7 @@ pub struct GenerateArgs {
     /// LoRA merged into the model, with its strength; can be given several times
     #[arg(long = "lora", value_name = "FILE[:STRENGTH]", value_parser = parse_lora, help_heading = "Model")]
     pub loras: Vec<LoraArg>,
-    /// What the model predicts, where its files do not say (single-file SD 2.x: v)
+    /// What the model predicts, where its files do not say (single-file SD 2.x: v; SiT: flow)
     #[arg(long, value_enum, help_heading = "Model")]
     pub prediction: Option<PredictionArg>,
 
@@ -327,6 +327,8 @@ pub enum PredictionArg {
     V,
     /// The clean latent
     Sample,
+    /// The velocity from noise to data (SiT)
+    Flow,
 }
 
 /// `style.safetensors:0.8`

@@ -154,18 +154,20 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     }
 
     let sampler = args.sampler.map(Sampler::from);
-    let own = parts.scheduler(sampler)?.sampler();
+    let prediction = args.prediction.map(|p| match p {
+        PredictionArg::Epsilon => Prediction::Epsilon,
+        PredictionArg::V => Prediction::VPrediction,
+        PredictionArg::Sample => Prediction::Sample,
+        PredictionArg::Flow => Prediction::Flow,
+    });
+    let own = parts.scheduler(sampler, prediction)?.sampler();
     let lcm = own == Sampler::Lcm;
     let mut request = Request {
         negative: args.negative.clone().unwrap_or_default(),
         emphasis: args.emphasis,
         clip_skip: args.clip_skip,
         sampler,
-        prediction: args.prediction.map(|p| match p {
-            PredictionArg::Epsilon => Prediction::Epsilon,
-            PredictionArg::V => Prediction::VPrediction,
-            PredictionArg::Sample => Prediction::Sample,
-        }),
+        prediction,
         steps: args.steps.unwrap_or(if lcm { LCM_STEPS } else { STEPS }),
         cfg: args.cfg.unwrap_or(match () {
             () if of_classes => CLASS_CFG,

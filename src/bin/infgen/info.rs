@@ -85,12 +85,13 @@ fn inspect_model(run: &Run, parts: &Parts) -> Result<()> {
     let values = |tensors: &[(String, Vec<usize>)]| tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>();
     let denoiser = values(&parts.denoiser_tensors());
     // A folder can name a sampler that is not known here and still be of use with another.
-    let (sampler, prediction) = match parts.scheduler(None) {
+    let (sampler, prediction) = match parts.scheduler(None, None) {
         Ok(scheduler) => {
             let prediction = match scheduler.config().prediction_type {
                 Prediction::Epsilon => "the noise",
                 Prediction::VPrediction => "v",
                 Prediction::Sample => "the sample",
+                Prediction::Flow => "the velocity from noise to data",
             };
             (scheduler.sampler().name().to_owned(), prediction)
         }
