@@ -199,6 +199,14 @@ fn a_class_becomes_a_picture_of_any_size() {
     assert!(report["peak_gpu_bytes"].as_u64().unwrap() <= needed.parse().unwrap(), "{report}");
     assert_eq!(Latent::open(&by_name).unwrap(), whole);
 
+    // A picture to start from takes the model's size, and where there is no VAE the encoder that ships.
+    let other = models.at("other.png");
+    std::fs::rename(&output, &other).unwrap();
+    let from_picture = ["--image", &other, "--strength", "0.5", "--size", "64x48"];
+    let report = done(&[&common[..], &from_picture].concat());
+    assert_eq!((&report["latent_width"], &report["calls"]), (&64.into(), &1.into()));
+    assert!(Latent::open(&by_name).unwrap() != whole);
+
     for (model, words) in [(&folder, ["\"class_to_image\"", "\"classes\":1000"]), (&file, ["\"dit\"", "\"num_attention_heads\":6"])] {
         let inspected = String::from_utf8(infgen(&["inspect", model, "--json"]).stdout).unwrap();
         assert!(words.iter().all(|word| inspected.contains(word)), "{inspected}");

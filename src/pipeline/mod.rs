@@ -20,7 +20,7 @@ use kept::Kept;
 use parts::Denoiser;
 pub use parts::Parts;
 
-use crate::engine::{Dtype, Engine, channels_first, channels_last, hint};
+use crate::engine::{Dtype, Engine, Weights, channels_first, channels_last, hint};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Observer};
 use crate::image::Image;
@@ -525,13 +525,17 @@ impl Pipeline {
                 self.release();
             }
         }
+        let no_vae = self.parts.vae.is_none() && self.parts.text().is_none();
         let encoder = match &request.image {
+            // Models of classes often come without; their latents are those of the encoder that ships.
+            Some(_) if no_vae => Some(self.engine.load_encoder_async(Weights::Builtin, &observer.quiet()).await?),
             Some(_) => Some(self.engine.load_encoder_async(self.parts.vae_path()?, &observer.quiet()).await?),
             None => None,
         };
         let encode = async |picture: &Image, draw: &[f32]| -> Result<Vec<f32>> {
             let encoder = encoder.as_ref().expect("there is a picture");
-            let latent = encoder.encode_async(picture, Some(draw), &observer.quiet()).await?;
+            // That one has no variance to draw from.
+            let latent = encoder.encode_async(picture, (!no_vae).then_some(draw), &observer.quiet()).await?;
             Ok(channels_last(latent.data(), channels))
         };
         let picture = request.image.as_ref().map(|image| inpaint::sized(image, request.width, request.height)).transpose()?;

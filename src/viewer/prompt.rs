@@ -161,9 +161,10 @@ impl Prompt {
                 ui.label("Stage one");
                 ui.horizontal(|ui| {
                     let (least, unit) = (self.scale, self.scale as f64);
-                    ui.add(DragValue::new(&mut self.width).range(least..=MAX_STAGE_ONE).speed(unit));
+                    // Models of classes make one size.
+                    ui.add_enabled(!self.of_classes, DragValue::new(&mut self.width).range(least..=MAX_STAGE_ONE).speed(unit));
                     ui.label("×");
-                    ui.add(DragValue::new(&mut self.height).range(least..=MAX_STAGE_ONE).speed(unit));
+                    ui.add_enabled(!self.of_classes, DragValue::new(&mut self.height).range(least..=MAX_STAGE_ONE).speed(unit));
                 });
                 (self.width, self.height) = (self.side(self.width), self.side(self.height));
                 ui.end_row();

@@ -250,7 +250,7 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     }
     status(String::new());
     let mut notes = std::mem::take(&mut all[0].notes);
-    notes.extend(stretch(native, size, scale));
+    notes.extend(stretch(native, size, if of_classes { None } else { Some(scale) }));
     if let Some(error) = trouble.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
         notes.push(format!("no preview was written: {error}"));
     }
@@ -310,33 +310,30 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     run.finish(&engine, &paths, summary)
 }
 
-/// A note where the picture has another shape than the latent: the decoder stretches it, to which nothing in a prompt's latent is matched.
-fn stretch(native: Size, size: Size, scale: usize) -> Option<String> {
+/// A note where the picture has another shape than the latent: the decoder stretches it, to which nothing in a prompt's latent is matched. `scale`: pixels a
+/// latent value, where the model takes latents of any shape.
+fn stretch(native: Size, size: Size, scale: Option<usize>) -> Option<String> {
     let shape = |size: Size| size.width as f64 / size.height as f64;
     let change = shape(size) / shape(native);
     if (0.95..1.05).contains(&change) {
         return None;
     }
+    let stretched = format!("a latent of {}x{} was stretched to {}x{}", native.width, native.height, size.width, size.height);
+    let Some(scale) = scale else { return Some(format!("{stretched}: this model makes no other shape")) };
     let short = native.width.min(native.height) as f64;
     let side = |length: usize| (length as f64 * short / size.width.min(size.height) as f64 / scale as f64).round() as usize * scale;
-    Some(format!(
-        "a latent of {}x{} was stretched to {}x{}; --latent-size {}x{} makes one of that shape",
-        native.width,
-        native.height,
-        size.width,
-        size.height,
-        side(size.width),
-        side(size.height)
-    ))
+    Some(format!("{stretched}; --latent-size {}x{} makes one of that shape", side(size.width), side(size.height)))
 }
 
-/// Stage one's size: asked for, the noise's, the picture's in whole steps, or the model's own.
+/// Stage one's size: asked for, the noise's, the picture's in whole steps where the model takes any, or the model's own.
 fn stage_one_size(args: &GenerateArgs, parts: &Parts, image: Option<&Image>, noise: Option<&Latent>) -> Size {
     let scale = parts.scale();
     let whole = |side: usize| (side / scale).max(1) * scale;
     args.latent_size
         .or_else(|| noise.map(|noise| Size { width: noise.width() * scale, height: noise.height() * scale }))
-        .or_else(|| image.map(|image| Size { width: whole(image.width()), height: whole(image.height()) }))
+        .or_else(|| {
+            image.filter(|_| parts.text().is_some()).map(|image| Size { width: whole(image.width()), height: whole(image.height()) })
+        })
         .unwrap_or(Size { width: parts.native_size.0, height: parts.native_size.1 })
 }
 
@@ -413,11 +410,12 @@ mod tests {
     #[test]
     fn a_picture_of_another_shape_than_its_latent_is_noted_with_the_size_that_has_its_shape() {
         let size = |width, height| Size { width, height };
-        assert_eq!(stretch(size(512, 512), size(2048, 2048), 8), None);
-        assert_eq!(stretch(size(768, 512), size(1919, 1280), 8), None);
-        let note = stretch(size(512, 512), size(1920, 1080), 8).unwrap();
+        assert_eq!(stretch(size(512, 512), size(2048, 2048), Some(8)), None);
+        assert_eq!(stretch(size(768, 512), size(1919, 1280), Some(8)), None);
+        let note = stretch(size(512, 512), size(1920, 1080), Some(8)).unwrap();
         assert!(note.ends_with("--latent-size 912x512 makes one of that shape"), "{note}");
-        assert!(stretch(size(912, 512), size(100, 200), 8).unwrap().contains("512x1024"));
+        assert!(stretch(size(912, 512), size(100, 200), Some(8)).unwrap().contains("512x1024"));
+        assert!(stretch(size(256, 256), size(100, 200), None).unwrap().ends_with("no other shape"));
     }
 
     #[test]
