@@ -401,8 +401,8 @@ pub struct BenchArgs {
     /// Decoder for the whole decodes [default: the one that ships]
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
-    /// Only shapes of this network: tiny (the decoder that ships), table1, sd4 (InfGen's presets), vae, unet (SD 1.5)
-    #[arg(long, value_name = "NAME", value_parser = ["tiny", "table1", "sd4", "vae", "unet"])]
+    /// Only shapes of this network: tiny (the decoder that ships), table1, sd4 (InfGen's presets), vae, unet (SD 1.5), dit (DiT-XL/2)
+    #[arg(long, value_name = "NAME", value_parser = ["tiny", "table1", "sd4", "vae", "unet", "dit"])]
     pub network: Option<String>,
     /// Sides of the whole decodes in pixels [default: 256 on software, 512,1024,2048 on a GPU]
     #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = parse_side)]

@@ -127,17 +127,18 @@ const fn attn(nets: &'static str, n: usize, m: usize, heads: usize, d: usize) ->
 }
 
 impl Case {
-    /// Storage types in a program run with `--dtype`: the UNet keeps f32 between layers.
+    /// Storage types in a program run with `--dtype`: denoisers keep f32 between layers.
     pub fn precision(&self, dtype: Dtype) -> Precision {
         match dtype {
             Dtype::F32 => Precision::F32,
-            Dtype::F16 if self.nets == "unet" => Precision::F16_WEIGHTS,
+            Dtype::F16 if matches!(self.nets, "unet" | "dit") => Precision::F16_WEIGHTS,
             Dtype::F16 => Precision::F16,
         }
     }
 }
 
-/// `tiny` ships with the package; `table1` and `sd4` are InfGen's presets; `vae` and `unet` are those of SD 1.5.
+/// `tiny` ships with the package; `table1` and `sd4` are InfGen's presets; `vae` and `unet` are those of SD 1.5, `dit` is DiT-XL/2
+/// with guidance, for 256x256 (512 rows) and 512x512.
 pub const CASES: &[Case] = &[
     conv("tiny", 64, 4, 128),
     conv("tiny", 64, 128, 128),
@@ -184,6 +185,10 @@ pub const CASES: &[Case] = &[
     lin("unet", 1024, 640, 5120),
     lin("unet", 256, 1280, 1280),
     lin("unet", 77, 768, 1280),
+    lin("dit", 512, 1152, 1152),
+    lin("dit", 512, 1152, 4608),
+    lin("dit", 2048, 4608, 1152),
+    lin("dit", 2, 1152, 6912),
     attn("tiny", 4096, 4096, 4, 32),
     attn("table1 sd4", 4096, 4096, 8, 64),
     attn("table1 sd4 vae", 4096, 4096, 1, 512),
@@ -192,9 +197,12 @@ pub const CASES: &[Case] = &[
     attn("unet", 1024, 1024, 8, 80),
     attn("unet", 256, 256, 8, 160),
     attn("unet", 64, 77, 8, 160),
+    attn("dit", 256, 256, 16, 72),
+    attn("dit", 1024, 1024, 16, 72),
     case("tiny", Op::LayerNorm { rows: 4096, c: 128 }),
     case("table1 sd4", Op::LayerNorm { rows: 4096, c: 512 }),
     case("unet", Op::LayerNorm { rows: 4096, c: 320 }),
+    case("dit", Op::LayerNorm { rows: 1024, c: 1152 }),
     case("unet", Op::Geglu { rows: 4096, c: 2560 }),
     case("tiny", Op::Inpe { side: 64, m: 64 }),
     case("table1 sd4", Op::Inpe { side: 64, m: 256 }),
