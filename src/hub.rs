@@ -32,10 +32,10 @@ pub struct HubOptions {
 
 /// What to put into a folder by hand, where nothing can be fetched.
 const BY_HAND: &str = "model_index.json, scheduler/scheduler_config.json, tokenizer/vocab.json and merges.txt, and in each of text_encoder/ \
-    (model.safetensors), unet/ and vae/ (diffusion_pytorch_model.safetensors) the weights with config.json; of a model of classes transformer/ instead \
+    (model.safetensors), unet/ and vae/ (diffusion_pytorch_model.safetensors) the weights with config.json; of a class-conditional model transformer/ instead \
     of unet/, text_encoder/ and tokenizer/";
 
-/// Each part with weights, and the stem of their files: of models of texts, and of classes.
+/// Each part with weights, and the stem of their files: of text-to-image and of class-conditional models.
 const TEXT_PARTS: &[(&str, &str)] = &[("text_encoder", "model"), ("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model")];
 const CLASS_PARTS: &[(&str, &str)] = &[("transformer", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model")];
 const INDEX: &str = "model_index.json";
@@ -252,6 +252,9 @@ fn choose(all: &[String], file: Option<&str>, half: bool) -> Result<Choice, Stri
     let classes = has("transformer/config.json") && !has("unet/config.json") && !has("text_encoder/config.json");
     for (part, stem) in if classes { CLASS_PARTS } else { TEXT_PARTS } {
         let config = format!("{part}/config.json");
+        if classes && *part == "vae" && !has(&config) {
+            continue; // The decoder that ships serves.
+        }
         if !has(&config) {
             return Err(format!("there is no {config} in it"));
         }

@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 struct Case {
     seed: u64,
     transformer: Value,
+    odd: Value,
     scheduler: Value,
     /// Timestep and class.
     calls: Vec<(f64, usize)>,
@@ -40,9 +41,11 @@ struct Run {
     steps: usize,
     cfg: f64,
     seed: u64,
+    #[serde(default)]
+    rescale: f64,
 }
 
-/// Both models in a folder, removed with it.
+/// All models in a folder, removed with it.
 struct Models {
     case: Case,
     scratch: tempfile::TempDir,
@@ -53,9 +56,12 @@ impl Models {
         let case: Case = serde_json::from_str(&std::fs::read_to_string(data("class-to-image/case.json")).unwrap()).unwrap();
         let models = Models { case, scratch: tempfile::tempdir().unwrap() };
         let folder = models.path("diffusers");
-        for part in ["transformer", "scheduler"] {
-            std::fs::create_dir_all(folder.join(part)).unwrap();
+        let odd = models.path("odd");
+        for part in [folder.join("transformer"), folder.join("scheduler"), odd.join("transformer")] {
+            std::fs::create_dir_all(part).unwrap();
         }
+        std::fs::write(odd.join("transformer/config.json"), models.case.odd.to_string()).unwrap();
+        write(&odd.join("transformer/diffusion_pytorch_model.safetensors"), &models.tensors("odd"), Dtype::F32);
         std::fs::write(folder.join("transformer/config.json"), models.case.transformer.to_string()).unwrap();
         std::fs::write(folder.join("scheduler/scheduler_config.json"), models.case.scheduler.to_string()).unwrap();
         let labels = json!({ "134": "crane", "207": "golden retriever", "281": "tabby, tabby cat", "517": "crane, hoist" });
@@ -123,7 +129,8 @@ fn a_call_predicts_what_the_sources_predict() {
             let mut outputs = devices::run(&gpu, rec.finish()).unwrap();
             (0..all.len()).map(|n| outputs.numbers(&n.to_string())).collect()
         };
-        for &(timestep, class) in &models.case.calls {
+        let calls = if name == "odd" { vec![(500.0, 7)] } else { models.case.calls.clone() };
+        for (timestep, class) in calls {
             let alone = predictions(timestep, &[class]);
             let want = channels_last(&expected(&format!("call.{name}.{class}")));
             let distance = relative_l2(&alone[0], &want);
@@ -146,7 +153,9 @@ fn latents_are_those_of_the_sources() {
         let path = models.path(&run.model).display().to_string();
         let (class, steps, cfg, seed) = (run.class.to_string(), run.steps.to_string(), run.cfg.to_string(), run.seed.to_string());
         let common = ["generate", "--model", &path, "-p", &class, "--steps", &steps, "--cfg", &cfg, "-s", &seed];
-        let sampler = run.sampler.as_ref().map_or(vec![], |sampler| vec!["--sampler", sampler]);
+        let rescale = run.rescale.to_string();
+        let mut sampler = vec!["--guidance-rescale", &*rescale];
+        sampler.extend(run.sampler.iter().flat_map(|sampler| ["--sampler", sampler]));
         for (dtype, tolerance) in [("f32", 2e-5), ("f16", 3e-3)] {
             if run.name == "original-dpmpp-2m-cfg" && dtype == "f16" {
                 continue; // This random model's latent is 400 times what decoders know, and leaves the range of f16 there.
@@ -177,7 +186,7 @@ fn a_class_becomes_a_picture_of_any_size() {
         done(&[&common[..], &["--save-latent", latent, "-o", &output]].concat())
     };
     let report = generate("207", &by_number);
-    // There is no VAE in the folder: the decoder that ships is taken, and guidance is that of models of classes.
+    // There is no VAE in the folder: the decoder that ships is taken, and guidance is that of class-conditional models.
     assert_eq!((&report["decoder"], &report["cfg"], &report["latent_width"]), (&"builtin".into(), &4.0.into(), &96.into()));
     assert_eq!(report["notes"][0], "class 207: golden retriever");
     let picture = Image::open(&output).unwrap();
@@ -198,14 +207,31 @@ fn a_class_becomes_a_picture_of_any_size() {
     let report = done(&[&common[..], &["--memory", &needed]].concat());
     assert!(report["peak_gpu_bytes"].as_u64().unwrap() <= needed.parse().unwrap(), "{report}");
     assert_eq!(Latent::open(&by_name).unwrap(), whole);
+    let less = (needed.parse::<u64>().unwrap() - 1).to_string();
+    assert_eq!(infgen(&[&common[..], &["-q", "--memory", &less]].concat()).status.code(), Some(1));
+
+    // A batch's first picture takes the first part of the noise, which is all of it where there is one.
+    let noise = models.at("noise.npy");
+    Latent::new([1, 4, 8, 8], infgen::noise::torch_cpu_randn(1, 4 * 8 * 8)).unwrap().save(&noise).unwrap();
+    std::fs::remove_file(&output).unwrap();
+    done(&[&common[..], &["--init-noise", &noise, "--batch", "2"]].concat());
+    let both = Latent::open(&by_name).unwrap();
+    assert_eq!((both.shape(), both.select(0).unwrap().data()), ([2, 4, 8, 8], whole.data()));
+    assert_eq!(both.select(1).unwrap().data(), whole.data());
+    std::fs::rename(models.at("p-000.png"), &output).unwrap();
 
     // A picture to start from takes the model's size, and where there is no VAE the encoder that ships.
     let other = models.at("other.png");
     std::fs::rename(&output, &other).unwrap();
-    let from_picture = ["--image", &other, "--strength", "0.5", "--size", "64x48"];
+    // With the least of strengths little changes.
+    let from_picture = ["--image", &other, "--steps", "50", "--strength", "0.02", "--size", "64x48"];
+    let common = ["generate", "--model", &file, "-p", "1", "-s", "1", "--cfg", "1", "--save-latent", &by_name, "-o", &output];
     let report = done(&[&common[..], &from_picture].concat());
     assert_eq!((&report["latent_width"], &report["calls"]), (&64.into(), &1.into()));
-    assert!(Latent::open(&by_name).unwrap() != whole);
+    let encoded = models.at("encoded.npy");
+    done(&["encode", "--image", &other, "--size", "64x64", "-o", &encoded]);
+    let distance = relative_l2(Latent::open(&by_name).unwrap().data(), Latent::open(&encoded).unwrap().data());
+    assert!(distance < 0.1, "{distance:.2e} from the picture's latent");
 
     for (model, words) in [(&folder, ["\"class_to_image\"", "\"classes\":1000"]), (&file, ["\"dit\"", "\"num_attention_heads\":6"])] {
         let inspected = String::from_utf8(infgen(&["inspect", model, "--json"]).stdout).unwrap();
@@ -214,16 +240,17 @@ fn a_class_becomes_a_picture_of_any_size() {
 }
 
 #[test]
-fn what_a_model_of_classes_cannot_do_is_refused() {
+fn what_a_class_conditional_model_cannot_do_is_refused() {
     let models = Models::new();
     let (folder, file, never) = (models.at("diffusers"), models.at("original-DiT.safetensors"), models.scratch.path().join("never.png"));
     let no = |model: &str, arguments: &[&str], words: &[&str]| not_generated(&[&["--model", model], arguments].concat(), &never, words);
     if has_device() {
         no(&folder, &["-p", "1000"], &["no class 1000", "0 to 999"]);
         no(&folder, &["-p", "crane"], &["134 or 517"]);
+        no(&folder, &["-p", ""], &["no class is called ``"]);
         no(&folder, &["-p", "tabb"], &["no class is called `tabb`", "281 (tabby, tabby cat)"]);
         no(&file, &["-p", "a cat"], &["a cat", "0 to 999", "no names"]);
-        no(&file, &["-p", "1", "-n", "2"], &["negative prompt", "classes"]);
+        no(&file, &["-p", "1", "-n", "2"], &["negative prompt", "class-conditional"]);
         no(&file, &["-p", "1", "--latent-size", "128x128"], &["128x128", "64x64", "--size"]);
         no(&file, &["-p", "1", "--emphasis"], &["emphasis"]);
     }
@@ -236,24 +263,46 @@ fn what_a_model_of_classes_cannot_do_is_refused() {
     let notes = |path: &Path| Parts::open(path).unwrap().notes;
     assert!(notes(&unnamed)[0].contains("--prediction flow") && notes(&models.path("sit"))[0].contains("taken for SiT"));
     assert!(notes(&models.path("original")).is_empty());
+    let cached = models.scratch.path().join("models--org--SiT-XL-2/snapshots/0123");
+    std::fs::create_dir_all(&cached).unwrap();
+    std::fs::copy(&file, cached.join("model.safetensors")).unwrap();
+    assert!(notes(&cached.join("model.safetensors"))[0].contains("taken for SiT"));
+
+    // One part of a folder, a relative with more tensors, a decoder of another space, a folder of another pipeline.
+    let part = Path::new(&folder).join("transformer");
+    no(part.to_str().unwrap(), &["-p", "1"], &["one part", "transformer/, scheduler/"]);
+    no(part.join("diffusion_pytorch_model.safetensors").to_str().unwrap(), &["-p", "1"], &["one part"]);
+    let mut more = models.tensors("original");
+    more.push(Tensor { name: "blocks.0.attn.q_norm.weight".into(), shape: vec![64], values: vec![1.0; 64] });
+    let relative = models.scratch.path().join("relative-dit.safetensors");
+    write(&relative, &more, Dtype::F32);
+    no(relative.to_str().unwrap(), &["-p", "1"], &["attn.q_norm", "not known"]);
+    let xl = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/infgen-tiny-sdxl.safetensors");
+    no(&file, &["-p", "1", "--decoder", xl.to_str().unwrap()], &["`sdxl`", "`sd`"]);
+    let flux = models.scratch.path().join("flux");
+    std::fs::create_dir_all(flux.join("transformer")).unwrap();
+    std::fs::write(flux.join("model_index.json"), json!({ "_class_name": "FluxPipeline" }).to_string()).unwrap();
+    no(flux.to_str().unwrap(), &["-p", "1"], &["FluxPipeline", "DiTPipeline"]);
+    assert!(!Parts::is_folder_of_parts(&flux) && Parts::is_folder_of_parts(Path::new(&folder)));
 
     // A width that is none of the published ones needs a config.json that says how many heads it has.
-    let odd = models.scratch.path().join("odd");
-    std::fs::create_dir(&odd).unwrap();
+    let narrow = models.scratch.path().join("narrow");
+    std::fs::create_dir(&narrow).unwrap();
     let half = |tensor: Tensor| {
         let kept = |n: usize| if n.is_multiple_of(384) { n / 384 * 40 } else { n };
         let shape: Vec<usize> = tensor.shape.iter().map(|n| kept(*n)).collect();
         Tensor { values: vec![0.01; shape.iter().product()], shape, name: tensor.name }
     };
     let tensors: Vec<Tensor> = models.tensors("original").into_iter().map(half).collect();
-    let weights = odd.join("model.safetensors");
+    let weights = narrow.join("model.safetensors");
     write(&weights, &tensors, Dtype::F32);
     no(weights.to_str().unwrap(), &["-p", "1"], &["40", "num_heads"]);
-    std::fs::write(odd.join("config.json"), json!({ "num_heads": 5 }).to_string()).unwrap();
-    let parts = Parts::open(&odd).unwrap();
+    assert!(infgen(&["inspect", weights.to_str().unwrap()]).status.success(), "what it is can be said all the same");
+    std::fs::write(narrow.join("config.json"), json!({ "num_heads": 5 }).to_string()).unwrap();
+    let parts = Parts::open(&narrow).unwrap();
     assert!(matches!(&parts.denoiser, Denoiser::Dit { dit, .. } if dit.num_attention_heads == 5));
-    std::fs::write(odd.join("config.json"), json!({ "num_heads": 7 }).to_string()).unwrap();
-    no(odd.to_str().unwrap(), &["-p", "1"], &["7 heads"]);
+    std::fs::write(narrow.join("config.json"), json!({ "num_heads": 7 }).to_string()).unwrap();
+    no(narrow.to_str().unwrap(), &["-p", "1"], &["7 heads"]);
 
     let config = |change: &dyn Fn(&mut Value), words: &[&str]| {
         let mut config = models.case.transformer.clone();

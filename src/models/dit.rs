@@ -14,7 +14,7 @@ use crate::kernels::gated_add::gated_add_into;
 use crate::kernels::layer_norm::{LayerNormWeights, layer_norm_into};
 use crate::kernels::output::count_nonfinite;
 use crate::kernels::patchify::{patchify, unpatchify};
-use crate::nn::{Heads, HeadsShape, Linear, Loader, Precision, TimeEmbedding, TimeEmbeddingShape};
+use crate::nn::{Heads, HeadsShape, Linear, Loader, Precision, TimeEmbedding, TimeEmbeddingShape, timestep_features};
 use crate::weights::View;
 
 /// Epsilon of the norms whose own the config does not say.
@@ -98,11 +98,14 @@ pub struct Classes {
 }
 
 impl Classes {
-    /// Reads the rows of `classes`; [`DitConfig::num_classes`] stands for none of them.
+    /// Reads the rows of `classes`; [`DitConfig::num_classes`] is the null class.
     ///
     /// # Errors
-    /// As [`View::get_rows`].
+    /// As [`View::get_rows`]; [`Error::Invalid`] for no classes or one that there is not.
     pub async fn read(view: &View<'_>, config: &DitConfig, classes: &[usize]) -> Result<Classes> {
+        if classes.is_empty() || classes.iter().any(|class| *class > config.num_classes) {
+            return Err(Error::Invalid { what: "class", detail: format!("{classes:?} of {}", config.num_classes) });
+        }
         let shape = [config.num_classes + 1, config.hidden_size];
         let mut values = Vec::new();
         for i in 0..config.embeddings() {
@@ -177,13 +180,13 @@ impl Dit {
         &self.config
     }
 
-    /// The predictions for `latent` (`[h, w, in_channels]`) at `timestep` (0 to 999, whole or not), one for each of `classes`: `[h, w, in_channels]` in
+    /// The predictions for `latent` (`[h, w, in_channels]`) at `timestep` (0 to 999 for DiT, 0 to 1 for SiT, whole or not), one for each of `classes`: `[h, w, in_channels]` in
     /// f32, without variances.
     ///
     /// Taps: `pos_embed`, `transformer_blocks.{i}`, all classes below each other.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a latent of another shape than the model's.
+    /// [`Error::Invalid`] for a latent of another shape than the model's, or classes of another model.
     pub fn forward(&self, rec: &mut Recorder, latent: &Tensor, timestep: f64, classes: &Classes) -> Result<Vec<Tensor>> {
         let (side, channels) = (self.config.sample_size, self.config.in_channels);
         if latent.shape() != (side, side, channels) {
@@ -192,13 +195,18 @@ impl Dit {
             return Err(Error::Invalid { what: "latent", detail });
         }
         let (d, elem, count) = (self.config.hidden_size, self.precision.activations, classes.count);
+        if count == 0 || classes.values.len() != self.config.embeddings() * count * d {
+            return Err(Error::Invalid { what: "class", detail: "it was read for another model".into() });
+        }
+        let features = timestep_features(timestep, TIME_FEATURES, true, self.config.freq_shift).repeat(count);
+        let features = rec.upload(&features, count, 1, TIME_FEATURES, Elem::F32);
         let conditions: Vec<Tensor> = self
             .embeddings
             .iter()
             .zip(classes.values.chunks_exact(count * d))
             .map(|(embedding, rows)| {
                 let rows = rec.upload(rows, count, 1, d, Elem::F32);
-                rec.scoped("time_embedding", |rec| embedding.forward_beside(rec, timestep, &rows))
+                rec.scoped("time_embedding", |rec| embedding.embed(rec, &features, Some(&rows)))
             })
             .collect();
         let condition = |i: usize| &conditions[if self.config.shared_embedding { 0 } else { i }];
@@ -230,7 +238,7 @@ impl Dit {
             x = rec.scoped(&path, |rec| {
                 let terms = block.modulation.forward(rec, condition(i));
                 let h = norm(rec, &x, &terms, 0, NORM_EPS);
-                let h = rec.scoped("attn1", |rec| block.heads.attend_parts(rec, &h, count));
+                let h = rec.scoped("attn1", |rec| block.heads.self_attention(rec, &h, count));
                 let x = add(rec, &h, &x, &terms, 2);
                 let h = norm(rec, &x, &terms, 3, self.config.norm_eps);
                 let h = rec.scoped("ff", |rec| {

@@ -148,7 +148,10 @@ impl DitConfig {
         }
         let tokens = axes("pos_embed.pos_embed", 3)?[1];
         let stated = match json {
-            Some(json) => Fields::parse(json)?.size("num_heads")?,
+            Some(json) => {
+                let fields = Fields::parse(json)?;
+                fields.size("num_heads")?.or(fields.size("num_attention_heads")?)
+            }
             None => None,
         };
         let known = ORIGINAL_HEADS.iter().find(|(width, _)| *width == hidden_size).map(|(_, heads)| *heads);
@@ -173,10 +176,10 @@ impl DitConfig {
             guided_channels: in_channels.min(3),
             ..Self::default()
         };
+        config.validate()?;
         if config.tokens() != tokens {
             return Err(format!("`{}` has {tokens} positions, which are no square", view.file_name("pos_embed.pos_embed")));
         }
-        config.validate()?;
         Ok(config)
     }
 
@@ -195,7 +198,7 @@ impl DitConfig {
         within("num_layers", self.num_layers, MAX_LAYERS)?;
         within("MLP width", self.mlp_hidden, 1 << 16)?;
         within("patch_size", self.patch_size, 64)?;
-        within("sample_size", self.sample_size, 2048)?;
+        within("sample_size", self.sample_size, 512)?;
         within("num_embeds_ada_norm (the number of classes)", self.num_classes, 1 << 20)?;
         if !self.sample_size.is_multiple_of(self.patch_size) {
             return Err(format!("`sample_size` is {}, no multiple of `patch_size` {}", self.sample_size, self.patch_size));
@@ -264,10 +267,62 @@ impl DitConfig {
     /// row, at frequencies `10000^(-k / quarter)`.
     pub fn positions(&self) -> Vec<f32> {
         let (across, quarter) = (self.sample_size / self.patch_size, self.hidden_size / 4);
-        let waves = |at: usize| {
-            let angle = move |k: usize| at as f64 / 10000f64.powf(k as f64 / quarter as f64);
-            (0..quarter).map(move |k| angle(k).sin() as f32).chain((0..quarter).map(move |k| angle(k).cos() as f32))
+        let waves = |at: usize| -> Vec<f32> {
+            let angle = |k: usize| at as f64 / 10000f64.powf(k as f64 / quarter as f64);
+            (0..quarter).map(|k| angle(k).sin() as f32).chain((0..quarter).map(|k| angle(k).cos() as f32)).collect()
         };
-        (0..across).flat_map(|row| (0..across).flat_map(move |column| waves(column).chain(waves(row)))).collect()
+        let waves: Vec<Vec<f32>> = (0..across).map(waves).collect();
+        (0..across * across).flat_map(|token| [&waves[token % across][..], &waves[token / across][..]].concat()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::write::tests::bytes_of;
+    use crate::weights::{Dtype, Weights};
+
+    #[test]
+    fn dit_xl_2_has_the_tensors_and_parameters_that_were_published() {
+        let config = DitConfig::default();
+        let parameters = |config: &DitConfig| config.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>();
+        // q, k and v are one tensor in the file.
+        assert_eq!((config.tensors().len() - 28 * 4, parameters(&config)), (292, 675_129_632));
+        let large = DitConfig { sample_size: 64, ..config };
+        assert_eq!((large.tokens(), parameters(&large)), (1024, 675_129_632 + 768 * 1152));
+    }
+
+    #[test]
+    fn configs_that_are_impossible_or_unknown_name_the_field() {
+        let refused = |json: &str, words: &[&str]| {
+            let error = DitConfig::from_json(json, Path::new("config.json")).unwrap_err().to_string();
+            assert!(words.iter().all(|word| error.contains(word)), "{json}: {error}");
+        };
+        refused(r#"{"num_embeds_ada_norm": 0}"#, &["num_embeds_ada_norm", "between 1"]);
+        refused(r#"{"patch_size": 0}"#, &["patch_size"]);
+        refused(r#"{"sample_size": [32, 32]}"#, &["sample_size", "whole number"]);
+        refused(r#"{"sample_size": 4096}"#, &["sample_size", "512"]);
+        refused(r#"{"num_attention_heads": 18446744073709551615}"#, &["num_attention_heads"]);
+        refused(r#"{"attention_head_dim": 3, "num_attention_heads": 1}"#, &["3 channels in 1 heads"]);
+        refused(r#"{"in_channels": 3}"#, &["3 channels", "multiple of 4"]);
+        refused(r#"{"norm_eps": 0}"#, &["norm_eps"]);
+        refused(r#"{"attention_bias": false}"#, &["attention_bias"]);
+        refused("[]", &["not a JSON object"]);
+    }
+
+    #[test]
+    fn shapes_of_nothing_are_refused() {
+        let shapes: [(&str, &[usize]); 6] = [
+            ("x_embedder.proj.weight", &[384, 4, 0, 0]),
+            ("pos_embed", &[1, 0, 384]),
+            ("y_embedder.embedding_table.weight", &[0, 384]),
+            ("blocks.0.adaLN_modulation.1.weight", &[0, 384]),
+            ("final_layer.linear.weight", &[0, 384]),
+            ("blocks.0.mlp.fc1.weight", &[0, 384]),
+        ];
+        let tensors = shapes.map(|(name, shape)| (name, Dtype::F32, shape, &[][..]));
+        let weights = Weights::from_bytes(bytes_of(&tensors, &[]), "m").unwrap();
+        let error = DitConfig::infer(&dit_keys::view(&weights).unwrap(), None).unwrap_err().to_string();
+        assert!(error.contains("between 1 and"), "{error}");
     }
 }

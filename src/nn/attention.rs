@@ -104,12 +104,12 @@ impl Heads {
         self.attend(rec, x, k, v, residual, true)
     }
 
-    /// `to_out(attention(x, x, x))` of `parts` runs of tokens below each other in `x`, none of which sees another.
-    pub fn attend_parts(&self, rec: &mut Recorder, x: &Tensor, parts: usize) -> Tensor {
+    /// `to_out(attention(x, x, x))` of a batch: `count` runs of tokens below each other in `x`, none of which sees another.
+    pub fn self_attention(&self, rec: &mut Recorder, x: &Tensor, count: usize) -> Tensor {
         let [q, k, v] = [&self.to_q, &self.to_k, &self.to_v].map(|to| to.forward(rec, x, None, Act::None, x.elem));
         let y = rec.tensor(x.height, x.width, q.channels, x.elem);
-        let rows = x.height / parts;
-        for n in 0..parts {
+        let rows = x.height / count;
+        for n in 0..count {
             let [q, k, v, y] = [&q, &k, &v, &y].map(|t| t.rows(n * rows, rows));
             attention_into(rec, [&q, &k, &v], self.heads, self.scale, false, &y);
         }

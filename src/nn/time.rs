@@ -56,17 +56,13 @@ impl TimeEmbedding {
             let condition = rec.upload(&guidance_features(guidance, inputs), 1, 1, inputs, Elem::F32);
             x = proj.forward(rec, &condition, Some(&x), Act::None, Elem::F32);
         }
-        let h = self.linear_1.forward(rec, &x, None, Act::Silu, Elem::F32);
-        self.linear_2.forward(rec, &h, None, Act::Silu, Elem::F32)
+        self.embed(rec, &x, None)
     }
 
-    /// `silu(embedding + row)` for every row of `beside` (`[n, width]`, f32), which is what class-conditional models are told.
-    pub fn forward_beside(&self, rec: &mut Recorder, timestep: f64, beside: &Tensor) -> Tensor {
-        let TimeEmbeddingShape { features, flip_sin_to_cos, freq_shift, .. } = self.shape;
-        let sinusoid = timestep_features(timestep, features, flip_sin_to_cos, freq_shift);
-        let x = rec.upload(&sinusoid.repeat(beside.pixels()), beside.pixels(), 1, features, Elem::F32);
-        let h = self.linear_1.forward(rec, &x, None, Act::Silu, Elem::F32);
-        self.linear_2.forward(rec, &h, Some(beside), Act::Silu, Elem::F32)
+    /// The same of features that are there already (`[n, features]`), with an embedding of something else, such as a class, added in front of the last SiLU.
+    pub fn embed(&self, rec: &mut Recorder, features: &Tensor, labels: Option<&Tensor>) -> Tensor {
+        let h = self.linear_1.forward(rec, features, None, Act::Silu, Elem::F32);
+        self.linear_2.forward(rec, &h, labels, Act::Silu, Elem::F32)
     }
 }
 

@@ -24,7 +24,7 @@ use crate::engine::{Dtype, Engine, Weights, channels_first, channels_last, hint}
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Observer};
 use crate::image::Image;
-use crate::latent::Latent;
+use crate::latent::{Latent, LatentSpace};
 use crate::models::clip::ClipText;
 use crate::models::dit::Classes;
 use crate::models::unet_config::UnetConfig;
@@ -42,7 +42,7 @@ pub struct PipelineOptions {
     pub keep: Keep,
 }
 
-/// A text-to-image model, or one of classes, on an engine. Holds files, prompts that it encoded, and on the device what [`Keep`] says.
+/// A text-to-image or class-conditional model on an engine. Holds files, prompts that it encoded, and on the device what [`Keep`] says.
 ///
 /// ```no_run
 /// # fn main() -> infgen::Result<()> {
@@ -70,9 +70,9 @@ pub struct Pipeline {
 /// What to generate. [`Request::new`] has the usual settings.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// What to show: a text, or for a model of classes the number or a name of one.
+    /// What to show: a text, or for a class-conditional model the number or a name of a class.
     pub prompt: String,
-    /// What not to show; it counts with `cfg` above 1. Models of classes have none.
+    /// What not to show; it counts with `cfg` above 1. Class-conditional models have none.
     pub negative: String,
     /// Read `(word:1.2)` and `[word]` in prompts as emphasis.
     pub emphasis: bool,
@@ -111,7 +111,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// `prompt` at `width x height` pixels with 50 steps, guidance 7.5, seed 0.
+    /// `prompt` at `width x height` pixels with 50 steps, guidance 7.5, seed 0. [`Parts::default_guidance`] knows what suits a model.
     pub fn new(prompt: impl Into<String>, width: usize, height: usize) -> Request {
         Request {
             prompt: prompt.into(),
@@ -254,12 +254,6 @@ impl Pipeline {
         }
         match &self.parts.denoiser {
             Denoiser::Unet { unet, .. } => {
-                if request.prediction == Some(Prediction::Flow) {
-                    return Err(invalid(
-                        "prediction",
-                        "flow is for SiT: the UNets of Stable Diffusion 1.x and 2.x are told a timestep of 0 to 999",
-                    ));
-                }
                 let least = unet.smallest() * scale;
                 if request.width.min(request.height) < least {
                     let (w, h) = (request.width.max(least), request.height.max(least));
@@ -278,7 +272,7 @@ impl Pipeline {
                     return Err(invalid("latent size", detail));
                 }
                 if !request.negative.trim().is_empty() {
-                    return Err(invalid("negative prompt", "a model of classes has none: guidance leads away from no class"));
+                    return Err(invalid("negative prompt", "a class-conditional model has none: guidance leads away from the null class"));
                 }
                 if request.emphasis || request.clip_skip > 0 {
                     return Err(invalid("prompt", "emphasis and skipped layers are a text encoder's; this model is told a class"));
@@ -490,7 +484,7 @@ impl Pipeline {
 enum Told {
     /// Prompt and, with guidance, negative prompt: `[tokens, width]` each.
     Texts(Vec<Arc<Vec<f32>>>),
-    /// The class and, with guidance, none.
+    /// The class and, with guidance, the null class.
     Classes(Classes),
 }
 
@@ -525,9 +519,9 @@ impl Pipeline {
                 self.release();
             }
         }
-        let no_vae = self.parts.vae.is_none() && self.parts.text().is_none();
+        let no_vae = self.parts.vae.is_none() && self.parts.latent_space() == Some(LatentSpace::Sd);
         let encoder = match &request.image {
-            // Models of classes often come without; their latents are those of the encoder that ships.
+            // Class-conditional models often come without; the latents of those of this space are those of the encoder that ships.
             Some(_) if no_vae => Some(self.engine.load_encoder_async(Weights::Builtin, &observer.quiet()).await?),
             Some(_) => Some(self.engine.load_encoder_async(self.parts.vae_path()?, &observer.quiet()).await?),
             None => None,

@@ -68,8 +68,8 @@ impl Conditioned<'_> {
         let guided = match guided_channels {
             all if all == channels => combine(rec, &[(&without, 1.0 - scale), (&with, scale)], None, channels, Elem::F32),
             some => {
-                let rest = by_channel(rec, &without, some, [1.0 - scale, 0.0], None);
-                by_channel(rec, &with, some, [scale, 1.0], Some(&rest))
+                let away = combine(rec, &[(&with, 1.0), (&without, -1.0)], None, channels, Elem::F32);
+                add_to_first(rec, &with, &away, some, scale - 1.0)
             }
         };
         Ok(match guidance.rescale {
@@ -79,13 +79,12 @@ impl Conditioned<'_> {
     }
 }
 
-/// `x` with its first `some` channels times one factor and the others times another, plus `residual`.
-fn by_channel(rec: &mut Recorder, x: &Tensor, some: usize, factors: [f64; 2], residual: Option<&Tensor>) -> Tensor {
+/// `x + factor * y` in the first `some` channels, `x` in the others.
+fn add_to_first(rec: &mut Recorder, x: &Tensor, y: &Tensor, some: usize, factor: f64) -> Tensor {
     let n = x.channels;
-    let factor = |channel: usize| factors[(channel >= some) as usize] as f32;
-    let diagonal: Vec<f32> = (0..n * n).map(|i| if i % n == i / n { factor(i / n) } else { 0.0 }).collect();
+    let diagonal: Vec<f32> = (0..n * n).map(|i| if i % n == i / n && i / n < some { factor as f32 } else { 0.0 }).collect();
     let weights = uploaded(rec, &diagonal, n, n);
-    linear(rec, x, &weights, residual, Act::None, Elem::F32)
+    linear(rec, y, &weights, Some(x), Act::None, Elem::F32)
 }
 
 /// A linear layer without bias for this recording, `weight` `[outputs, inputs]`.

@@ -1,6 +1,6 @@
 //! A model's parts: found in a diffusers folder or in a single-file checkpoint, opened, not yet loaded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -86,6 +86,7 @@ enum SchedulerSource {
 }
 
 const FOLDERS: &str = "a diffusers folder has model_index.json, unet/, text_encoder/, tokenizer/, scheduler/ and vae/";
+const CLASS_FOLDERS: &str = "a diffusers folder of a class-conditional model has model_index.json, transformer/, scheduler/ and vae/";
 
 fn unknown(path: &Path, detail: impl Into<String>) -> Error {
     Error::UnknownModel { path: path.to_owned(), detail: detail.into() }
@@ -113,11 +114,11 @@ impl Parts {
 
     fn from_file(path: &Path) -> Result<Parts> {
         let weights = Weights::open(path)?;
+        if let Some((_, dit)) = recognise::dit(&weights)? {
+            return Parts::original_dit(path, dit, weights);
+        }
         let recognised = recognise::recognise(&weights)?;
         let wanted = "a checkpoint of Stable Diffusion 1.x or 2.x, or a DiT";
-        if let Recognised::Dit { config } = recognised {
-            return Ok(Parts::original_of_classes(path, config, weights));
-        }
         let family = match &recognised {
             Recognised::Checkpoint { family: family @ ("sd1" | "sd2" | "unknown"), .. } => *family,
             Recognised::Unet { .. } | Recognised::TextEncoder { .. } | Recognised::Vae(_) => {
@@ -172,8 +173,15 @@ impl Parts {
         })
     }
 
-    /// A model of classes.
-    fn of_classes(path: &Path, dit: DitConfig, labels: Labels, vae: Option<VaeConfig>, scheduler: SchedulerSource, files: Files) -> Parts {
+    /// A class-conditional model.
+    fn class_conditional(
+        path: &Path,
+        dit: DitConfig,
+        labels: Labels,
+        vae: Option<VaeConfig>,
+        scheduler: SchedulerSource,
+        files: Files,
+    ) -> Parts {
         let side = dit.sample_size * vae.as_ref().map_or(8, VaeConfig::scale);
         Parts {
             path: path.to_owned(),
@@ -187,19 +195,38 @@ impl Parts {
         }
     }
 
-    /// The original's weights and nothing else. Those of SiT have the same names and shapes: the name of the file or folder tells.
-    fn original_of_classes(path: &Path, dit: DitConfig, weights: Weights) -> Parts {
-        let name = path.file_name().map(|name| name.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
-        let says = |word: &str| name.split(|c: char| !c.is_ascii_alphanumeric()).any(|part| part == word);
-        let flow = says("sit");
-        let prediction = if flow { Prediction::Flow } else { Prediction::Epsilon };
-        let parts = Parts::of_classes(path, dit, Labels::default(), None, SchedulerSource::Dit { prediction }, Files::Single(weights));
-        let note = match flow {
-            true => "taken for SiT, by its name; if it is DiT, whose tensors are the same: --prediction epsilon",
-            false if says("dit") => return parts,
-            false => "taken for DiT; if it is SiT, whose tensors are the same: --prediction flow",
+    /// The original's weights and nothing else. Those of SiT have the same names and shapes: the name of the file, or of a folder near it, tells.
+    fn original_dit(path: &Path, dit: DitConfig, weights: Weights) -> Result<Parts> {
+        if !dit.stored_positions {
+            let detail = format!("this is {dit}, one part of a model only: name the folder that it belongs to ({CLASS_FOLDERS})");
+            return Err(unknown(path, detail));
+        }
+        // The hub's cache has a model's name four levels up.
+        let says = |name: &Path, word: &str| {
+            let name = name.file_name().map(|name| name.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+            name.split(|c: char| !c.is_ascii_alphanumeric()).any(|part| part == word)
         };
-        Parts { notes: vec![format!("{}: {note}", path.display())], ..parts }
+        let flow =
+            path.ancestors().take(5).find_map(|name| if says(name, "sit") { Some(true) } else { says(name, "dit").then_some(false) });
+        let prediction = if flow == Some(true) { Prediction::Flow } else { Prediction::Epsilon };
+        let note = match flow {
+            Some(true) => Some("taken for SiT, by its name; if it is DiT, whose tensors are the same: --prediction epsilon"),
+            Some(false) => None,
+            None => Some("taken for DiT; if it is SiT, whose tensors are the same: --prediction flow"),
+        };
+        let notes = note.iter().map(|note| format!("{}: {note}", path.display())).collect();
+        let source = SchedulerSource::Dit { prediction };
+        Ok(Parts { notes, ..Parts::class_conditional(path, dit, Labels::default(), None, source, Files::Single(weights)) })
+    }
+
+    /// Whether `path` is a folder with the parts of a model that [`Parts::open`] knows, rather than weights.
+    pub fn is_folder_of_parts(path: &Path) -> bool {
+        let transformer = || match Index::open(path) {
+            Ok(Some(index)) => index.class() == Some(DIT_PIPELINE),
+            Ok(None) => true,
+            Err(_) => false,
+        };
+        path.join("unet").is_dir() || (path.join("transformer").is_dir() && transformer())
     }
 
     fn from_folder(path: &Path) -> Result<Parts> {
@@ -209,13 +236,15 @@ impl Parts {
             None => path.join("transformer").is_dir() && !path.join("unet").is_dir(),
         };
         // Weights beside the config.json that says their heads.
-        if index.is_none() && !classes && path.join("config.json").is_file() {
-            let weights = Weights::open(path)?;
-            if let Some((_, dit)) = recognise::dit(&weights)? {
-                return Ok(Parts::original_of_classes(path, dit, weights));
-            }
+        if index.is_none()
+            && !classes
+            && !path.join("unet").is_dir()
+            && let Ok(weights) = Weights::open(path)
+            && let Some((_, dit)) = recognise::dit(&weights)?
+        {
+            return Parts::original_dit(path, dit, weights);
         }
-        if classes { Parts::from_folder_of_classes(path, index) } else { Parts::from_folder_of_texts(path, index) }
+        if classes { Parts::from_class_folder(path, index) } else { Parts::from_text_folder(path, index) }
     }
 
     /// One part of the model in `path`.
@@ -233,6 +262,7 @@ impl Parts {
             Some(file) if name == "unet" => {
                 format!("there is no unet/ in it, but `{}`: if that is a single-file checkpoint, name the file itself", file.display())
             }
+            _ if name == "transformer" => format!("there is no {name}/ in it; {CLASS_FOLDERS}"),
             _ => format!("there is no {name}/ in it; {FOLDERS}"),
         };
         Err(unknown(path, detail))
@@ -262,9 +292,9 @@ impl Parts {
         }
     }
 
-    fn from_folder_of_classes(path: &Path, index: Option<Index>) -> Result<Parts> {
+    fn from_class_folder(path: &Path, index: Option<Index>) -> Result<Parts> {
         let weights = Parts::component(path, "transformer")?;
-        let Some((_, dit)) = recognise::dit(&weights)? else { return Err(wrong(&weights, "a class-conditional DiT")) };
+        let Some((_, dit)) = recognise::dit(&weights)? else { return Err(wrong(&weights, "a DiT")) };
         let (vae, vae_path) = Parts::folder_vae(path)?;
         let labels = index.as_ref().map(Index::labels).unwrap_or_default();
         let mut notes = Vec::new();
@@ -276,10 +306,10 @@ impl Parts {
             SchedulerSource::Dit { prediction: Prediction::Epsilon }
         })?;
         let files = Files::Folder { denoiser: weights, text: None, vae: vae_path };
-        Ok(Parts { notes, ..Parts::of_classes(path, dit, labels, vae, scheduler, files) })
+        Ok(Parts { notes, ..Parts::class_conditional(path, dit, labels, vae, scheduler, files) })
     }
 
-    fn from_folder_of_texts(path: &Path, index: Option<Index>) -> Result<Parts> {
+    fn from_text_folder(path: &Path, index: Option<Index>) -> Result<Parts> {
         let unet_weights = Parts::component(path, "unet")?;
         let text_weights = Parts::component(path, "text_encoder")?;
         let unet = match recognise::unet(&unet_weights)? {
@@ -345,7 +375,18 @@ impl Parts {
     }
 
     fn check(&self) -> Result<()> {
-        self.denoiser_view()?.check(&self.denoiser_tensors())?;
+        let (view, tensors) = (self.denoiser_view()?, self.denoiser_tensors());
+        view.check(&tensors)?;
+        if let (Denoiser::Dit { dit, .. }, Files::Single(weights)) = (&self.denoiser, &self.files) {
+            // Relatives of DiT have its tensors and more.
+            let known: HashSet<String> = tensors.iter().map(|(name, _)| view.file_name(name)).collect();
+            if let Some(other) = weights.names().find(|name| !known.contains(*name)) {
+                return Err(unknown(
+                    &self.path,
+                    format!("this is {dit}, but for `{other}`, which DiT and SiT do not have: a network that is not known"),
+                ));
+            }
+        }
         let config = |detail: String| Error::Config { path: self.path.clone(), detail };
         let channels = self.latent_channels();
         let (unet, text) = match &self.denoiser {
@@ -401,6 +442,15 @@ impl Parts {
         self.unet().is_some_and(|unet| unet.time_cond_proj_dim.is_some())
     }
 
+    /// The guidance scale that is usual for it, with the sampler that runs.
+    pub fn default_guidance(&self, sampler: Sampler) -> f64 {
+        match &self.denoiser {
+            Denoiser::Dit { .. } => 4.0,
+            Denoiser::Unet { .. } if sampler == Sampler::Lcm && !self.is_distilled() => 1.5,
+            Denoiser::Unet { .. } => 7.5,
+        }
+    }
+
     /// Channels that the denoiser takes.
     pub fn in_channels(&self) -> usize {
         match &self.denoiser {
@@ -441,8 +491,8 @@ impl Parts {
         match (&self.vae, &self.denoiser) {
             (Some(vae), _) => vae.latent_space,
             // Those that were published are all of Stable Diffusion's.
-            (None, Denoiser::Dit { .. }) => Some(crate::latent::LatentSpace::Sd),
-            (None, Denoiser::Unet { .. }) => None,
+            (None, Denoiser::Dit { dit, .. }) if dit.in_channels == 4 => Some(crate::latent::LatentSpace::Sd),
+            (None, _) => None,
         }
     }
 
@@ -485,6 +535,10 @@ impl Parts {
     /// # Errors
     /// As [`Scheduler::from_json`] and [`Scheduler::new`].
     pub fn scheduler(&self, sampler: Option<Sampler>, prediction: Option<Prediction>) -> Result<Scheduler> {
+        if prediction == Some(Prediction::Flow) && self.unet().is_some() {
+            let detail = "flow is for SiT: the UNets of Stable Diffusion 1.x and 2.x are told a timestep of 0 to 999".into();
+            return Err(Error::Invalid { what: "prediction", detail });
+        }
         match &self.scheduler {
             SchedulerSource::Json { json, path } => {
                 let scheduler = Scheduler::from_json(json, sampler, path)?;
@@ -585,7 +639,7 @@ impl Index {
     }
 
     fn labels(&self) -> Labels {
-        let names = |text: &str| text.split(',').map(|name| name.trim().to_owned()).collect();
+        let names = |text: &str| text.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
         let of = |(id, text): (&String, &Value)| Some((id.parse().ok()?, names(text.as_str()?)));
         Labels(self.0["id2label"].as_object().into_iter().flatten().filter_map(of).collect())
     }
@@ -603,7 +657,7 @@ impl Labels {
     pub fn class(&self, prompt: &str, classes: usize) -> Result<usize> {
         let invalid = |detail: String| Error::Invalid { what: "prompt", detail };
         let prompt = prompt.trim();
-        let range = format!("a number from 0 to {}", classes - 1);
+        let range = format!("a number from 0 to {}", classes.saturating_sub(1));
         if let Ok(class) = prompt.parse::<usize>() {
             return if class < classes { Ok(class) } else { Err(invalid(format!("there is no class {class}; this model takes {range}"))) };
         }
@@ -611,7 +665,9 @@ impl Labels {
             return Err(invalid(format!("`{prompt}`: this model is told a class, {range}; it brings no names for them")));
         }
         let called = |fits: &dyn Fn(&str) -> bool| -> Vec<usize> {
-            self.0.iter().filter(|(id, names)| **id < classes && names.iter().any(|name| fits(name))).map(|(id, _)| *id).collect()
+            // By one of its names, or by all as the hint below shows them.
+            let fits = |names: &[String]| names.iter().any(|name| fits(name)) || fits(&names.join(", "));
+            self.0.iter().filter(|(id, names)| **id < classes && fits(names)).map(|(id, _)| *id).collect()
         };
         let exactly = [called(&|name| name == prompt), called(&|name| name.eq_ignore_ascii_case(prompt))];
         match exactly.iter().find(|found| !found.is_empty()).map(Vec::as_slice) {
@@ -628,6 +684,11 @@ impl Labels {
                 Err(invalid(format!("no class is called `{prompt}`; this model takes {range}, or a class's name{hint}")))
             }
         }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// The first name of a class, if it has one.

@@ -42,3 +42,34 @@ pub(super) fn heun(steps: usize, skip: usize) -> Schedule {
     };
     finish(1.0, mix(ends(skip, steps).0), (skip..steps).flat_map(both).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// On the path itself the velocity is constant, so every sampler ends at the data, from wherever it starts.
+    #[test]
+    fn a_straight_path_is_followed_to_its_end() {
+        let (data, noise) = (3.0, -0.5);
+        for (name, two_calls, plan) in [("euler", false, euler as fn(usize, usize) -> Schedule), ("heun", true, heun)] {
+            for (steps, skip) in [(1, 0), (4, 0), (5, 2), (50, 49)] {
+                let schedule = plan(steps, skip);
+                assert_eq!(schedule.calls.len(), (steps - skip) * (1 + two_calls as usize), "{name} {steps} {skip}");
+                assert_eq!(schedule.init_noise_sigma, 1.0);
+                let of = |mix: Mix| mix.signal * data + mix.noise * noise;
+                let mut values = BTreeMap::from([(format!("{:?}", State::Sample), of(schedule.start))]);
+                for call in &schedule.calls {
+                    values.insert(format!("{:?}", State::Output), data - noise);
+                    let sum = |value: &Combination| value.terms().iter().map(|(state, c)| c * values[&format!("{state:?}")]).sum::<f64>();
+                    assert!((sum(&call.predicted) - data).abs() < 1e-12, "{name} {steps} {skip}: the estimate at {}", call.timestep);
+                    let new: Vec<(State, f64)> = call.updates.iter().map(|update| (update.target, sum(&update.value))).collect();
+                    values.extend(new.into_iter().map(|(state, value)| (format!("{state:?}"), value)));
+                    assert!((values[&format!("{:?}", State::Sample)] - of(call.known)).abs() < 1e-12, "{name} {steps} {skip}: inpainting");
+                }
+                assert!((values[&format!("{:?}", State::Sample)] - data).abs() < 1e-12, "{name} {steps} {skip}");
+            }
+        }
+    }
+}

@@ -59,7 +59,7 @@ pub struct ViewerOptions {
     pub weights: Option<PathBuf>,
     /// Decoder to compare with.
     pub compare: Option<PathBuf>,
-    /// Text-to-image model: a diffusers folder or a single-file checkpoint.
+    /// Text-to-image or class-conditional model: a diffusers folder or a single-file checkpoint.
     pub model: Option<PathBuf>,
     /// Size of the window in physical pixels.
     pub size: Option<(u32, u32)>,

@@ -144,7 +144,7 @@ impl PathDialog {
                 Pick::Open => ("Open a latent, a picture or a decoder", "Open"),
                 Pick::Decoder => ("Open a decoder", "Open"),
                 Pick::Other => ("Open a decoder to compare with", "Open"),
-                Pick::Model => ("Open a text-to-image model's folder", "Open"),
+                Pick::Model => ("Open a model's folder", "Open"),
                 Pick::Save | Pick::SaveView => ("Save the view", "Save"),
             };
             ui.heading(title);

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Observer, Picture};
 use crate::image::{Image, ResizeFilter};
 use crate::latent::Latent;
-use crate::pipeline::{Pipeline, PipelineOptions};
+use crate::pipeline::{Parts, Pipeline, PipelineOptions};
 use crate::weights::recognise::{Recognised, recognise};
 
 /// Longest side, in pixels, at which pictures are encoded: attention over a latent costs the square of its size, and
@@ -23,7 +23,7 @@ pub enum Opened {
     Document(Box<Document>),
     /// A decoder, loaded.
     Decoder(LoadedDecoder),
-    /// A text-to-image model.
+    /// A text-to-image or class-conditional model.
     Model(Box<Pipeline>),
 }
 
@@ -64,7 +64,7 @@ pub fn name_of(path: &Path) -> String {
 /// # Errors
 /// Anything that can be wrong with a file, in its own words; [`Error::Cancelled`].
 pub fn open(engine: &Engine, path: &Path, as_decoder: bool, observer: &Observer) -> Result<Opened> {
-    if (path.join("unet").is_dir() || path.join("transformer").is_dir()) && !as_decoder {
+    if Parts::is_folder_of_parts(path) && !as_decoder {
         return model(engine, path).map(Opened::Model);
     }
     if is_picture(path) {
@@ -86,7 +86,7 @@ pub fn open(engine: &Engine, path: &Path, as_decoder: bool, observer: &Observer)
     Ok(Opened::Document(Box::new(Document { name: name_of(path), latents, original: None, note, settings: None })))
 }
 
-/// Opens the model of texts or classes at `path`. Its weights are loaded when it works.
+/// Opens the text-to-image or class-conditional model at `path`. Its weights are loaded when it works.
 ///
 /// # Errors
 /// As [`Pipeline::open`].

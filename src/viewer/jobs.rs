@@ -40,7 +40,7 @@ pub enum Pick {
     Decoder,
     /// Weights to compare with.
     Other,
-    /// A folder with a text-to-image model.
+    /// A folder with a model for the prompt panel.
     Model,
     /// A name to save the picture under.
     Save,

@@ -19,10 +19,8 @@ use crate::schedulers::Sampler;
 /// Longest side that the panel offers for stage one: attention over a latent costs the square of its size.
 const MAX_STAGE_ONE: usize = 2048;
 
-/// Steps and guidance of models that are made for few of them.
-const LCM: (usize, f64) = (4, 1.5);
-/// Guidance of models of classes, as in their own samplers.
-const CLASS_CFG: f64 = 4.0;
+/// Steps of models that are made for few of them.
+const LCM_STEPS: usize = 4;
 
 /// What is typed.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,7 +41,7 @@ pub struct Prompt {
     /// Sides are multiples of it.
     scale: usize,
     /// The model is told a class.
-    of_classes: bool,
+    class_conditional: bool,
 }
 
 impl Default for Prompt {
@@ -60,7 +58,7 @@ impl Default for Prompt {
             width: 512,
             height: 512,
             scale: 8,
-            of_classes: false,
+            class_conditional: false,
         }
     }
 }
@@ -71,13 +69,16 @@ impl Prompt {
         self.open = true;
         self.scale = parts.scale();
         (self.width, self.height) = parts.native_size;
-        if parts.scheduler(None, None).is_ok_and(|own| own.sampler() == Sampler::Lcm) {
-            (self.steps, self.cfg) = LCM;
+        let other = std::mem::replace(&mut self.class_conditional, parts.text().is_none()) != self.class_conditional;
+        let own = parts.scheduler(None, None).map(|own| own.sampler());
+        let lcm = matches!(own, Ok(Sampler::Lcm));
+        if lcm {
+            self.steps = LCM_STEPS;
         }
-        match (std::mem::replace(&mut self.of_classes, parts.text().is_none()), self.of_classes) {
-            (false, true) => self.cfg = CLASS_CFG,
-            (true, false) => self.cfg = Prompt::default().cfg,
-            _ => {}
+        if let Ok(sampler) = own
+            && (lcm || other)
+        {
+            self.cfg = parts.default_guidance(sampler);
         }
     }
 
@@ -87,7 +88,7 @@ impl Prompt {
             self.seed = RandomState::new().build_hasher().finish() & 0xffff_ffff;
         }
         Request {
-            negative: if self.of_classes { String::new() } else { self.negative.clone() },
+            negative: if self.class_conditional { String::new() } else { self.negative.clone() },
             steps: self.steps,
             cfg: self.cfg,
             seed: self.seed,
@@ -101,6 +102,9 @@ impl Prompt {
     pub fn recall(&mut self, settings: &Value) {
         let text = |key: &str| settings[key].as_str().map(str::to_owned);
         let Some(prompt) = text("prompt") else { return };
+        if self.class_conditional && text("latent_size") != Some(format!("{}x{}", self.width, self.height)) {
+            return; // Of another model: this one makes one size.
+        }
         self.prompt = prompt;
         self.negative = text("negative_prompt").unwrap_or_default();
         self.steps = settings["steps"].as_u64().map_or(self.steps, |steps| (steps as usize).clamp(1, 1000));
@@ -137,9 +141,9 @@ impl Prompt {
         ui.separator();
         egui::ScrollArea::vertical().show(ui, |ui| {
             let wide = ui.available_width();
-            ui.label(if self.of_classes { "Class: its number or name" } else { "Prompt" });
+            ui.label(if self.class_conditional { "Class: its number or name" } else { "Prompt" });
             let prompt = ui.add(TextEdit::multiline(&mut self.prompt).desired_rows(3).desired_width(wide));
-            let negative = (!self.of_classes).then(|| {
+            let negative = (!self.class_conditional).then(|| {
                 ui.label("Not wanted");
                 ui.add(TextEdit::multiline(&mut self.negative).desired_rows(1).desired_width(wide))
             });
@@ -161,10 +165,10 @@ impl Prompt {
                 ui.label("Stage one");
                 ui.horizontal(|ui| {
                     let (least, unit) = (self.scale, self.scale as f64);
-                    // Models of classes make one size.
-                    ui.add_enabled(!self.of_classes, DragValue::new(&mut self.width).range(least..=MAX_STAGE_ONE).speed(unit));
+                    // Class-conditional models make one size.
+                    ui.add_enabled(!self.class_conditional, DragValue::new(&mut self.width).range(least..=MAX_STAGE_ONE).speed(unit));
                     ui.label("×");
-                    ui.add_enabled(!self.of_classes, DragValue::new(&mut self.height).range(least..=MAX_STAGE_ONE).speed(unit));
+                    ui.add_enabled(!self.class_conditional, DragValue::new(&mut self.height).range(least..=MAX_STAGE_ONE).speed(unit));
                 });
                 (self.width, self.height) = (self.side(self.width), self.side(self.height));
                 ui.end_row();
@@ -248,6 +252,10 @@ mod tests {
             assert_eq!((request.prompt.as_str(), request.negative.as_str(), request.seed), (prompt, "fog", 77));
             assert_eq!((request.steps, request.cfg, request.sampler), (12, 3.5, Some(Sampler::EulerAncestral)));
             assert_eq!((request.width, request.height), (320, 200));
+            let mut class_conditional = Prompt { class_conditional: true, width: 256, height: 256, ..Prompt::default() };
+            let before = class_conditional.clone();
+            class_conditional.recall(&settings);
+            assert_eq!(class_conditional, before, "a size that this model does not make");
         }
         assert_eq!(settings_of(folder.path()), None);
         let mut panel = Prompt::default();

@@ -53,7 +53,7 @@ pub struct Status<'a> {
     pub device: &'a AdapterFacts,
     pub memory: MemoryUse,
     pub task: Option<(&'a str, f64)>,
-    /// The text-to-image model's name, and whether it brings a VAE.
+    /// The name of the prompt panel's model, and whether it brings a VAE.
     pub model: Option<(&'a str, bool)>,
     pub generating: bool,
     pub waiting: bool,

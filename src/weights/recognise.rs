@@ -205,8 +205,11 @@ pub fn recognise(weights: &Weights) -> Result<Recognised> {
     if let Some(vae) = vae(weights)? {
         return Ok(Recognised::Vae(vae));
     }
-    if let Some((_, config)) = dit(weights)? {
-        return Ok(Recognised::Dit { config });
+    match dit(weights) {
+        Ok(Some((_, config))) => return Ok(Recognised::Dit { config }),
+        Err(error) if weights.config_json().is_some() => return Err(error),
+        // Without a config, what does not show in the tensors is no contradiction: a relative of DiT.
+        Ok(None) | Err(_) => {}
     }
     if weights.contains_prefix("transformer_blocks.") || weights.contains_prefix("add_embedding.") {
         return Ok(Recognised::Other { what: part(weights).unwrap_or("diffusion transformer") });
@@ -359,7 +362,7 @@ fn part(weights: &Weights) -> Option<&'static str> {
     let has = |name: &str| weights.contains_prefix(name);
     if has("time_embedding.") || has("input_blocks.") {
         Some("UNet")
-    } else if has("transformer_blocks.") || has("joint_blocks.") || has("double_blocks.") || has("pos_embed.") {
+    } else if has("transformer_blocks.") || has("x_embedder.") || has("joint_blocks.") || has("double_blocks.") || has("pos_embed.") {
         Some("diffusion transformer")
     } else if has("text_model.") || has("encoder.block.0.layer.0.SelfAttention.") {
         Some("text encoder")

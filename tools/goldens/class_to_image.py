@@ -33,6 +33,9 @@ DIFFUSERS = {
     "in_channels": 4, "norm_elementwise_affine": False, "norm_eps": 1e-2, "norm_num_groups": 32, "norm_type": "ada_norm_zero",
     "num_attention_heads": 2, "num_embeds_ada_norm": CLASSES, "num_layers": 3, "out_channels": 8, "patch_size": 2, "sample_size": 12,
 }
+# Other patches, another GELU, no variances, heads of odd width; for single calls only.
+ODD = {**DIFFUSERS, "activation_fn": "gelu", "attention_head_dim": 3, "num_attention_heads": 4, "num_layers": 1, "out_channels": None, "patch_size": 4,
+       "num_embeds_ada_norm": 7, "norm_eps": 1e-6}
 # As wide as DiT-S: the number of heads follows from it.
 ORIGINAL = {"hidden_size": 384, "depth": 2, "num_heads": 6, "patch_size": 2, "input_size": 8, "in_channels": 4}
 # As DiT was trained, and with less noise, so that what a random model makes of it stays in the range that decoders know.
@@ -91,11 +94,12 @@ class Original(nn.Module):
         x = x.reshape(b, height // self.patch, width // self.patch, self.patch, self.patch, 2 * c)
         return torch.einsum("nhwpqc->nchpwq", x).reshape(b, 2 * c, height, width)
 
-    def guided(self, x, t, y, scale):
-        """forward_with_cfg: the first 3 channels are guided."""
+    def guided(self, x, t, y, scale, rescale=0.0):
+        """forward_with_cfg: the first 3 channels are guided. `rescale`: diffusers' rescale_noise_cfg, which DiT's own pipelines do not have."""
         both = self(torch.cat([x, x]), t.expand(2 * len(x)), torch.cat([y, torch.full_like(y, CLASSES)]))
         with_class, without = both[:, :3].chunk(2)
-        return torch.cat([without + scale * (with_class - without), both[: len(x), 3:4]], 1)
+        guided = torch.cat([without + scale * (with_class - without), both[: len(x), 3:4]], 1)
+        return rescale * guided * (both[: len(x), :4].std() / guided.std()) + (1 - rescale) * guided
 
 
 def amplitude(name: str, shape) -> tuple[float, float]:
@@ -134,6 +138,7 @@ def runs():
         for sampler in ("ddim", "dpmpp-2m"):
             yield {**base, "name": f"{model}-{sampler}-cfg", "model": model, "sampler": sampler}
         yield {**base, "name": f"{model}-plain", "model": model, "cfg": 1.0, "class": 999}
+    yield {**base, "name": "original-rescaled", "model": "original", "rescale": 0.7, "steps": 3}
     yield {**base, "name": "sit-own-cfg", "model": "sit", "sampler": None, "steps": 4}
     yield {**base, "name": "sit-euler", "model": "sit", "sampler": "euler", "cfg": 1.0, "steps": 6}
     yield {**base, "name": "diffusers-own", "model": "diffusers", "sampler": None, "steps": 4}
@@ -141,15 +146,16 @@ def runs():
 
 @torch.no_grad()
 def make(out: Path) -> None:
-    models = {"diffusers": diffusers.DiTTransformer2DModel.from_config(DIFFUSERS).eval(), "original": Original(ORIGINAL).eval()}
+    models = {"diffusers": diffusers.DiTTransformer2DModel.from_config(DIFFUSERS).eval(), "original": Original(ORIGINAL).eval(),
+              "odd": diffusers.DiTTransformer2DModel.from_config(ODD).eval()}
     specs = {name: fill(model) for name, model in models.items()}
-    sides = {"diffusers": DIFFUSERS["sample_size"], "original": ORIGINAL["input_size"]}
+    sides = {"diffusers": DIFFUSERS["sample_size"], "original": ORIGINAL["input_size"], "odd": ODD["sample_size"]}
     noise = lambda model, seed: torch.randn(1, 4, sides[model], sides[model], generator=torch.Generator("cpu").manual_seed(seed))
     expected, listed = {}, []
     for name, model in models.items():
-        for t, y in CALLS:
+        for t, y in CALLS if name != "odd" else [(500.0, 7)]:
             told = {"timestep": torch.tensor([t]), "class_labels": torch.tensor([y])}
-            if name == "diffusers":
+            if name != "original":
                 sample = model(noise(name, 1), **told).sample
             else:
                 sample = model(noise(name, 1), told["timestep"], told["class_labels"])
@@ -174,13 +180,13 @@ def make(out: Path) -> None:
             for t in scheduler.timesteps:
                 x = scheduler.scale_model_input(latents, t)
                 guided = run["cfg"] > 1
-                eps = models["original"].guided(x, t[None], y, run["cfg"]) if guided else models["original"](x, t[None], y)[:, :4]
+                eps = models["original"].guided(x, t[None], y, run["cfg"], run.get("rescale", 0.0)) if guided else models["original"](x, t[None], y)[:, :4]
                 latents = scheduler.step(eps, t, latents).prev_sample
         expected[run["name"]] = latents.numpy()
         listed.append(run)
     assert all(np.isfinite(v).all() for v in expected.values())
     out.mkdir(parents=True, exist_ok=True)
-    case = {"seed": SEED, "transformer": DIFFUSERS, "scheduler": SCHEDULER, "calls": CALLS, "sides": sides, "runs": listed,
+    case = {"seed": SEED, "transformer": DIFFUSERS, "odd": ODD, "scheduler": SCHEDULER, "calls": CALLS, "sides": sides, "runs": listed,
             "tensors": {name: [[s.name, list(s.shape), s.amp, s.offset] for s in all_specs] for name, all_specs in specs.items()}}
     (out / "case.json").write_text("{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in case.items()) + "\n}\n")
     save_file({name: np.ascontiguousarray(value, np.float32) for name, value in expected.items()}, out / "expected.safetensors")

@@ -194,7 +194,8 @@ const GENERATE_HELP: &str = "Examples:
 Notes:
   A seed gives the noise of PyTorch's CPU generator on every device, so diffusers with
   generator=torch.Generator(\"cpu\").manual_seed(SEED) makes the same picture.
-  The picture is decoded by the model's own VAE at its native size, and by the InfGen decoder that ships here at any other.
+  The picture is decoded by the model's own VAE, if it has one, at its native size, and by the InfGen decoder that ships here at any other.
+  SiT takes --steps intervals of its time, which its own sampler calls one number of steps more.
   A PNG keeps the settings where other tools look for them (`parameters`); `infgen inspect fox.png` prints them.
   Weights are stored as --dtype says, what flows between layers is f32 in both.";
 
@@ -216,10 +217,10 @@ pub struct GenerateArgs {
     #[arg(long, value_enum, help_heading = "Model")]
     pub prediction: Option<PredictionArg>,
 
-    /// What to show; for a model of classes the number of one, or its name where the model's folder has names
+    /// What to show; for a class-conditional model the number of a class, or its name where the model's folder has names
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Picture")]
     pub prompt: String,
-    /// What not to show (models of texts)
+    /// What not to show (text-to-image models)
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Picture")]
     pub negative: Option<String>,
     /// Read (word:1.2) and [word] in the prompts as emphasis
@@ -231,7 +232,7 @@ pub struct GenerateArgs {
     /// Sampler [default: the model's own]
     #[arg(long, value_enum, value_name = "S", help_heading = "Picture")]
     pub sampler: Option<SamplerArg>,
-    /// Guidance scale; 1 is without, and twice as fast [default: 7.5; lcm: 1.5; models of classes: 4]
+    /// Guidance scale; 1 is without, and twice as fast [default: 7.5; lcm: 1.5; class-conditional models: 4]
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Picture")]
     pub cfg: Option<f64>,
     /// Seed of all noise (of which, as in PyTorch, 32 bits count); several, such as 7,11 or 1-4, make a picture (or batch) each [default: another one every time]
@@ -250,14 +251,14 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = parse_share, help_heading = "Picture")]
     pub guidance_rescale: f64,
 
-    /// Size at which the model works, in pixels; multiples of 8 [default: the picture's or the model's own]
+    /// Size at which the model works, in pixels; multiples of 8 [default: the picture's or the model's own; class-conditional models have one]
     #[arg(long, value_name = "WxH", help_heading = "Size")]
     pub latent_size: Option<Size>,
     /// Size of the result in pixels, any; of another shape than the latent size it stretches the picture [default: the latent size]
     #[arg(long, value_name = "WxH", help_heading = "Size")]
     pub size: Option<Size>,
     /// `vae` (the model's own, native size only), `builtin` (InfGen, any size), or a decoder's file or folder [default: vae at its
-    /// native size, builtin at any other and for models of classes without one]
+    /// native size, builtin at any other and for class-conditional models without one]
     #[arg(long, value_name = "vae|builtin|FILE", help_heading = "Size")]
     pub decoder: Option<String>,
 
@@ -430,7 +431,7 @@ pub struct BenchArgs {
 #[cfg(feature = "viewer")]
 #[derive(Debug, clap::Args)]
 pub struct ViewArgs {
-    /// Latent, picture (encoded first), decoder or model of texts or classes to open
+    /// Latent, picture (encoded first), decoder, text-to-image or class-conditional model to open
     pub file: Option<PathBuf>,
     /// Decoder: InfGen, AutoencoderKL or TAESD, as a file or folder [default: the one that ships]
     #[arg(long, value_name = "FILE")]

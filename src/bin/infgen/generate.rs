@@ -22,11 +22,6 @@ use crate::run::Run;
 /// Steps where none are given.
 const STEPS: usize = 50;
 const LCM_STEPS: usize = 4;
-/// Guidance where none is given.
-const CFG: f64 = 7.5;
-const LCM_CFG: f64 = 1.5;
-/// Of models of classes, as in their own samplers.
-const CLASS_CFG: f64 = 4.0;
 
 fn invalid(what: &'static str, detail: impl Into<String>) -> Error {
     Error::Invalid { what, detail: detail.into() }
@@ -84,15 +79,23 @@ impl DecoderChoice {
         };
         let recognised = recognise::recognise(&weights)?;
         recognise::check(&weights, &recognised)?;
-        let (channels, any_size) = match &recognised {
-            Recognised::Infgen { config } => (config.latent_channels, true),
-            Recognised::Vae(vae) | Recognised::Checkpoint { vae: Some(vae), .. } if vae.decoder => (vae.config.latent_channels, false),
-            Recognised::Taesd { decoder: Some(config), .. } => (config.latent_channels, false),
+        let (channels, space, any_size) = match &recognised {
+            Recognised::Infgen { config } => (config.latent_channels, Some(config.latent_space), true),
+            Recognised::Vae(vae) | Recognised::Checkpoint { vae: Some(vae), .. } if vae.decoder => {
+                (vae.config.latent_channels, vae.config.latent_space, false)
+            }
+            Recognised::Taesd { decoder: Some(config), latent_space, .. } => (config.latent_channels, *latent_space, false),
             other => return Err(other.refuse(&weights, "a decoder")),
         };
         if channels != parts.latent_channels() {
             let detail = format!("{} decodes latents of {channels} channels, this model makes {}", self.name(), parts.latent_channels());
             return Err(invalid("decoder", detail));
+        }
+        if let (Some(of_decoder), Some(of_model)) = (space, parts.latent_space())
+            && of_decoder != of_model
+        {
+            let (name, decoded, made) = (self.name(), of_decoder.name(), of_model.name());
+            return Err(invalid("decoder", format!("{name} decodes latents of the space `{decoded}`, this model makes those of `{made}`")));
         }
         if !any_size && size != native {
             let detail = format!(
@@ -129,9 +132,10 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     let native = stage_one_size(args, &parts, image.as_ref(), init_noise.as_ref());
     let size = args.size.unwrap_or(native);
     check_size(size.width, size.height)?;
-    let of_classes = parts.text().is_none();
+    let class_conditional = parts.text().is_none();
     // Their files bring no decoder, and their latents are those that the package decodes.
-    let decoder_choice = DecoderChoice::new(args.decoder.as_deref(), size != native || (of_classes && parts.vae.is_none()));
+    let without = class_conditional && parts.vae.is_none();
+    let decoder_choice = DecoderChoice::new(args.decoder.as_deref(), size != native || without);
     let seeds = args.seed.as_ref().map_or_else(|| vec![random_seed()], |seeds| seeds.0.clone());
     let outputs: Vec<PathBuf> = match args.batch.saturating_mul(seeds.len()) {
         1 => vec![args.output.clone()],
@@ -169,11 +173,7 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
         sampler,
         prediction,
         steps: args.steps.unwrap_or(if lcm { LCM_STEPS } else { STEPS }),
-        cfg: args.cfg.unwrap_or(match () {
-            () if of_classes => CLASS_CFG,
-            () if lcm && !parts.is_distilled() => LCM_CFG,
-            () => CFG,
-        }),
+        cfg: args.cfg.unwrap_or(parts.default_guidance(own)),
         guidance_rescale: args.guidance_rescale,
         eta: args.eta,
         seed: seeds[0],
@@ -250,7 +250,7 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     }
     status(String::new());
     let mut notes = std::mem::take(&mut all[0].notes);
-    notes.extend(stretch(native, size, if of_classes { None } else { Some(scale) }));
+    notes.extend(stretch(native, size, if class_conditional { None } else { Some(scale) }));
     if let Some(error) = trouble.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
         notes.push(format!("no preview was written: {error}"));
     }

@@ -55,7 +55,7 @@ pub fn inspect(run: &Run, args: &InspectArgs) -> Result<()> {
     {
         return inspect_picture(run, &picture);
     }
-    if args.file.join("unet").is_dir() || args.file.join("transformer").is_dir() {
+    if Parts::is_folder_of_parts(&args.file) {
         return inspect_model(run, &Parts::open(&args.file)?);
     }
     let inspection = recognise::inspect(&args.file)?;
@@ -117,6 +117,11 @@ fn inspect_model(run: &Run, parts: &Parts) -> Result<()> {
         return run.print(json!({ "command": "inspect", "recognised": recognised }));
     }
     let (width, height) = parts.native_size;
+    let decoder = match (&parts.vae, &parts.denoiser) {
+        (Some(_), _) => "its own VAE",
+        (None, Denoiser::Dit { .. }) => "none of its own: the one that ships, or --decoder with a file",
+        (None, Denoiser::Unet { .. }) => "none of its own; --decoder builtin or a file",
+    };
     let mut lines = match &parts.denoiser {
         Denoiser::Unet { unet, text } => {
             let inpainting = if parts.is_inpainting() { " for inpainting" } else { "" };
@@ -129,17 +134,10 @@ fn inspect_model(run: &Run, parts: &Parts) -> Result<()> {
         Denoiser::Dit { dit, labels } => vec![
             format!("class-to-image model, {width}x{height}, family {}", parts.family),
             format!("denoiser: {dit}, {denoiser} values, predicts {prediction}"),
-            format!(
-                "classes: 0 to {}{}",
-                dit.num_classes - 1,
-                labels.name(0).map_or(String::new(), |name| format!(", with names (0 is {name})"))
-            ),
+            format!("classes: 0 to {}{}", dit.num_classes - 1, if labels.is_empty() { ", without names" } else { ", with names" }),
         ],
     };
-    lines.extend([
-        format!("decoder: {}", if parts.vae.is_some() { "its own VAE" } else { "none of its own; --decoder builtin or a file" }),
-        format!("sampler: {sampler}"),
-    ]);
+    lines.extend([format!("decoder: {decoder}"), format!("sampler: {sampler}")]);
     lines.extend(parts.notes.iter().map(|note| format!("note: {note}")));
     run.print(lines.join("\n"))
 }

@@ -125,7 +125,7 @@ impl Shell {
                 .set_title("Open a latent, a picture or a decoder")
                 .add_filter("All that can be opened", &["safetensors", "npy", "png", "jpg", "jpeg", "webp", "json"])
                 .add_filter("All files", &["*"]),
-            Pick::Model => dialog.set_title("Open a text-to-image model's folder"),
+            Pick::Model => dialog.set_title("Open a model's folder"),
             Pick::Decoder | Pick::Other => dialog.set_title("Open a decoder").add_filter("Weights", &["safetensors", "json"]),
             Pick::Save | Pick::SaveView => dialog
                 .set_title("Save as")
