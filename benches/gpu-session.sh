@@ -17,7 +17,7 @@ if [[ "${1:-}" == pack ]]; then
     to=${2:?usage: $0 pack DIR}
     mkdir -p "$to"/{bin,benches,training,weights,examples,tests}
     cargo build --release
-    cp target/release/infgen "$to/bin/"
+    cp "${CARGO_TARGET_DIR:-target}/release/infgen" "$to/bin/"
     # The newest executable of each test, by cargo's own account.
     for test in $tests; do
         built=$(cargo test --release --no-run --test "$test" --message-format=json 2>/dev/null |
@@ -47,7 +47,7 @@ out=${OUT:-gpu-session}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 infgen=bin/infgen
-[[ -x $infgen ]] || infgen=target/release/infgen
+[[ -x $infgen ]] || infgen=${CARGO_TARGET_DIR:-target}/release/infgen
 export XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/tmp} XDG_CACHE_HOME="$out/cache" LD_LIBRARY_PATH="$PWD/vulkan:${LD_LIBRARY_PATH:-}"
 if [[ -z "${VK_DRIVER_FILES:-}" ]] && ! ls /usr/share/vulkan/icd.d/*.json /etc/vulkan/icd.d/*.json >/dev/null 2>&1; then
     library=$(ldconfig -p | sed -n 's/.*=> \(.*libGLX_nvidia\.so\.0\)$/\1/p' | head -n 1)
