@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 use common::devices::{self, skipped};
 use common::golden::relative_l2;
 use common::program::{done, has_device, infgen, not_generated};
-use common::text_to_image::{Spec, Tensor, write};
-use common::{data, synthetic};
+use common::text_to_image::{Spec, Tensor, filled, write};
+use common::{data, text_to_image};
 use infgen::gpu::Elem;
 use infgen::models::dit::{Classes, Dit};
 use infgen::nn::{Loader, Precision};
 use infgen::pipeline::Parts;
 use infgen::pipeline::parts::Denoiser;
 use infgen::{Image, Latent};
-use safetensors::tensor::{Dtype, SafeTensors};
+use safetensors::tensor::Dtype;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -88,20 +88,13 @@ impl Models {
     }
 
     fn tensors(&self, model: &str) -> Vec<Tensor> {
-        let filled = |(name, shape, amp, offset): &Spec| Tensor {
-            name: name.clone(),
-            shape: shape.clone(),
-            values: synthetic::fill(name, shape.iter().product(), *amp, *offset, self.case.seed),
-        };
-        self.case.tensors[model].iter().map(filled).collect()
+        filled(&self.case.tensors[model], self.case.seed)
     }
 }
 
 /// A stored result, `[4, h, w]`.
 fn expected(name: &str) -> Vec<f32> {
-    let bytes = std::fs::read(data("class-to-image/expected.safetensors")).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    file.tensor(name).unwrap().data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    text_to_image::expected("class-to-image", name).1
 }
 
 fn channels_last(planes: &[f32]) -> Vec<f32> {

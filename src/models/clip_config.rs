@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::infgen_config::TensorList;
-use super::vae_config::Fields;
+use super::vae_config::{Fields, within};
 use crate::error::{Error, Result};
 use crate::kernels::Act;
 use crate::weights::{View, clip_keys};
@@ -151,10 +151,6 @@ impl ClipTextConfig {
     /// # Errors
     /// The field and the reason.
     pub fn validate(&self) -> Result<(), String> {
-        let within = |field: &str, value: usize, max: usize| match value {
-            v if (1..=max).contains(&v) => Ok(()),
-            v => Err(format!("`{field}` is {v}, it must lie between 1 and {max}")),
-        };
         within("vocab_size", self.vocab_size, 1 << 24)?;
         within("hidden_size", self.hidden_size, 16384)?;
         within("intermediate_size", self.intermediate_size, 1 << 17)?;

@@ -20,7 +20,7 @@ use crate::weights::View;
 /// Epsilon of the norms whose own the config does not say.
 const NORM_EPS: f32 = 1e-6;
 
-/// A linear layer that gives shifts, scales and gates: `sets` times `terms` rows of the token's width, in an order of our own, and 1 added to the scales.
+/// A linear layer that gives shifts, scales and gates: `terms` rows of the token's width, in an order of our own, and 1 added to the scales.
 #[derive(Debug)]
 struct Modulation {
     linear: Linear,
@@ -200,12 +200,13 @@ impl Dit {
         }
         let features = timestep_features(timestep, TIME_FEATURES, true, self.config.freq_shift).repeat(count);
         let features = rec.upload(&features, count, 1, TIME_FEATURES, Elem::F32);
+        let labels = rec.upload(&classes.values, self.config.embeddings() * count, 1, d, Elem::F32);
         let conditions: Vec<Tensor> = self
             .embeddings
             .iter()
-            .zip(classes.values.chunks_exact(count * d))
-            .map(|(embedding, rows)| {
-                let rows = rec.upload(rows, count, 1, d, Elem::F32);
+            .enumerate()
+            .map(|(i, embedding)| {
+                let rows = labels.rows(i * count, count);
                 rec.scoped("time_embedding", |rec| embedding.embed(rec, &features, Some(&rows)))
             })
             .collect();

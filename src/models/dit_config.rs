@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::infgen_config::TensorList;
-use super::vae_config::Fields;
+use super::vae_config::{Fields, within};
 use crate::error::{Error, Result};
 use crate::weights::{View, dit_keys};
 
@@ -188,10 +188,6 @@ impl DitConfig {
     /// # Errors
     /// The field and the reason.
     pub fn validate(&self) -> Result<(), String> {
-        let within = |field: &str, value: usize, max: usize| match value {
-            v if (1..=max).contains(&v) => Ok(()),
-            v => Err(format!("`{field}` is {v}, it must lie between 1 and {max}")),
-        };
         within("in_channels", self.in_channels, 1024)?;
         within("num_attention_heads", self.num_attention_heads, 1024)?;
         within("hidden size", self.hidden_size, 1 << 14)?;

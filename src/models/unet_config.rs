@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::infgen_config::TensorList;
-use super::vae_config::Fields;
+use super::vae_config::{Fields, within};
 use crate::error::{Error, Result};
 use crate::weights::View;
 
@@ -321,10 +321,6 @@ impl UnetConfig {
     /// # Errors
     /// The field and the reason.
     pub fn validate(&self) -> Result<(), String> {
-        let within = |field: &str, value: usize, max: usize| match value {
-            v if (1..=max).contains(&v) => Ok(()),
-            v => Err(format!("`{field}` is {v}, it must lie between 1 and {max}")),
-        };
         within("in_channels", self.in_channels, 1024)?;
         within("out_channels", self.out_channels, 1024)?;
         within("number of block_out_channels", self.block_out_channels.len(), MAX_LEVELS)?;

@@ -181,10 +181,6 @@ impl VaeConfig {
     }
 
     fn validate(&self) -> Result<(), String> {
-        let within = |field: &str, value: usize, max: usize| match value {
-            v if (1..=max).contains(&v) => Ok(()),
-            v => Err(format!("`{field}` is {v}, it must lie between 1 and {max}")),
-        };
         for (field, channels) in [("in_channels", self.in_channels), ("out_channels", self.out_channels)] {
             if channels != 3 {
                 return Err(format!("`{field}` is {channels}, pictures have 3"));
@@ -329,6 +325,14 @@ impl Fields {
     fn all(&self, field: &str, only: &str) -> Result<(), String> {
         let all = |value: &Value| value.as_array().filter(|list| list.iter().all(|v| v == only)).map(drop);
         self.read(field, &format!("a list of \"{only}\""), all).map(drop)
+    }
+}
+
+/// Refuses sizes of 0 and above `max`.
+pub(super) fn within(field: &str, value: usize, max: usize) -> Result<(), String> {
+    match value {
+        v if (1..=max).contains(&v) => Ok(()),
+        v => Err(format!("`{field}` is {v}, it must lie between 1 and {max}")),
     }
 }
 

@@ -226,7 +226,7 @@ impl Pipeline {
     /// As [`Scheduler::from_json`].
     pub fn scheduler(&self, request: &Request) -> Result<Scheduler> {
         let scheduler = self.parts.scheduler(request.sampler, request.prediction)?;
-        if self.parts.text().is_none() {
+        if self.parts.is_class_conditional() {
             return Ok(scheduler);
         }
         scheduler.with(|config| {

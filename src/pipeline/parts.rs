@@ -437,6 +437,11 @@ impl Parts {
         }
     }
 
+    /// Whether the model is told a class, and not a text.
+    pub fn is_class_conditional(&self) -> bool {
+        matches!(self.denoiser, Denoiser::Dit { .. })
+    }
+
     /// Whether the denoiser was distilled with guidance, and is told its scale.
     pub fn is_distilled(&self) -> bool {
         self.unet().is_some_and(|unet| unet.time_cond_proj_dim.is_some())

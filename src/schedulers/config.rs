@@ -210,9 +210,14 @@ impl SchedulerConfig {
 
     /// DiT, and SiT where `prediction_type` is [`Prediction::Flow`], for files without a scheduler config: evenly spaced betas, nothing clipped.
     pub fn dit(sampler: Sampler, prediction_type: Prediction) -> SchedulerConfig {
-        let plain = SchedulerConfig::default();
-        let SchedulerConfig { beta_start, beta_end, beta_schedule, .. } = plain;
-        SchedulerConfig { beta_start, beta_end, beta_schedule, prediction_type, clip_sample: false, ..SchedulerConfig::of(sampler) }
+        SchedulerConfig {
+            beta_start: 0.0001,
+            beta_end: 0.02,
+            beta_schedule: BetaSchedule::Linear,
+            prediction_type,
+            clip_sample: false,
+            ..SchedulerConfig::of(sampler)
+        }
     }
 
     /// Reads a `scheduler_config.json` for `sampler`; fields it lacks are those of the sampler's class.

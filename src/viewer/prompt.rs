@@ -69,7 +69,7 @@ impl Prompt {
         self.open = true;
         self.scale = parts.scale();
         (self.width, self.height) = parts.native_size;
-        let other = std::mem::replace(&mut self.class_conditional, parts.text().is_none()) != self.class_conditional;
+        let other = std::mem::replace(&mut self.class_conditional, parts.is_class_conditional()) != self.class_conditional;
         let own = parts.scheduler(None, None).map(|own| own.sampler());
         let lcm = matches!(own, Ok(Sampler::Lcm));
         if lcm {

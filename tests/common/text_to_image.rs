@@ -111,23 +111,14 @@ impl Case {
 
     /// A stored result: shape and values.
     pub fn expected(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
-        let bytes = std::fs::read(data("text-to-image/expected.safetensors")).unwrap();
-        let file = SafeTensors::deserialize(&bytes).unwrap();
-        let view = file.tensor(name).unwrap();
-        let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        (view.shape().to_vec(), values)
+        expected("text-to-image", name)
     }
 
     /// The tensors of `unet`, `text_encoder`, `vae`, or of the first two in SD 2.x's form (`unet_sd2`, `text_encoder_sd2`).
     pub fn tensors(&self, part: &str) -> Vec<Tensor> {
         let of = part.trim_end_matches("_nine");
         let seed = self.seed ^ (synthetic::fnv1a64(of.as_bytes()) & 0xffff);
-        let fill = |(name, shape, amp, offset): &Spec| Tensor {
-            name: name.clone(),
-            shape: shape.clone(),
-            values: synthetic::fill(name, shape.iter().product(), *amp, *offset, seed),
-        };
-        self.tensors[part].iter().map(fill).collect()
+        filled(&self.tensors[part], seed)
     }
 
     /// Writes a diffusers folder.
@@ -208,6 +199,25 @@ impl Case {
         }
         all
     }
+}
+
+/// A result stored in the folder `case` of tests/data: shape and values.
+pub fn expected(case: &str, name: &str) -> (Vec<usize>, Vec<f32>) {
+    let bytes = std::fs::read(data(case).join("expected.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let view = file.tensor(name).unwrap();
+    let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    (view.shape().to_vec(), values)
+}
+
+/// The tensors that a case lists.
+pub fn filled(specs: &[Spec], seed: u64) -> Vec<Tensor> {
+    let fill = |(name, shape, amp, offset): &Spec| Tensor {
+        name: name.clone(),
+        shape: shape.clone(),
+        values: synthetic::fill(name, shape.iter().product(), *amp, *offset, seed),
+    };
+    specs.iter().map(fill).collect()
 }
 
 /// A tensor of layer 0 as one of layer `layers`, larger than it should be.

@@ -8,10 +8,8 @@ with another sampler.
 Values are computed in f32.
 """
 
-import json
 import math
 import sys
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,8 +18,8 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.numpy import load_file, save_file
 
+from golden import write_or_check, write_run
 from synthetic import Spec
 
 OUT = Path(__file__).resolve().parents[2] / "tests" / "data" / "class-to-image"
@@ -184,27 +182,10 @@ def make(out: Path) -> None:
                 latents = scheduler.step(eps, t, latents).prev_sample
         expected[run["name"]] = latents.numpy()
         listed.append(run)
-    assert all(np.isfinite(v).all() for v in expected.values())
-    out.mkdir(parents=True, exist_ok=True)
     case = {"seed": SEED, "transformer": DIFFUSERS, "odd": ODD, "scheduler": SCHEDULER, "calls": CALLS, "sides": sides, "runs": listed,
             "tensors": {name: [[s.name, list(s.shape), s.amp, s.offset] for s in all_specs] for name, all_specs in specs.items()}}
-    (out / "case.json").write_text("{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in case.items()) + "\n}\n")
-    save_file({name: np.ascontiguousarray(value, np.float32) for name, value in expected.items()}, out / "expected.safetensors")
-    for name, value in expected.items():
-        print(f"{name}: {value.shape} std {value.std():.3f}")
-
-
-def main() -> int:
-    if "--check" not in sys.argv:
-        make(OUT)
-        return 0
-    with tempfile.TemporaryDirectory() as scratch:
-        make(Path(scratch))
-        ours, theirs = load_file(OUT / "expected.safetensors"), load_file(Path(scratch) / "expected.safetensors")
-        same = ours.keys() == theirs.keys() and all(np.linalg.norm(ours[k] - theirs[k]) <= 1e-4 * np.linalg.norm(ours[k]) for k in ours)
-        print("all as committed" if same else "differs")
-        return int(not same)
+    write_run(out, case, {name: np.ascontiguousarray(value, np.float32) for name, value in expected.items()})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(make, OUT))

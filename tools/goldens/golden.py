@@ -1,6 +1,8 @@
 """What every golden case shares: running a model in f64 and f32, sampling its outputs, writing and comparing files."""
 
 import json
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +161,30 @@ def compare(name: str, want: Path, got: Path) -> list[str]:
         elif (want / file).read_bytes() != (got / file).read_bytes():
             faults.append(f"{name}/{file} differs")
     return faults
+
+
+def write_run(out: Path, case: dict, expected: dict) -> None:
+    """case.json, a line a field, and expected.safetensors of a script with a `make(folder)` of its own (`write_or_check`)."""
+    assert all(np.isfinite(v).all() for v in expected.values()), "a value is not finite"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "case.json").write_text("{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in case.items()) + "\n}\n")
+    save_file(expected, out / "expected.safetensors")
+    for name, value in expected.items():
+        print(f"{name}: {value.shape} std {value.std():.3f}")
+
+
+def write_or_check(make, out: Path) -> int:
+    """`make(out)`, or with --check the same elsewhere, compared: f32 runs, to 1e-4."""
+    if "--check" not in sys.argv:
+        make(out)
+        return 0
+    with tempfile.TemporaryDirectory() as scratch:
+        make(Path(scratch))
+        ours, theirs = load_file(out / "expected.safetensors"), load_file(Path(scratch) / "expected.safetensors")
+        same = ours.keys() == theirs.keys() and all(
+            np.linalg.norm(ours[k] - theirs[k]) <= 1e-4 * max(np.linalg.norm(ours[k]), 1e-6) for k in ours)
+        print("all as committed" if same else "differs")
+        return int(not same)
 
 
 class Taps:

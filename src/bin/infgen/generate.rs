@@ -132,7 +132,7 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     let native = stage_one_size(args, &parts, image.as_ref(), init_noise.as_ref());
     let size = args.size.unwrap_or(native);
     check_size(size.width, size.height)?;
-    let class_conditional = parts.text().is_none();
+    let class_conditional = parts.is_class_conditional();
     // Their files bring no decoder, and their latents are those that the package decodes.
     let without = class_conditional && parts.vae.is_none();
     let decoder_choice = DecoderChoice::new(args.decoder.as_deref(), size != native || without);
@@ -332,7 +332,7 @@ fn stage_one_size(args: &GenerateArgs, parts: &Parts, image: Option<&Image>, noi
     args.latent_size
         .or_else(|| noise.map(|noise| Size { width: noise.width() * scale, height: noise.height() * scale }))
         .or_else(|| {
-            image.filter(|_| parts.text().is_some()).map(|image| Size { width: whole(image.width()), height: whole(image.height()) })
+            image.filter(|_| !parts.is_class_conditional()).map(|image| Size { width: whole(image.width()), height: whole(image.height()) })
         })
         .unwrap_or(Size { width: parts.native_size.0, height: parts.native_size.1 })
 }
