@@ -2,12 +2,13 @@
 // Source   Dao et al. 2022 (arXiv:2205.14135), online softmax with blocks of KEYS keys as unit. Rows of a sum inside matrix units cannot be
 //          scaled, so it is moved out and in again only when a query's peak has grown by more than 8 since it was last taken
 // Layout   q, y [n, heads * D4]; k, v [m, heads * D4]; a head is a run of D4 quads
-// Grid     x: heads, y: RS * SIDE queries; RS x CS subgroups of SG invocations: subgroup (r, c) computes the scores of SIDE queries with keys
-//          c SN SIDE .. (c + 1) SN SIDE of a block, and of their result channels c ON SIDE .. (c + 1) ON SIDE
+// Grid     x: heads, y: RS * SIDE queries, z: ranges of `span` keys, as in attention_tile; RS x CS subgroups of SG invocations: subgroup (r, c)
+//          computes the scores of SIDE queries with keys c SN SIDE .. (c + 1) SN SIDE of a block, and of their result channels
+//          c ON SIDE .. (c + 1) ON SIDE
 // Memory   `stage` holds 64 channels of the queries and of a block's keys, then VK keys of values, rows 16 B longer than their values so that they
 //          meet other banks; `scores` KEYS f32 a query, likewise, through which sums leave and enter the matrix units too; `weights` the same in f16
 // Numerics products of f16 are exact in f32; f32 sums in the order that the unit has; exponentials relative to a peak at most 8 too small, below
-//          2981, rounded to f16, and it is the rounded ones that are summed. Blocks start at absolute key indices and each query decides for itself, so
+//          2981, rounded to f16, and it is the rounded ones that are summed. Blocks start at absolute key indices (span is a multiple) and each query decides for itself, so
 //          neither the grid nor the queries beside it change a bit
 override D4: u32 = 16u;
 override SIDE: u32 = 16u;
@@ -22,7 +23,7 @@ override VK: u32 = 32u;                                  // keys whose values ar
 override STAGE: u32 = 1728u;                             // quads: enough for both
 override SPLIT: u32 = 0u;                                // 1: q, k and v are f32, and they and the weights are staged as the two f16 that each is the
                                                          // sum of, to 21 bits: of the four products of two such sums three count
-struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, n: u32, m: u32, heads: u32, causal: u32, scale: f32 }
+struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, n: u32, m: u32, heads: u32, causal: u32, scale: f32, span: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> q: array<X4>;
 @group(0) @binding(2) var<storage, read> k: array<X4>;
@@ -53,7 +54,7 @@ fn rescaled(c: MatC, sub: u32, lane: u32) -> MatC {
 }
 
 // The same, but into y.
-fn put(c: MatC, sub: u32, lane: u32, first: u32, head: u32, f: u32) {
+fn put(c: MatC, sub: u32, lane: u32, first: u32, g: vec3<u32>, f: u32) {
     let region = sub * SIDE * SIDE / 4u;
     coopStoreT(c, &scores[region], SIDE / 4u);
     workgroupBarrier();
@@ -61,7 +62,7 @@ fn put(c: MatC, sub: u32, lane: u32, first: u32, head: u32, f: u32) {
         let row = sub / CS * SIDE + i / (SIDE / 4u);
         let quad = (sub % CS * ON + f) * SIDE / 4u + i % (SIDE / 4u);
         if first + row < p.n && quad < D4 {
-            y[((first + row) * p.heads + head) * D4 + quad - p.b0.w] = y_put(scores[region + i] * keep[row]);
+            y[((g.z * p.n + first + row) * p.heads + g.x) * D4 + quad - p.b0.w] = y_put(scores[region + i] * keep[row]);
         }
     }
     workgroupBarrier();
@@ -87,13 +88,13 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let parts = WG / rows;
     let row = lane / parts;
     let end = select(p.m, min(p.m, first + row + 1u), p.causal == 1u);
-    let stop = select(p.m, min(p.m, first + rows), p.causal == 1u);
+    let stop = min(select(p.m, min(p.m, first + rows), p.causal == 1u), (g.z + 1u) * p.span);
     var o0 = MatC(); var o1 = MatC(); var o2 = MatC(); var o3 = MatC(); var o4 = MatC(); var o5 = MatC(); var o6 = MatC(); var o7 = MatC();
     var o8 = MatC(); var o9 = MatC(); var o10 = MatC(); var o11 = MatC(); var o12 = MatC(); var o13 = MatC(); var o14 = MatC(); var o15 = MatC();
     var peak = -1e30;                                    // of the query, as last taken
     var total = 0.0;                                     // of this invocation's keys
     if lane == 0u { atomicStore(&grown[0], 0u); }
-    for (var key = 0u; key < stop; key += KEYS) {
+    for (var key = g.z * p.span; key < stop; key += KEYS) {
         var s0 = MatC(); var s1 = MatC(); var s2 = MatC(); var s3 = MatC();
         for (var c = 0u; c < D4; c += 16u) {
             for (var i = lane; i < (rows + KEYS) * 16u; i += WG) {
@@ -161,7 +162,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         workgroupBarrier();
         if lane == 0u { again = vec4(atomicExchange(&grown[0], 0u)); }
         // The first block has nothing to scale yet.
-        if workgroupUniformLoad(&again).x == 1u && key > 0u {
+        if workgroupUniformLoad(&again).x == 1u && key > g.z * p.span {
             o0 = rescaled(o0, sub, own);
             if ON > 1u { o1 = rescaled(o1, sub, own); }
             if ON > 2u { o2 = rescaled(o2, sub, own); }
@@ -221,22 +222,23 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         total = 0.0;
         for (var t = 0u; t < parts; t += 1u) { total += part[lane + t]; }
         keep[row] = 1.0 / total;
+        if first + row < p.n { finished((g.z * p.n + first + row) * p.heads + g.x, peak, total); }
     }
     workgroupBarrier();
-    put(o0, sub, own, first, g.x, 0u);
-    if ON > 1u { put(o1, sub, own, first, g.x, 1u); }
-    if ON > 2u { put(o2, sub, own, first, g.x, 2u); }
-    if ON > 3u { put(o3, sub, own, first, g.x, 3u); }
-    if ON > 4u { put(o4, sub, own, first, g.x, 4u); }
-    if ON > 5u { put(o5, sub, own, first, g.x, 5u); }
-    if ON > 6u { put(o6, sub, own, first, g.x, 6u); }
-    if ON > 7u { put(o7, sub, own, first, g.x, 7u); }
-    if ON > 8u { put(o8, sub, own, first, g.x, 8u); }
-    if ON > 9u { put(o9, sub, own, first, g.x, 9u); }
-    if ON > 10u { put(o10, sub, own, first, g.x, 10u); }
-    if ON > 11u { put(o11, sub, own, first, g.x, 11u); }
-    if ON > 12u { put(o12, sub, own, first, g.x, 12u); }
-    if ON > 13u { put(o13, sub, own, first, g.x, 13u); }
-    if ON > 14u { put(o14, sub, own, first, g.x, 14u); }
-    if ON > 15u { put(o15, sub, own, first, g.x, 15u); }
+    put(o0, sub, own, first, g, 0u);
+    if ON > 1u { put(o1, sub, own, first, g, 1u); }
+    if ON > 2u { put(o2, sub, own, first, g, 2u); }
+    if ON > 3u { put(o3, sub, own, first, g, 3u); }
+    if ON > 4u { put(o4, sub, own, first, g, 4u); }
+    if ON > 5u { put(o5, sub, own, first, g, 5u); }
+    if ON > 6u { put(o6, sub, own, first, g, 6u); }
+    if ON > 7u { put(o7, sub, own, first, g, 7u); }
+    if ON > 8u { put(o8, sub, own, first, g, 8u); }
+    if ON > 9u { put(o9, sub, own, first, g, 9u); }
+    if ON > 10u { put(o10, sub, own, first, g, 10u); }
+    if ON > 11u { put(o11, sub, own, first, g, 11u); }
+    if ON > 12u { put(o12, sub, own, first, g, 12u); }
+    if ON > 13u { put(o13, sub, own, first, g, 13u); }
+    if ON > 14u { put(o14, sub, own, first, g, 14u); }
+    if ON > 15u { put(o15, sub, own, first, g, 15u); }
 }

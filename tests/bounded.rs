@@ -215,6 +215,25 @@ fn an_infgen_decode_does_not_depend_on_ceiling_or_rectangle() {
     check_decoders("an_infgen_decode_does_not_depend_on_ceiling_or_rectangle", &cases, None);
 }
 
+/// 2070 keys, which kernels for GPUs split where queries are few: by how many the whole picture has, whatever part of it is asked for.
+#[test]
+fn a_decode_with_split_keys_does_not_depend_on_ceiling_or_rectangle() {
+    let mut dice = Dice::new();
+    let folder = Case::open("infgen-small-skip").write_weights();
+    for (name, engine) in engines("a_decode_with_split_keys_does_not_depend_on_ceiling_or_rectangle", None) {
+        if !name.contains("GPUs") {
+            continue;
+        }
+        let decoder = engine.load_decoder(folder.path()).expect("a decoder");
+        check_decoder(&engine, name, &mut dice, &decoder, (46, 45));
+        // So many queries that the keys stay together, in chunks of few queries too.
+        let latent = Latent::new([1, 4, 46, 45], dice.values(4 * 46 * 45)).expect("a latent");
+        let (width, height) = (560, 520);
+        let [whole, chunks] = [8192, 500].map(|tokens| decoder.decode_in_chunks(&latent, width, height, tokens).expect("a picture"));
+        assert_eq!(same(&chunks, &whole, width, 3), Ok(()), "{width}x{height} in chunks of 500 tokens");
+    }
+}
+
 #[test]
 fn a_vae_decode_does_not_depend_on_ceiling_or_rectangle() {
     check_decoders("a_vae_decode_does_not_depend_on_ceiling_or_rectangle", &[("vae-small", (11, 9))], None);

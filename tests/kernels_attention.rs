@@ -6,10 +6,10 @@ mod common;
 
 use common::devices::Config;
 use common::operands::{MATRIX, MIXED, start, start_gpu, values};
-use common::suite::Suite;
+use common::suite::{Suite, evaluate};
 use common::wide;
 use infgen::gpu::{DeviceProfile, KernelFamily, Recorder};
-use infgen::kernels::attention::attention;
+use infgen::kernels::attention::{attention, attention_into};
 use infgen::reference::{self, Bounded};
 
 /// Queries, keys, heads, head dim, causal, standard deviation of the scores.
@@ -198,6 +198,57 @@ fn attention_over_ranges_of_keys_agrees_with_its_definition() {
         ranges(config, &BLOCKS);
     }
     suite.finish(28);
+}
+
+/// Few queries and many keys on a device that has room for more workgroups: the keys are split, and some rows of the queries have the bits that
+/// they have among all.
+#[test]
+fn keys_are_split_to_fill_a_device() {
+    let test = "keys_are_split_to_fill_a_device";
+    let Some((mut suite, configs)) = start_gpu(test) else { return };
+    // Workgroups that fill the device, ranges that follow for `attention_tile`.
+    const CASES: [(Attention, u32, usize); 6] = [
+        ((5, 2048, 1, 20, false, 2.0), 2, 2),
+        ((70, 3100, 2, 32, false, 2.0), 256, 3),
+        ((30, 3100, 2, 32, false, 2.0), 4, 2),
+        ((9, 2500, 1, 64, false, 40.0), 64, 2),
+        ((3, 2100, 1, 512, false, 2.0), 64, 2),
+        // A query that may not see all keys, keys that are too few.
+        ((9, 2047, 2, 32, false, 2.0), 64, 1),
+    ];
+    for config in configs.iter().filter(|c| matches!(c.name, "f32" | "packed" | MATRIX | MIXED)) {
+        for (case, fill, count) in CASES {
+            let config = Config { profile: DeviceProfile { fill, ..config.profile }, ..*config };
+            attention_case(&mut suite, &config, case);
+            let (n, m, heads, d, ..) = case;
+            let label = format!("{n} of queries {m} keys {heads} x {d} fill {fill} [{}]", config.name);
+            if !suite.wants(&label) {
+                continue;
+            }
+            let (c, elem) = (heads * d, config.elem);
+            let [q, k, v] = [("q", n), ("k", m), ("v", m)].map(|(name, tokens)| values(&label, name, tokens * c, 2.0, elem));
+            let record = |rec: &mut Recorder, first: usize| {
+                let q = rec.upload(&q[first * c..], n - first, 1, c, elem);
+                let [k, v] = [&k, &v].map(|values| rec.upload(values, m, 1, c, elem));
+                let y = rec.tensor(n - first, 1, c, elem);
+                attention_into(rec, [&q, &k, &v], heads, 0.2, false, &y, n);
+                y
+            };
+            let mut rec = config.recorder();
+            record(&mut rec, 0);
+            let dispatches = rec.finish().dispatches();
+            let [whole, part] = [0, n / 2].map(|first| evaluate(&config, |rec| record(rec, first)).unwrap().0);
+            let differ = whole[n / 2 * c..].iter().zip(&part).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+            suite.outcome(
+                &label,
+                match (differ, dispatches == 1 + (count > 1) as usize) {
+                    (0, true) => Ok(0.0),
+                    all => Err(format!("values that differ, split as expected: {all:?}")),
+                },
+            );
+        }
+    }
+    suite.finish(24);
 }
 
 /// Queries that see one key only return its value: each key position in turn, in every place of a block.

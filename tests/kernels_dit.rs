@@ -106,7 +106,7 @@ fn runs_of_tokens_do_not_see_each_other() {
                 let y = rec.tensor(2 * h, w, c, config.elem);
                 for run in 0..2 {
                     let [q, k, v, y] = [&q, &k, &v, &y].map(|t| t.rows(run * h, h));
-                    attention_into(rec, [&q, &k, &v], heads, 0.2, false, &y);
+                    attention_into(rec, [&q, &k, &v], heads, 0.2, false, &y, h * w);
                 }
                 y
             };

@@ -30,19 +30,15 @@ struct Narrowed {
 }
 
 impl Pace {
-    pub fn new(kind: &str) -> Pace {
+    /// For a device of this kind that so many workgroups fill.
+    pub fn new(kind: &str, fill: u32) -> Pace {
         let work_a_second = match kind {
             "discrete" => 1e12,
             // Of this, kernels of networks reach four times as much on two cores and a tenth on two that others use too.
             "software" => 1e9,
             _ => 1e11,
         };
-        let width = match kind {
-            "discrete" => 256.0,
-            "software" => 1.0,
-            _ => 64.0,
-        };
-        Pace { start: 1.0 / work_a_second, seconds_a_work: HashMap::new(), width, narrowed: HashMap::new() }
+        Pace { start: 1.0 / work_a_second, seconds_a_work: HashMap::new(), width: fill as f64, narrowed: HashMap::new() }
     }
 
     /// Largest share of a piece's workgroups to run at once so that it takes `target` seconds; never fewer than fill the device.
@@ -189,20 +185,20 @@ mod tests {
 
     #[test]
     fn cutting_for_time_leaves_the_device_filled() {
-        let mut pace = Pace::new("discrete");
+        let mut pace = Pace::new("discrete", 256);
         for _ in 0..50 {
             let (seconds, _) = dispatch(&mut pace, 4096.0, (128.0, 0.029));
             assert!(seconds < 1.05 * 32.0 * 0.029, "{seconds}");
         }
         // What fits a submission is still cut to about one.
-        let mut pace = Pace::new("discrete");
+        let mut pace = Pace::new("discrete", 256);
         (0..50).for_each(|_| {
             dispatch(&mut pace, 65536.0, (128.0, 0.001));
         });
         let (seconds, pieces) = dispatch(&mut pace, 65536.0, (128.0, 0.001));
         assert!((seconds / pieces as f64) < 0.033 && pieces < 128, "{seconds} in {pieces}");
         // Software computes one workgroup after another: any cut helps.
-        let mut pace = Pace::new("software");
+        let mut pace = Pace::new("software", 1);
         (0..50).for_each(|_| {
             dispatch(&mut pace, 64.0, (1.0, 0.015));
         });
@@ -211,13 +207,13 @@ mod tests {
 
     #[test]
     fn what_a_watchdog_would_end_is_cut_further_while_that_helps() {
-        let mut narrow = Pace::new("other");
+        let mut narrow = Pace::new("other", 64);
         (0..9).for_each(|_| {
             dispatch(&mut narrow, 640.0, (8.0, 0.2));
         });
         let (seconds, pieces) = dispatch(&mut narrow, 640.0, (8.0, 0.2));
         assert!(seconds / pieces as f64 <= TOO_LONG && seconds < 2.0 * 80.0 * 0.2, "{seconds} in {pieces}");
-        let mut wide = Pace::new("discrete");
+        let mut wide = Pace::new("discrete", 256);
         (0..9).for_each(|_| {
             dispatch(&mut wide, 640.0, (512.0, 0.5));
         });

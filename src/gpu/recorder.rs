@@ -220,6 +220,8 @@ pub struct DeviceProfile {
     pub max_binding: u64,
     /// Largest buffer in bytes.
     pub max_buffer: u64,
+    /// Workgroups that fill the device: fewer take as long as these.
+    pub fill: u32,
     /// Workgroup memory in bytes.
     pub max_workgroup_storage: u32,
     /// Invocations a workgroup.

@@ -22,9 +22,17 @@ pub const ATTENTION_RANGE: Kernel = Kernel {
 /// `attention_matrix.wgsl`
 pub const ATTENTION_MATRIX: Kernel = Kernel {
     name: "attention_matrix",
-    wgsl: include_str!("../../shaders/attention_matrix.wgsl"),
-    params: ATTENTION_LANES.params,
+    wgsl: concat!(include_str!("../../shaders/attention_matrix.wgsl"), "fn finished(at: u32, peak: f32, total: f32) {}\n"),
+    params: ATTENTION.params,
     bindings: ATTENTION.bindings,
+};
+
+/// `attention_matrix.wgsl` and `attention_range.wgsl`
+pub const ATTENTION_MATRIX_RANGE: Kernel = Kernel {
+    name: "attention_matrix+range",
+    wgsl: concat!(include_str!("../../shaders/attention_matrix.wgsl"), include_str!("../../shaders/attention_range.wgsl")),
+    params: ATTENTION_RANGE.params,
+    bindings: ATTENTION_RANGE.bindings,
 };
 
 /// `attention_tile.wgsl`
@@ -123,31 +131,36 @@ pub const MAX_HEAD_DIM: usize = 4096;
 /// Most bytes of results that wait for their merge, where keys are taken in ranges.
 const RANGES_BYTES: usize = 32 << 20;
 
+/// Fewest keys of a range where they are split to fill a device: below, the merge costs more than it brings.
+const LEAST_KEYS: usize = 1024;
+
 /// `softmax(scale * q k^T) v` per head.
 ///
 /// `q` is `[n tokens, heads * d]`, `k` and `v` `[m tokens, heads * d]` with `d` a multiple of 4 and at most
 /// [`MAX_HEAD_DIM`]; the head is the slow index of the channels. `causal`: query `i` sees keys `0 ..= i`. Keys of more bytes than a
-/// binding may have are taken in ranges, which are merged.
+/// binding may have, and many keys of few queries on a device that has room for more workgroups, are taken in ranges, which are merged.
 #[expect(clippy::too_many_arguments, reason = "the operands of one formula")]
 pub fn attention(rec: &mut Recorder, q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f32, causal: bool, elem: Elem) -> Tensor {
     let y = rec.tensor(q.height, q.width, q.channels, elem);
-    attention_into(rec, [q, k, v], heads, scale, causal, &y);
+    attention_into(rec, [q, k, v], heads, scale, causal, &y, q.pixels());
     y
 }
 
-/// [`attention`] into `y`, which may be some rows of a larger tensor.
-pub fn attention_into(rec: &mut Recorder, [q, k, v]: [&Tensor; 3], heads: usize, scale: f32, causal: bool, y: &Tensor) {
+/// [`attention`] into `y`, which may be some rows of a larger tensor. `whole`: how many queries there are in all, if `q` is some of them:
+/// how keys are split follows from it, so that every part has the bits that it has in the whole.
+pub fn attention_into(rec: &mut Recorder, [q, k, v]: [&Tensor; 3], heads: usize, scale: f32, causal: bool, y: &Tensor, whole: usize) {
     let d4 = q.channels / heads / 4;
     assert_eq!(d4 * 4 * heads, q.channels, "attention: head dim must be a multiple of 4");
     assert!(k.shape() == v.shape() && k.channels == q.channels && y.shape() == q.shape(), "attention: shapes");
-    let (n, m) = (q.pixels(), k.pixels());
+    assert!(q.pixels() <= whole, "attention: more queries than there are");
+    let m = k.pixels();
     let profile = *rec.profile();
-    if k.bytes() > profile.max_binding {
-        assert!(!causal, "attention: causal, over more keys than one binding holds");
-        return ranges(rec, [q, k, v, y], heads, scale);
-    }
+    // Keys that a binding holds, if it does not hold all.
+    let fit = (k.bytes() > profile.max_binding)
+        .then(|| (profile.max_binding.saturating_sub(profile.offset_alignment) / (k.bytes() / m as u64)) as usize);
+    assert!(fit.is_none() || !causal, "attention: causal, over more keys than one binding holds");
     let family = profile.families(q).attention;
-    let (lanes, octets) = (family.is_plain() && profile.software, d4.is_multiple_of(2));
+    let (lanes, octets) = (fit.is_none() && family.is_plain() && profile.software, d4.is_multiple_of(2));
     let together = octets && shares_loads(rec, family);
     let narrow = d4 <= if together { 2 * LANES_MAX_QUADS } else { LANES_MAX_QUADS };
     if lanes && !narrow && octets && m <= THREE_PASSES_MAX_KEYS {
@@ -159,12 +172,27 @@ pub fn attention_into(rec: &mut Recorder, [q, k, v]: [&Tensor; 3], heads: usize,
         let kernel = if together { &ATTENTION_LANES_BROADCAST } else { &ATTENTION_LANES };
         Flash { kernel, range: None, consts, queries: (8 * run) as usize, keys: 4 }
     } else {
-        Flash::matrix(&profile, family, d4, q.elem).unwrap_or_else(|| Flash::new(&profile, family, d4))
+        let fits = |flash: &Flash| fit.is_none_or(|fit| flash.keys <= fit);
+        let matrix = Flash::matrix(&profile, family, d4, q.elem).filter(fits);
+        let tile = || Some(Flash::new(&profile, family, d4)).filter(fits);
+        matrix.or_else(tile).unwrap_or_else(|| Flash::shared(profile.software, d4))
     };
+    let block = flash.keys;
+    let most = fit.map_or(m.next_multiple_of(block), |fit| (fit / block * block).max(block));
+    let workgroups = heads * whole.div_ceil(flash.queries);
+    let fill = match flash.range {
+        Some(_) if !causal => (profile.fill as usize / workgroups).min(m / LEAST_KEYS),
+        _ => 1,
+    };
+    let span = m.div_ceil(m.div_ceil(most).max(fill)).next_multiple_of(block).min(most);
+    if span < m || fit.is_some() {
+        return ranges(rec, &flash, span, [q, k, v, y], heads, scale);
+    }
+    let n = q.pixels();
     let mut params = vec![n as u32, m as u32, heads as u32, causal as u32, scale.to_bits()];
     if flash.range.is_some() {
         // A kernel that can take ranges takes all keys as one.
-        params.push(m.next_multiple_of(flash.keys) as u32);
+        params.push(span as u32);
     }
     let part = Footprint::rows(q.quads() as u64, flash.queries, 0, flash.queries);
     rec.dispatch(Dispatch {
@@ -253,7 +281,7 @@ impl Flash {
             ("SPLIT", split),
         ];
         let consts = consts.map(|(name, value)| (name, value as u32)).to_vec();
-        Some(Flash { kernel: &ATTENTION_MATRIX, range: None, consts, queries: rows, keys: block })
+        Some(Flash { kernel: &ATTENTION_MATRIX, range: Some(&ATTENTION_MATRIX_RANGE), consts, queries: rows, keys: block })
     }
 
     /// `attention_tile.wgsl`, or nothing for heads too wide for its registers, or for the workgroup memory there is.
@@ -284,20 +312,10 @@ impl Flash {
     }
 }
 
-/// Attention into `y` over ranges of keys that fit a binding, some queries at a time: results of each range, then their merge. The
-/// ranges depend on the keys alone, so the bits do not depend on the queries.
-fn ranges(rec: &mut Recorder, [q, k, v, y]: [&Tensor; 4], heads: usize, scale: f32) {
+/// Attention into `y` over ranges of `span` keys, some queries at a time: results of each range, then their merge.
+fn ranges(rec: &mut Recorder, flash: &Flash, span: usize, [q, k, v, y]: [&Tensor; 4], heads: usize, scale: f32) {
     let (n, m, channels) = (q.pixels(), k.pixels(), q.channels);
-    let (d4, profile) = (channels / heads / 4, *rec.profile());
-    let family = profile.families(q).attention;
-    let key_bytes = k.bytes() / m as u64;
-    let fit = (profile.max_binding.saturating_sub(profile.offset_alignment) / key_bytes) as usize;
-    let flash =
-        Some(Flash::new(&profile, family, d4)).filter(|flash| flash.keys <= fit).unwrap_or_else(|| Flash::shared(profile.software, d4));
-    let (queries, block) = (flash.queries, flash.keys);
-    let most = (fit / block * block).max(block);
-    let span = m.div_ceil(m.div_ceil(most)).next_multiple_of(block).min(most);
-    let count = m.div_ceil(span);
+    let (d4, queries, count) = (channels / heads / 4, flash.queries, m.div_ceil(span));
     let chunk = (RANGES_BYTES / (count * channels * 4) / queries * queries).max(queries);
     let (q, y) = (q.reshape(n, 1), y.reshape(n, 1));
     for first in (0..n).step_by(chunk) {
@@ -312,7 +330,7 @@ fn ranges(rec: &mut Recorder, [q, k, v, y]: [&Tensor; 4], heads: usize, scale: f
         };
         let keys = Footprint { base: 0, per: [0, 0, (span * k.quads()) as i64], extent: (span * k.quads()) as i64 };
         rec.dispatch(Dispatch {
-            kernel: flash.range.expect("without matrix units there is one"),
+            kernel: flash.range.expect("chosen for it"),
             consts: flash.consts.clone(),
             bindings: vec![rows(&q, 1), Binding::part(k, keys), Binding::part(v, keys), rows(&parts, count), rows(&state, count)],
             params: vec![n as u32, m as u32, heads as u32, 0, scale.to_bits(), span as u32],

@@ -33,6 +33,7 @@ pub const ALL: &[&Kernel] = &[
     &attention::ATTENTION_SCORES_LANES,
     &attention::ATTENTION_SOFTMAX_LANES,
     &attention::ATTENTION_MATRIX,
+    &attention::ATTENTION_MATRIX_RANGE,
     &attention::ATTENTION_TILE,
     &attention::ATTENTION_TILE_RANGE,
     &attention::ATTENTION_VALUES_BROADCAST,

@@ -135,11 +135,11 @@ impl Block {
         })
     }
 
-    /// Mask tokens after this block; written into `y` if it is given.
-    fn forward(&self, rec: &mut Recorder, mask: &Tensor, (k, v): &(Tensor, Tensor), act: Act, y: Option<&Tensor>) -> Tensor {
+    /// Mask tokens after this block, some of `whole`; written into `y` if it is given.
+    fn forward(&self, rec: &mut Recorder, mask: &Tensor, whole: usize, (k, v): &(Tensor, Tensor), act: Act, y: Option<&Tensor>) -> Tensor {
         let elem = mask.elem;
         let q = self.norm1.forward(rec, mask, elem);
-        let mask = self.attn.forward(rec, &q, k, v, mask);
+        let mask = self.attn.forward_part(rec, &q, k, v, mask, whole);
         let h = self.norm2.forward(rec, &mask, elem);
         let h = self.proj.forward(rec, &h, None, act, elem);
         let y = y.cloned().unwrap_or_else(|| rec.tensor(mask.height, mask.width, mask.channels, elem));
@@ -251,7 +251,7 @@ impl InfgenDecoder {
             for (i, (block, context)) in self.blocks.iter().zip(&context.keys_and_values).enumerate() {
                 let last = (i + 1 == self.blocks.len()).then(place);
                 mask = rec.scoped(format!("blocks.{i}"), |rec| {
-                    let mask = block.forward(rec, &mask, context, config.mlp_act.into(), last.as_ref());
+                    let mask = block.forward(rec, &mask, grid.0 * grid.1, context, config.mlp_act.into(), last.as_ref());
                     count_nonfinite(rec, &mask);
                     mask
                 });

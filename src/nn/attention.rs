@@ -4,7 +4,7 @@ use super::{GroupNorm, Linear, Loader};
 use crate::error::Result;
 use crate::gpu::{Recorder, Tensor};
 use crate::kernels::Act;
-use crate::kernels::attention::{attention, attention_into};
+use crate::kernels::attention::attention_into;
 use crate::kernels::group_norm::norm_apply;
 
 /// Tokens that go through a block of layers at a time, so that its intermediate results stay small. Each token depends on
@@ -96,12 +96,21 @@ impl Heads {
 
     /// `residual + to_out(attention(to_q(x), k, v))`.
     pub fn forward(&self, rec: &mut Recorder, x: &Tensor, k: &Tensor, v: &Tensor, residual: &Tensor) -> Tensor {
-        self.attend(rec, x, k, v, residual, false)
+        self.forward_part(rec, x, k, v, residual, x.pixels())
+    }
+
+    /// [`Heads::forward`] for some of `whole` tokens, with the bits that they have in the whole.
+    pub fn forward_part(&self, rec: &mut Recorder, x: &Tensor, k: &Tensor, v: &Tensor, residual: &Tensor, whole: usize) -> Tensor {
+        let out = rec.tensor(x.height, x.width, self.to_out.outputs(), x.elem);
+        self.attend(rec, x, [k, v], residual, false, whole, &out);
+        out
     }
 
     /// [`Heads::forward`] in which token `i` sees tokens `0 ..= i` only.
     pub fn forward_causal(&self, rec: &mut Recorder, x: &Tensor, k: &Tensor, v: &Tensor, residual: &Tensor) -> Tensor {
-        self.attend(rec, x, k, v, residual, true)
+        let out = rec.tensor(x.height, x.width, self.to_out.outputs(), x.elem);
+        self.attend(rec, x, [k, v], residual, true, x.pixels(), &out);
+        out
     }
 
     /// `to_out(attention(x, x, x))` of a batch: `count` runs of tokens below each other in `x`, none of which sees another.
@@ -111,16 +120,18 @@ impl Heads {
         let rows = x.height / count;
         for n in 0..count {
             let [q, k, v, y] = [&q, &k, &v, &y].map(|t| t.rows(n * rows, rows));
-            attention_into(rec, [&q, &k, &v], self.heads, self.scale, false, &y);
+            attention_into(rec, [&q, &k, &v], self.heads, self.scale, false, &y, q.pixels());
         }
         self.to_out.forward(rec, &y, None, Act::None, x.elem)
     }
 
-    fn attend(&self, rec: &mut Recorder, x: &Tensor, k: &Tensor, v: &Tensor, residual: &Tensor, causal: bool) -> Tensor {
-        let elem = x.elem;
-        let q = self.to_q.forward(rec, x, None, Act::None, elem);
-        let y = attention(rec, &q, k, v, self.heads, self.scale, causal, elem);
-        self.to_out.forward(rec, &y, Some(residual), Act::None, elem)
+    /// For some of `whole` tokens, into `out`.
+    #[expect(clippy::too_many_arguments, reason = "the operands of one formula")]
+    fn attend(&self, rec: &mut Recorder, x: &Tensor, [k, v]: [&Tensor; 2], residual: &Tensor, causal: bool, whole: usize, out: &Tensor) {
+        let q = self.to_q.forward(rec, x, None, Act::None, x.elem);
+        let y = rec.tensor(q.height, q.width, q.channels, x.elem);
+        attention_into(rec, [&q, k, v], self.heads, self.scale, causal, &y, whole);
+        self.to_out.forward_into(rec, &y, Some(residual), Act::None, out);
     }
 }
 
@@ -159,9 +170,7 @@ impl MidAttention {
         for (row, rows) in chunks() {
             let x = x.rows(row, rows);
             let tokens = norm_apply(rec, &x, &affine, false, x.elem);
-            let q = self.heads.to_q.forward(rec, &tokens, None, Act::None, x.elem);
-            let y = attention(rec, &q, &k, &v, self.heads.heads, self.heads.scale, false, x.elem);
-            self.heads.to_out.forward_into(rec, &y, Some(&x), Act::None, &out.rows(row, rows));
+            self.heads.attend(rec, &tokens, [&k, &v], &x, false, h * w, &out.rows(row, rows));
         }
         out
     }

@@ -2,7 +2,7 @@
 
 use infgen::gpu::{Elem, Gpu, KernelFamily, Operator, Recorder, Tensor};
 use infgen::kernels::Act;
-use infgen::kernels::attention::attention;
+use infgen::kernels::attention::attention_into;
 use infgen::kernels::conv2d::{self, ConvWeights, Geometry, Packing};
 use infgen::kernels::geglu::geglu;
 use infgen::kernels::group_norm::{GroupNormWeights, Norm, group_norm, norm_apply};
@@ -58,12 +58,13 @@ pub enum Op {
         k: usize,
         n: usize,
     },
-    /// `n` queries, `m` keys, heads of `d`.
+    /// `n` queries, `m` keys, heads of `d`. `part`: as of far more queries, so that keys are not split to fill a GPU.
     Attention {
         n: usize,
         m: usize,
         heads: usize,
         d: usize,
+        part: bool,
     },
     LayerNorm {
         rows: usize,
@@ -123,7 +124,11 @@ const fn lin(nets: &'static str, rows: usize, k: usize, n: usize) -> Case {
 }
 
 const fn attn(nets: &'static str, n: usize, m: usize, heads: usize, d: usize) -> Case {
-    case(nets, Op::Attention { n, m, heads, d })
+    case(nets, Op::Attention { n, m, heads, d, part: false })
+}
+
+const fn attn_part(nets: &'static str, n: usize, m: usize, heads: usize, d: usize) -> Case {
+    case(nets, Op::Attention { n, m, heads, d, part: true })
 }
 
 impl Case {
@@ -190,8 +195,11 @@ pub const CASES: &[Case] = &[
     lin("dit", 2048, 4608, 1152),
     lin("dit", 2, 1152, 6912),
     attn("tiny", 4096, 4096, 4, 32),
+    attn("tiny", 256, 4096, 4, 32),
+    attn_part("tiny", 256, 4096, 4, 32),
     attn("table1 sd4", 4096, 4096, 8, 64),
     attn("table1 sd4 vae", 4096, 4096, 1, 512),
+    attn_part("table1 sd4 vae", 4096, 4096, 1, 512),
     attn("unet", 4096, 4096, 8, 40),
     attn("unet", 4096, 77, 8, 40),
     attn("unet", 1024, 1024, 8, 80),
@@ -219,7 +227,7 @@ impl Op {
             Op::Upsample { h, w, cin, cout } => 32 * h * w * cin * cout,
             Op::Stride2 { h, w, cin, cout } => 18 * h.div_ceil(2) * w.div_ceil(2) * cin * cout,
             Op::Linear { rows, k, n } => 2 * rows * k * n,
-            Op::Attention { n, m, heads, d } => 4 * n * m * heads * d,
+            Op::Attention { n, m, heads, d, .. } => 4 * n * m * heads * d,
             _ => 0,
         };
         flops as u64
@@ -247,7 +255,9 @@ impl Op {
             Op::Stride2 { h, w, cin, cout } => format!("conv2d stride 2 {h}x{w} {cin}->{cout}"),
             Op::GroupNorm { h, w, c } => format!("group_norm + silu {h}x{w}x{c}"),
             Op::Linear { rows, k, n } => format!("linear {rows}x{k}->{n}"),
-            Op::Attention { n, m, heads, d } => format!("attention {n} queries {m} keys {heads}x{d}"),
+            Op::Attention { n, m, heads, d, part } => {
+                format!("attention {n}{} queries {m} keys {heads}x{d}", if part { " of many" } else { "" })
+            }
             Op::LayerNorm { rows, c } => format!("layer_norm {rows}x{c}"),
             Op::Geglu { rows, c } => format!("geglu {rows}x{c}"),
             Op::Inpe { side, m } => format!("inpe_features {side}x{side}, {m} pairs"),
@@ -266,7 +276,7 @@ impl Op {
             Op::Stride2 { h, w, cin, cout } => json!({ "op": "conv2d_3x3_stride2", "h": h, "w": w, "cin": cin, "cout": cout }),
             Op::GroupNorm { h, w, c } => json!({ "op": "group_norm_silu", "h": h, "w": w, "c": c }),
             Op::Linear { rows, k, n } => json!({ "op": "linear", "rows": rows, "k": k, "n": n }),
-            Op::Attention { n, m, heads, d } => json!({ "op": "attention", "n": n, "m": m, "heads": heads, "d": d }),
+            Op::Attention { n, m, heads, d, .. } => json!({ "op": "attention", "n": n, "m": m, "heads": heads, "d": d }),
             Op::LayerNorm { rows, c } => json!({ "op": "layer_norm", "rows": rows, "c": c }),
             _ => json!({ "op": "other" }),
         }
@@ -343,7 +353,7 @@ impl Operands {
             },
             Op::GroupNorm { h, w, c } => make(h * w * c, c, c, 1),
             Op::Linear { rows, k, n } => make(rows * k, k * n, n, k),
-            Op::Attention { n, m, heads, d } => make((n + m) * heads * d, 0, 0, 1),
+            Op::Attention { n, m, heads, d, .. } => make((n + m) * heads * d, 0, 0, 1),
             Op::LayerNorm { rows, c } => make(rows * c, 2 * c, 0, 1),
             Op::Geglu { rows, c } => make(rows * c, 0, 0, 1),
             Op::Inpe { m, .. } => make(m * 3, 0, 0, 1),
@@ -420,10 +430,15 @@ impl Operands {
                 let layer = LinearWeights { weight, bias: row(&self.bias, Elem::F32).await?, inputs: k, outputs: n };
                 Box::new(move |rec| linear::linear(rec, &x, &layer, None, Act::None, elem))
             }
-            Op::Attention { n, m, heads, d } => {
+            Op::Attention { n, m, heads, d, part } => {
                 let q = put(&self.x[..n * heads * d], n, 1, heads * d, elem).await?;
                 let kv = put(&self.x[n * heads * d..], m, 1, heads * d, elem).await?;
-                Box::new(move |rec| attention(rec, &q, &kv, &kv, heads, 1.0 / (d as f32).sqrt(), false, elem))
+                let whole = if part { usize::MAX / heads } else { n };
+                Box::new(move |rec| {
+                    let y = rec.tensor(n, 1, heads * d, elem);
+                    attention_into(rec, [&q, &kv, &kv], heads, 1.0 / (d as f32).sqrt(), false, &y, whole);
+                    y
+                })
             }
             Op::LayerNorm { rows, c } => {
                 let x = put(&self.x, rows, 1, c, elem).await?;
