@@ -40,12 +40,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let mut rec = gpu.recorder();
     let context = rec.upload(&context, context_shape[0], 1, context_shape[1], Elem::F32);
-    unet.prompt_into(&mut rec, &context, &prompt)?;
+    unet.prompt_into(&mut rec, &context, None, &prompt)?;
     block_on(gpu.run(rec.finish(), &Observer::default()))?;
     for run in 1..=2 {
         let mut rec = gpu.recorder();
         let x = rec.upload(&latent, shape[0], shape[1], shape[2], Elem::F32);
-        let step = unet.step(&mut rec, timestep, None);
+        let step = unet.step(&mut rec, timestep, None, &prompt);
         let y = unet.forward(&mut rec, &x, &step, &prompt)?;
         rec.output("sample", &y);
         let recording = rec.finish();

@@ -32,12 +32,16 @@ pub struct HubOptions {
 
 /// What to put into a folder by hand, where nothing can be fetched.
 const BY_HAND: &str = "model_index.json, scheduler/scheduler_config.json, tokenizer/vocab.json and merges.txt, and in each of text_encoder/ \
-    (model.safetensors), unet/ and vae/ (diffusion_pytorch_model.safetensors) the weights with config.json; of a class-conditional model transformer/ instead \
-    of unet/, text_encoder/ and tokenizer/";
+    (model.safetensors), unet/ and vae/ (diffusion_pytorch_model.safetensors) the weights with config.json; of SDXL also text_encoder_2/ and \
+    tokenizer_2/, of a class-conditional model transformer/ instead of unet/, text_encoder/ and tokenizer/";
 
 /// Each part with weights, and the stem of their files: of text-to-image and of class-conditional models.
-const TEXT_PARTS: &[(&str, &str)] = &[("text_encoder", "model"), ("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model")];
+const TEXT_PARTS: &[(&str, &str)] =
+    &[("text_encoder", "model"), (SECOND, "model"), ("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model")];
 const CLASS_PARTS: &[(&str, &str)] = &[("transformer", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model")];
+/// The folder of the encoder that SDXL alone has.
+const SECOND: &str = "text_encoder_2";
+const SECOND_CONFIG: &str = "text_encoder_2/config.json";
 const INDEX: &str = "model_index.json";
 const SCHEDULER: &str = "scheduler/scheduler_config.json";
 const ATTEMPTS: u64 = 4;
@@ -176,7 +180,7 @@ fn cached(cache: &Cache, repo: Repo, revision: &str, id: &HubId, half: bool) -> 
     })
 }
 
-/// A file that those chosen in a snapshot name and that is not there: the scheduler of a model index, a shard of weights.
+/// A file that those chosen in a snapshot name and that is not there: the scheduler or second encoder of a model index, a shard of weights.
 fn missing(snapshot: &Path, chosen: &[String]) -> Option<String> {
     let json = |name: &str| match name.ends_with(".json") {
         true => serde_json::from_slice::<serde_json::Value>(&std::fs::read(snapshot.join(name)).ok()?).ok(),
@@ -185,7 +189,10 @@ fn missing(snapshot: &Path, chosen: &[String]) -> Option<String> {
     let absent = |name: &String| !snapshot.join(name).is_file();
     let named = chosen.iter().flat_map(|name| match json(name) {
         // Written as [library, class]; [null, null] where there is none.
-        Some(index) if name == INDEX && index["scheduler"][1].is_string() => vec![SCHEDULER.to_owned()],
+        Some(index) if name == INDEX => {
+            let named = [("scheduler", SCHEDULER), (SECOND, SECOND_CONFIG)].into_iter().filter(|(part, _)| index[part][1].is_string());
+            named.map(|(_, file)| file.to_owned()).collect()
+        }
         Some(index) if name.contains(".safetensors.index.") => {
             let (part, _) = name.rsplit_once('/').unwrap_or(("", name));
             let shards = index["weight_map"].as_object().into_iter().flat_map(|map| map.values());
@@ -252,8 +259,9 @@ fn choose(all: &[String], file: Option<&str>, half: bool) -> Result<Choice, Stri
     let classes = has("transformer/config.json") && !has("unet/config.json") && !has("text_encoder/config.json");
     for (part, stem) in if classes { CLASS_PARTS } else { TEXT_PARTS } {
         let config = format!("{part}/config.json");
-        if classes && *part == "vae" && !has(&config) {
-            continue; // The decoder that ships serves.
+        // In place of a decoder that a class-conditional model lacks, the one that ships serves.
+        if (*part == SECOND || classes && *part == "vae") && !has(&config) {
+            continue;
         }
         if !has(&config) {
             return Err(format!("there is no {config} in it"));
@@ -272,12 +280,17 @@ fn choose(all: &[String], file: Option<&str>, half: bool) -> Result<Choice, Stri
         choice.files.push(config);
         choice.files.extend(weights);
     }
-    let small = ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
-        .map(|name| format!("tokenizer/{name}"));
-    choice.files.extend(small.into_iter().chain([SCHEDULER.to_owned()]).filter(|name| has(name)));
-    let tokenizer = has("tokenizer/tokenizer.json") || has("tokenizer/vocab.json") && has("tokenizer/merges.txt");
-    if !classes && !tokenizer {
-        return Err("there is no tokenizer/vocab.json with merges.txt in it".into());
+    choice.files.extend(has(SCHEDULER).then(|| SCHEDULER.to_owned()));
+    for (folder, read) in [("tokenizer", !classes), ("tokenizer_2", !classes && has(SECOND_CONFIG))] {
+        if !read {
+            continue;
+        }
+        let path = |name: &str| format!("{folder}/{name}");
+        if !has(&path("tokenizer.json")) && !(has(&path("vocab.json")) && has(&path("merges.txt"))) {
+            return Err(format!("there is no {folder}/vocab.json with merges.txt in it"));
+        }
+        let small = ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"].map(path);
+        choice.files.extend(small.into_iter().filter(|name| has(name)));
     }
     // Small ones first, so that a wrong model shows soon.
     choice.files.sort_by_key(|name| name.ends_with(".safetensors"));
@@ -562,6 +575,60 @@ mod tests {
         assert_eq!(choose(&dit, None, true).unwrap().files.len(), 6);
         dit.extend(names(&["text_encoder/config.json", "text_encoder/model.safetensors"]));
         assert!(choose(&dit, None, true).unwrap_err().contains("unet/config.json"), "a transformer that is told texts");
+    }
+
+    #[test]
+    fn of_sdxl_the_second_encoder_and_its_tokenizer_are_chosen_too() {
+        let mut all: Vec<String> =
+            [INDEX, SCHEDULER, "sd_xl_base_1.0.safetensors", "vae_1_0/config.json", "unet/model.onnx"].map(String::from).into();
+        for (part, stem) in TEXT_PARTS {
+            all.push(format!("{part}/config.json"));
+            all.extend(["safetensors", "fp16.safetensors", "msgpack"].map(|ending| format!("{part}/{stem}.{ending}")));
+        }
+        for folder in ["tokenizer", "tokenizer_2"] {
+            all.extend(
+                ["vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json"].map(|name| format!("{folder}/{name}")),
+            );
+        }
+        // Two, a config and weights of four parts, two tokenizers of four files.
+        let whole = choose(&all, None, false).unwrap();
+        assert_eq!((whole.files.len(), whole.files[0].as_str(), whole.as_asked), (18, INDEX, true));
+        assert!(!whole.files.iter().any(|name| name.contains(".fp16.")), "{:?}", whole.files);
+        for name in ["text_encoder_2/model.safetensors", SECOND_CONFIG, "tokenizer_2/vocab.json", "tokenizer_2/special_tokens_map.json"] {
+            assert!(whole.files.iter().any(|one| one == name), "{name}");
+        }
+        let half = choose(&all, None, true).unwrap();
+        assert_eq!(half.files.iter().filter(|name| name.ends_with(".fp16.safetensors")).count(), 4);
+        assert_eq!(half.files.len(), 18);
+        // A sharded UNet, whole and in half precision.
+        all.retain(|name| !name.starts_with("unet/diff"));
+        let whole_shards = ["-00001-of-00002.safetensors", "-00002-of-00002.safetensors", ".safetensors.index.json"];
+        let half_shards = [".fp16-00001-of-00002.safetensors", ".fp16-00002-of-00002.safetensors", ".safetensors.index.fp16.json"];
+        let unet = |endings: [&str; 3]| endings.map(|ending| format!("unet/diffusion_pytorch_model{ending}"));
+        all.extend(unet(whole_shards).into_iter().chain(unet(half_shards)));
+        for (half, shards, others) in [(false, whole_shards, half_shards), (true, half_shards, whole_shards)] {
+            let files = choose(&all, None, half).unwrap().files;
+            assert_eq!(files.len(), 20);
+            assert!(
+                unet(shards).iter().all(|name| files.contains(name)) && !unet(others).iter().any(|name| files.contains(name)),
+                "{files:?}"
+            );
+        }
+        let without = |part: &str| -> Vec<String> { all.iter().filter(|name| !name.starts_with(part)).cloned().collect() };
+        assert!(choose(&without("tokenizer_2/"), None, true).unwrap_err().contains("no tokenizer_2/vocab.json"));
+        assert!(choose(&without("text_encoder_2/model"), None, true).unwrap_err().contains("no weights in its text_encoder_2/"));
+    }
+
+    #[test]
+    fn a_second_encoder_that_the_index_names_is_missed() {
+        let folder = tempfile::tempdir().unwrap();
+        let chosen = [INDEX.to_owned()];
+        let missed = |index: &str| {
+            std::fs::write(folder.path().join(INDEX), index).unwrap();
+            missing(folder.path(), &chosen)
+        };
+        assert_eq!(missed(r#"{"text_encoder_2": [null, null]}"#), None);
+        assert_eq!(missed(r#"{"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}"#).as_deref(), Some(SECOND_CONFIG));
     }
 
     #[test]

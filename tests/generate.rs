@@ -395,10 +395,10 @@ fn what_cannot_be_generated_is_refused_in_one_line_that_says_what_to_do() {
     let text = std::fs::read_to_string(&config).unwrap().replacen('{', r#"{"downsample_padding": 0, "#, 1);
     std::fs::write(&config, text).unwrap();
     not_generated(&["--model", other.to_str().unwrap(), "-p", "x", "--latent-size", "8x64"], &never, &["8x64", "at least 16", "16x64"]);
-    let other = f.models.scratch.path().join("xl");
+    let other = f.models.scratch.path().join("sd3");
     f.case.write_folder(&other);
-    std::fs::write(other.join("model_index.json"), r#"{"_class_name": "StableDiffusionXLPipeline"}"#).unwrap();
-    not_generated(&["--model", other.to_str().unwrap(), "-p", "x"], &never, &["StableDiffusionXLPipeline", "1.x and 2.x"]);
+    std::fs::write(other.join("model_index.json"), r#"{"_class_name": "StableDiffusion3Pipeline"}"#).unwrap();
+    not_generated(&["--model", other.to_str().unwrap(), "-p", "x"], &never, &["StableDiffusion3Pipeline", "1.x and 2.x"]);
     for wrong in [
         &["generate", "-p", "x", "-o", "y.png"][..],
         &["generate", "--model", "m", "-p", "x", "-o", "y.png", "--sampler", "magic"],

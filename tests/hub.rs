@@ -119,9 +119,9 @@ fn what_the_server_says_becomes_advice() {
     error(f.fetch("org/name/other.safetensors"), &["no `other.safetensors`"]);
     // Another family is refused before its weights are fetched.
     f.server.change(|state| {
-        state.files.insert("model_index.json".into(), br#"{"_class_name": "StableDiffusionXLPipeline"}"#.to_vec());
+        state.files.insert("model_index.json".into(), br#"{"_class_name": "StableDiffusion3Pipeline"}"#.to_vec());
     });
-    error(f.fetch("org/name"), &["StableDiffusionXLPipeline"]);
+    error(f.fetch("org/name"), &["StableDiffusion3Pipeline"]);
     assert!(f.server.ranges(UNET).is_empty());
     f.server.change(|state| drop(state.files.remove(UNET)));
     error(f.fetch("org/name"), &["diffusion_pytorch_model.bin", "never read"]);

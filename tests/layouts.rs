@@ -175,7 +175,7 @@ fn a_single_file_of_sd_2_is_taken_for_what_was_trained() {
     let parts = Parts::open(&path).unwrap();
     let scheduler = parts.scheduler(None, None).unwrap();
     assert_eq!((scheduler.sampler(), scheduler.config().prediction_type), (Sampler::Ddim, Prediction::VPrediction));
-    let text = parts.text().unwrap();
+    let text = parts.texts().next().unwrap();
     assert_eq!((parts.native_size, text.config.num_hidden_layers), ((768, 768), 2));
     assert_eq!(text.tokenizer.encode("a!").ids[2..4], [0, 49407]);
     assert!(parts.notes.iter().any(|note| note.contains("--prediction epsilon")), "{:?}", parts.notes);

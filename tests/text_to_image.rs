@@ -26,7 +26,7 @@ fn engine(dtype: Dtype) -> Option<Engine> {
 fn request(run: &Run) -> Request {
     let (image, mask) = picture();
     Request {
-        negative: run.negative.clone(),
+        negative: Some(run.negative.clone()),
         sampler: run.sampler.as_deref().map(|name| Sampler::from_name(name).unwrap()),
         prediction: run.prediction.as_deref().map(|name| match name {
             "v_prediction" => Prediction::VPrediction,
@@ -76,11 +76,11 @@ fn embeddings_and_latents_are_diffusers() {
             _ => (&folder, &file),
         };
         let distance = if run.name.starts_with("embedding.") {
-            let (ids, values) = in_folder.embed(&run.prompt, 0).unwrap();
+            let (ids, encoded) = in_folder.embed(&run.prompt, 0).unwrap();
             assert_eq!(ids, run.ids, "{}", run.name);
-            assert_eq!(in_file.embed(&run.prompt, 0).unwrap(), (ids, values.clone()), "{}: the single file gives another", run.name);
-            let width = in_folder.parts().text().unwrap().config.hidden_size;
-            let sampled: Vec<f32> = values.chunks_exact(width).step_by(4).flat_map(|row| row.iter().step_by(3).copied()).collect();
+            assert_eq!(in_file.embed(&run.prompt, 0).unwrap(), (ids, encoded.clone()), "{}: the single file gives another", run.name);
+            let width = in_folder.parts().texts().next().unwrap().config.hidden_size;
+            let sampled: Vec<f32> = encoded.context.chunks_exact(width).step_by(4).flat_map(|row| row.iter().step_by(3).copied()).collect();
             relative_l2(&sampled, &want)
         } else {
             let got = latents(in_folder, &request(run));
@@ -106,7 +106,7 @@ fn every_block_is_diffusers() {
     let case = Case::open();
     let models = models(&case);
     let pipeline = Pipeline::open(&engine, &models.folder, &PipelineOptions::default()).unwrap();
-    let (ids, context) = pipeline.embed(&case.blocks.prompt, 0).unwrap();
+    let (ids, encoded) = pipeline.embed(&case.blocks.prompt, 0).unwrap();
     let gpu = devices::open(&devices::options()).expect("there is an engine");
     for path in [&models.folder, &models.file] {
         let parts = Parts::open(path).unwrap();
@@ -117,9 +117,9 @@ fn every_block_is_diffusers() {
         let noise = infgen::noise::torch_cpu_randn(case.blocks.seed, 4 * 8 * 8);
         let last: Vec<f32> = (0..noise.len()).map(|i| noise[i % 4 * 64 + i / 4]).collect();
         let latent = rec.upload(&last, 8, 8, 4, Elem::F32);
-        let context = rec.upload(&context, ids.len(), 1, config.cross_attention_dim, Elem::F32);
-        let step = unet.step(&mut rec, case.blocks.timestep, None);
-        let prompt = unet.prompt(&mut rec, &context).unwrap();
+        let context = rec.upload(&encoded.context, ids.len(), 1, config.cross_attention_dim, Elem::F32);
+        let prompt = unet.prompt(&mut rec, &context, None).unwrap();
+        let step = unet.step(&mut rec, case.blocks.timestep, None, &prompt);
         let y = unet.forward(&mut rec, &latent, &step, &prompt).unwrap();
         rec.output("sample", &y);
         let mut outputs = devices::run(&gpu, rec.finish()).unwrap();

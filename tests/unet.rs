@@ -42,8 +42,8 @@ fn forward(gpu: &Gpu, unet: &Unet, case: &Case, run: &Run) -> Outputs {
     let mut rec = gpu.recorder();
     rec.keep_taps(true);
     let (latent, context) = (plane(&mut rec, case, &run.input), context(&mut rec, case));
-    let step = unet.step(&mut rec, run.facts["timestep"].as_f64().unwrap(), run.facts["guidance"].as_f64());
-    let prompt = unet.prompt(&mut rec, &context).unwrap();
+    let prompt = unet.prompt(&mut rec, &context, None).unwrap();
+    let step = unet.step(&mut rec, run.facts["timestep"].as_f64().unwrap(), run.facts["guidance"].as_f64(), &prompt);
     let y = unet.forward(&mut rec, &latent, &step, &prompt).unwrap();
     assert_eq!(y.shape(), (run.height, run.width, unet.config().out_channels));
     rec.output("sample", &y);
@@ -199,13 +199,13 @@ fn prompts_kept_between_recordings_change_no_bit() {
     let mut rec = gpu.recorder();
     let words = rec.upload(&values, shape[0], 1, shape[1], Elem::F32);
     let empty = rec.upload(&vec![0.5; values.len()], shape[0], 1, shape[1], Elem::F32);
-    unet.prompt_into(&mut rec, &words, &kept[0]).unwrap();
-    unet.prompt_into(&mut rec, &empty, &kept[1]).unwrap();
+    unet.prompt_into(&mut rec, &words, None, &kept[0]).unwrap();
+    unet.prompt_into(&mut rec, &empty, None, &kept[1]).unwrap();
     devices::run(&gpu, rec.finish()).unwrap();
     for _ in 0..2 {
         let mut rec = gpu.recorder();
         let latent = plane(&mut rec, &case, &run.input);
-        let step = unet.step(&mut rec, run.facts["timestep"].as_f64().unwrap(), None);
+        let step = unet.step(&mut rec, run.facts["timestep"].as_f64().unwrap(), None, &kept[0]);
         for (name, prompt) in [("empty", &kept[1]), ("words", &kept[0])] {
             let y = unet.forward(&mut rec, &latent, &step, prompt).unwrap();
             rec.output(name, &y);
@@ -225,18 +225,19 @@ fn what_does_not_fit_is_refused() {
     let folder = case.write_weights();
     let unet = load(&gpu, &Weights::open(folder.path()).unwrap(), Precision::F32, false);
     let mut rec = gpu.recorder();
-    let step = unet.step(&mut rec, 1.0, None);
     let wide = rec.upload(&[0.0; 41], 1, 1, 41, Elem::F32);
-    assert!(unet.prompt(&mut rec, &wide).unwrap_err().to_string().contains("width 41"));
+    assert!(unet.prompt(&mut rec, &wide, None).unwrap_err().to_string().contains("width 41"));
     let context = context(&mut rec, &case);
-    let prompt = unet.prompt(&mut rec, &context).unwrap();
+    assert!(unet.prompt(&mut rec, &context, Some(&[0.0; 3])).unwrap_err().to_string().contains("3 added values"));
+    let prompt = unet.prompt(&mut rec, &context, None).unwrap();
+    let step = unet.step(&mut rec, 1.0, None, &prompt);
     for ((h, w, c), word) in [((6, 6, 9), "9 channels"), ((6, 5, 4), "5 x 6"), ((3, 6, 4), "6 x 3")] {
         let latent = rec.upload(&vec![0.0; h * w * c], h, w, c, Elem::F32);
         let error = unet.forward(&mut rec, &latent, &step, &prompt).unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
     }
     let few = block_on(unet.allocate_prompt(&gpu, 3)).unwrap();
-    assert!(unet.prompt_into(&mut rec, &context, &few).unwrap_err().to_string().contains("7 tokens"));
+    assert!(unet.prompt_into(&mut rec, &context, None, &few).unwrap_err().to_string().contains("7 tokens"));
 }
 
 /// A side of 1 has no row and column for a 3x3 kernel that is padded behind only.
@@ -249,8 +250,9 @@ fn latents_that_shrink_to_nothing_are_refused() {
     let unet = load(&gpu, &Weights::open(folder.path()).unwrap(), Precision::F32, true);
     assert_eq!((unet.config().downsample_padding, unet.config().multiple()), (0, 4));
     let mut rec = gpu.recorder();
-    let (step, context) = (unet.step(&mut rec, 1.0, None), context(&mut rec, &case));
-    let prompt = unet.prompt(&mut rec, &context).unwrap();
+    let context = context(&mut rec, &case);
+    let prompt = unet.prompt(&mut rec, &context, None).unwrap();
+    let step = unet.step(&mut rec, 1.0, None, &prompt);
     for (h, w) in [(1, 9), (9, 3), (2, 2), (3, 4)] {
         let latent = rec.upload(&vec![0.0; h * w * 9], h, w, 9, Elem::F32);
         let error = unet.forward(&mut rec, &latent, &step, &prompt).unwrap_err();
@@ -273,7 +275,8 @@ fn a_nan_names_its_layer() {
     let mut rec = gpu.recorder();
     let latent = rec.upload(&[1e30; 6 * 6 * 4], 6, 6, 4, Elem::F32);
     let context = context(&mut rec, &case);
-    let (step, prompt) = (unet.step(&mut rec, 1.0, None), unet.prompt(&mut rec, &context).unwrap());
+    let prompt = unet.prompt(&mut rec, &context, None).unwrap();
+    let step = unet.step(&mut rec, 1.0, None, &prompt);
     let y = unet.forward(&mut rec, &latent, &step, &prompt).unwrap();
     rec.output("sample", &y);
     let error = devices::run(&gpu, rec.finish()).unwrap_err().to_string();

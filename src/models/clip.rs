@@ -1,8 +1,11 @@
-//! The CLIP text encoder of Stable Diffusion 1.x (ViT-L/14) and 2.x (OpenCLIP ViT-H).
+//! The CLIP text encoders of Stable Diffusion 1.x (ViT-L/14), 2.x (OpenCLIP ViT-H) and SDXL (ViT-L/14 and OpenCLIP ViT-bigG).
 //!
-//! Source: transformers `models/clip/modeling_clip.py`; open_clip `transformer.py` for SD 2.x.
+//! Source: transformers `models/clip/modeling_clip.py`; open_clip `transformer.py` for SD 2.x; diffusers
+//! `pipeline_stable_diffusion_xl.py` `encode_prompt` at 58eb52c for what SDXL reads.
 
-use super::clip_config::ClipTextConfig;
+use std::ops::Range;
+
+use super::clip_config::{ClipTextConfig, PROJECTION};
 use crate::error::{Error, Result};
 use crate::gpu::{Elem, Recorder, Tensor};
 use crate::kernels::Act;
@@ -28,6 +31,7 @@ pub struct ClipText {
     precision: Precision,
     layers: Vec<Layer>,
     final_layer_norm: LayerNorm,
+    text_projection: Option<Linear>,
 }
 
 impl Layer {
@@ -65,7 +69,14 @@ impl ClipText {
             layers.push(Layer::load(loader, &format!("encoder.layers.{i}"), config).await?);
         }
         let final_layer_norm = LayerNorm::load(loader, "final_layer_norm", config.hidden_size, config.layer_norm_eps).await?;
-        Ok(ClipText { config: config.clone(), precision: loader.precision(), layers, final_layer_norm })
+        let text_projection = match config.projection_dim {
+            Some(projected) => {
+                let path = PROJECTION.trim_end_matches(".weight");
+                Some(Linear::load_without_bias(loader, path, config.hidden_size, projected).await?)
+            }
+            None => None,
+        };
+        Ok(ClipText { config: config.clone(), precision: loader.precision(), layers, final_layer_norm, text_projection })
     }
 
     /// The configuration that it was loaded with.
@@ -83,22 +94,58 @@ impl ClipText {
     /// # Panics
     /// If `embeddings` is no whole number of rows.
     pub fn forward(&self, rec: &mut Recorder, embeddings: &[f32], clip_skip: usize) -> Result<Tensor> {
-        if clip_skip >= self.layers.len() {
-            let detail = format!("{clip_skip} of {} layers cannot be skipped", self.layers.len());
-            return Err(Error::Invalid { what: "clip skip", detail });
-        }
-        let (width, act) = (self.config.hidden_size, self.config.hidden_act.into());
-        let mut h = rec.upload(embeddings, embeddings.len() / width, 1, width, self.precision.activations);
-        for (i, layer) in self.layers[..self.layers.len() - clip_skip].iter().enumerate() {
-            let path = format!("encoder.layers.{i}");
-            h = rec.scoped(&path, |rec| layer.forward(rec, &h, act));
-            rec.tap(&path, &h);
-        }
+        let h = self.embedded(rec, embeddings);
+        let h = self.run(rec, h, 0..self.kept_layers(clip_skip)?);
         rec.scoped("final_layer_norm", |rec| {
             let y = self.final_layer_norm.forward(rec, &h, Elem::F32);
             count_nonfinite(rec, &y);
             Ok(y)
         })
+    }
+
+    /// What SDXL reads: the state after the last layer but one, and but `clip_skip` more, without a norm (`[tokens, hidden_size]`), and of an
+    /// encoder with a projection the pooled text (`[1, projection_dim]`): the last layer's state at token `end`, normed and projected, in f32.
+    ///
+    /// # Errors
+    /// As [`ClipText::forward`].
+    ///
+    /// # Panics
+    /// If `embeddings` is no whole number of rows, or has no row `end`.
+    pub fn penultimate(&self, rec: &mut Recorder, embeddings: &[f32], clip_skip: usize, end: usize) -> Result<(Tensor, Option<Tensor>)> {
+        let kept = self.kept_layers(clip_skip + 1)?;
+        let h = self.embedded(rec, embeddings);
+        let h = self.run(rec, h, 0..kept);
+        count_nonfinite(rec, &h);
+        let pooled = self.text_projection.as_ref().map(|projection| {
+            let last = self.run(rec, h.clone(), kept..self.layers.len());
+            rec.scoped("text_projection", |rec| {
+                let y = self.final_layer_norm.forward(rec, &last.rows(end, 1), Elem::F32);
+                let y = projection.forward(rec, &y, None, Act::None, Elem::F32);
+                count_nonfinite(rec, &y);
+                y
+            })
+        });
+        Ok((h, pooled))
+    }
+
+    fn kept_layers(&self, skipped: usize) -> Result<usize> {
+        let detail = || format!("{skipped} of {} layers cannot be skipped", self.layers.len());
+        let kept = self.layers.len().checked_sub(skipped).filter(|kept| *kept > 0);
+        kept.ok_or_else(|| Error::Invalid { what: "clip skip", detail: detail() })
+    }
+
+    fn embedded(&self, rec: &mut Recorder, embeddings: &[f32]) -> Tensor {
+        let width = self.config.hidden_size;
+        rec.upload(embeddings, embeddings.len() / width, 1, width, self.precision.activations)
+    }
+
+    fn run(&self, rec: &mut Recorder, mut h: Tensor, layers: Range<usize>) -> Tensor {
+        for i in layers {
+            let path = format!("encoder.layers.{i}");
+            h = rec.scoped(&path, |rec| self.layers[i].forward(rec, &h, self.config.hidden_act.into()));
+            rec.tap(&path, &h);
+        }
+        h
     }
 }
 

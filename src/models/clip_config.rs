@@ -1,7 +1,7 @@
 //! The configuration of a CLIP text encoder (transformers' `CLIPTextConfig`): from its `config.json`, or from the shapes of
 //! its tensors where a single-file checkpoint brings none.
 //!
-//! Source: transformers `models/clip/configuration_clip.py`; open_clip `model.py` for SD 2.x.
+//! Source: transformers `models/clip/configuration_clip.py`; open_clip `model.py` for SD 2.x and SDXL's second encoder.
 
 use std::path::Path;
 
@@ -54,6 +54,8 @@ pub struct ClipTextConfig {
     pub hidden_act: HiddenAct,
     /// Epsilon of every layer norm.
     pub layer_norm_eps: f32,
+    /// Width of the pooled text of an encoder that has a projection for it (SDXL's second).
+    pub projection_dim: Option<usize>,
 }
 
 impl Default for ClipTextConfig {
@@ -67,11 +69,15 @@ impl Default for ClipTextConfig {
             max_position_embeddings: 77,
             hidden_act: HiddenAct::QuickGelu,
             layer_norm_eps: 1e-5,
+            projection_dim: None,
         }
     }
 }
 
 const MAX_LAYERS: usize = 256;
+
+/// The matrix behind the last norm of the text's end, `[projection_dim, hidden_size]`.
+pub(super) const PROJECTION: &str = "text_projection.weight";
 
 impl ClipTextConfig {
     /// Reads transformers' `config.json` (of a `CLIPTextModel`, with or without projection); fields that change nothing here are passed over, absent ones take
@@ -86,6 +92,7 @@ impl ClipTextConfig {
     fn parse(json: &str) -> Result<Self, String> {
         let mut fields = Fields::parse(json)?;
         fields.only("model_type", &["clip_text_model", "clip"])?;
+        let projects = fields.get("architectures").is_some_and(|list| list[0] == "CLIPTextModelWithProjection");
         // The config of a whole CLIP model has the text half inside.
         if let Some(text) = fields.get("text_config") {
             fields = Fields::parse(&text.to_string())?;
@@ -108,13 +115,14 @@ impl ClipTextConfig {
                 Some(_) => HiddenAct::GeluTanh,
             },
             layer_norm_eps: fields.real("layer_norm_eps")?.unwrap_or(1e-5) as f32,
+            projection_dim: if projects { Some(size("projection_dim", 512)?) } else { None },
         };
         config.validate()?;
         Ok(config)
     }
 
     /// Reads the sizes off the tensors of a checkpoint. Heads are 64 wide, as in all published encoders; OpenCLIP's names mean
-    /// SD 2.x: exact GELU, and the last layer is left out.
+    /// exact GELU, and that the last layer is left out, unless it is SDXL's second encoder.
     ///
     /// # Errors
     /// [`Error::Config`] for shapes that no such encoder has.
@@ -128,6 +136,7 @@ impl ClipTextConfig {
             _ => Err(format!("`{}` is missing or no matrix", view.file_name(name))),
         };
         let open_clip = clip_keys::is_open_clip(view);
+        let second = clip_keys::is_second(view);
         let (vocab_size, hidden_size) = matrix("embeddings.token_embedding.weight")?;
         let (max_position_embeddings, _) = matrix("embeddings.position_embedding.weight")?;
         let (intermediate_size, _) = matrix("encoder.layers.0.mlp.fc1.weight")?;
@@ -136,11 +145,12 @@ impl ClipTextConfig {
             vocab_size,
             hidden_size,
             intermediate_size,
-            num_hidden_layers: if open_clip { layers.saturating_sub(1) } else { layers },
+            num_hidden_layers: if open_clip && !second { layers.saturating_sub(1) } else { layers },
             num_attention_heads: (hidden_size / 64).max(1),
             max_position_embeddings,
             hidden_act: if open_clip { HiddenAct::Gelu } else { HiddenAct::QuickGelu },
             layer_norm_eps: 1e-5,
+            projection_dim: if second { Some(matrix(PROJECTION)?.1) } else { None },
         };
         config.validate()?;
         Ok(config)
@@ -157,6 +167,7 @@ impl ClipTextConfig {
         within("num_hidden_layers", self.num_hidden_layers, MAX_LAYERS)?;
         within("num_attention_heads", self.num_attention_heads, 1024)?;
         within("max_position_embeddings", self.max_position_embeddings, 1 << 16)?;
+        within("projection_dim", self.projection_dim.unwrap_or(1), 1 << 16)?;
         if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             return Err(format!("`hidden_size` {} is no multiple of `num_attention_heads` {}", self.hidden_size, self.num_attention_heads));
         }
@@ -183,6 +194,9 @@ impl ClipTextConfig {
             list.linear(&layer("mlp.fc2"), width, inner);
         }
         list.norm("final_layer_norm", width);
+        if let Some(projected) = self.projection_dim {
+            list.push(PROJECTION, &[projected, width]);
+        }
         list.0
     }
 }
@@ -206,6 +220,9 @@ mod tests {
             r#"{"hidden_act": "gelu", "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 23}"#;
         assert_eq!(parameters(&parse(sd2).unwrap()), 340_387_840);
         assert_eq!(parse(&format!(r#"{{"model_type": "clip", "text_config": {sd2}}}"#)), parse(sd2));
+        let second = r#"{"architectures": ["CLIPTextModelWithProjection"], "hidden_act": "gelu", "hidden_size": 1280, "intermediate_size": 5120,
+            "num_attention_heads": 20, "num_hidden_layers": 32, "projection_dim": 1280}"#;
+        assert_eq!((parse(second).unwrap().tensors().len(), parameters(&parse(second).unwrap())), (517, 694_659_840));
     }
 
     #[test]

@@ -1,21 +1,21 @@
-//! The UNet of Stable Diffusion 1.x and 2.x: noisy latent, timestep and prompt to a prediction.
+//! The UNet of Stable Diffusion 1.x, 2.x and SDXL: noisy latent, timestep and prompt to a prediction.
 //!
 //! Source: diffusers `models/unets/unet_2d_condition.py`, `unet_2d_blocks.py` at 58eb52c; CompVis stable-diffusion
 //! `ldm/modules/diffusionmodules/openaimodel.py` at 21f890f.
 //!
-//! A run has three parts, which may be recordings of their own: [`Unet::prompt`] once a prompt, [`Unet::step`] once a timestep, and
-//! [`Unet::forward`] once a timestep and prompt. What they share are tensors: those of a prompt outlive recordings if they come from
+//! A run has three parts, which may be recordings of their own: [`Unet::prompt`] once a prompt, [`Unet::step`] once a timestep (in SDXL once a
+//! timestep and prompt), and [`Unet::forward`] once a timestep and prompt. What they share are tensors: those of a prompt outlive recordings if they come from
 //! [`Unet::allocate_prompt`].
 
-use super::unet_config::{AttentionShape, BlockShape, UnetConfig};
+use super::unet_config::{AddedEmbedding, AttentionShape, BlockShape, UnetConfig};
 use crate::error::{Error, Result};
 use crate::gpu::{Elem, Gpu, Recorder, Tensor};
 use crate::kernels::Act;
 use crate::kernels::output::count_nonfinite;
 use crate::kernels::resample::resample_nearest;
 use crate::nn::{
-    Conv3x3, GroupNorm, GroupNormConfig, KeysAndValues, Loader, Precision, ResnetBlock, StridedConv, TimeEmbedding, TimeEmbeddingShape,
-    Transformer2d, TransformerShape, UpsampleConv,
+    Conv3x3, GroupNorm, GroupNormConfig, KeysAndValues, Linear, Loader, Precision, ResnetBlock, StridedConv, TimeEmbedding,
+    TimeEmbeddingShape, Transformer2d, TransformerShape, UpsampleConv, timestep_features,
 };
 
 /// Doubling of the sides on the way up, then a 3x3 convolution.
@@ -52,6 +52,8 @@ pub struct Unet {
     precision: Precision,
     any_size: bool,
     time_embedding: TimeEmbedding,
+    /// What SDXL adds to it.
+    add_embedding: Option<[Linear; 2]>,
     conv_in: Conv3x3,
     down_blocks: Vec<Block>,
     mid_block: Option<MidBlock>,
@@ -60,13 +62,28 @@ pub struct Unet {
     conv_out: Conv3x3,
 }
 
-/// Keys and values of a prompt in every attention layer, in the order of computation.
+/// What a prompt is in every attention layer, and what it adds to the time embedding.
 #[derive(Debug)]
-pub struct Prompt(Vec<KeysAndValues>);
+pub struct Prompt {
+    /// Keys and values, in the order of computation.
+    layers: Vec<KeysAndValues>,
+    /// SDXL's added embedding, `[1, 1, time_embed_dim]` in f32.
+    added: Option<Tensor>,
+}
 
 /// What a timestep adds in every resnet, in the order of computation.
 #[derive(Debug)]
 pub struct Step(Vec<Tensor>);
+
+/// What goes into SDXL's added embedding: `pooled` and the features of `sizes` (height and width of the original, top and left of the crop, height
+/// and width wanted, in pixels), `[pooled + 6 features]`.
+///
+/// Source: diffusers `models/unets/unet_2d_condition.py` `get_aug_embed`, `pipeline_stable_diffusion_xl.py` `_get_add_time_ids`.
+pub fn added_features(config: &UnetConfig, pooled: &[f32], sizes: [usize; AddedEmbedding::SIZES]) -> Vec<f32> {
+    let features = config.added.map_or(0, |added| added.features);
+    let waves = sizes.iter().flat_map(|&size| timestep_features(size as f64, features, config.flip_sin_to_cos, config.freq_shift));
+    pooled.iter().copied().chain(waves).collect()
+}
 
 impl Block {
     async fn load(loader: &Loader<'_>, path: String, config: &UnetConfig, shape: &BlockShape) -> Result<Block> {
@@ -122,6 +139,14 @@ impl Unet {
             guidance: config.time_cond_proj_dim,
         };
         let time_embedding = TimeEmbedding::load(loader, "time_embedding", time).await?;
+        let width = config.time_embed_dim;
+        let add_embedding = match config.added {
+            Some(added) => Some([
+                Linear::load(loader, "add_embedding.linear_1", added.inputs(), width).await?,
+                Linear::load(loader, "add_embedding.linear_2", width, width).await?,
+            ]),
+            None => None,
+        };
         let conv_in = Conv3x3::load(loader, "conv_in", config.in_channels, base).await?;
         let mut down_blocks = Vec::new();
         for (i, shape) in config.down_blocks().iter().enumerate() {
@@ -160,6 +185,7 @@ impl Unet {
             precision: loader.precision(),
             any_size,
             time_embedding,
+            add_embedding,
             conv_in,
             down_blocks,
             mid_block,
@@ -205,7 +231,11 @@ impl Unet {
             let keys = gpu.resident("keys of a prompt", &zeros, tokens, 1, width, elem).await?;
             layers.push((keys, gpu.resident("values of a prompt", &zeros, tokens, 1, width, elem).await?));
         }
-        Ok(Prompt(layers))
+        let added = match self.config.added {
+            Some(_) => Some(gpu.reserve("added embedding", 1, 1, self.config.time_embed_dim, Elem::F32).await?),
+            None => None,
+        };
+        Ok(Prompt { layers, added })
     }
 
     /// [`Unet::allocate_prompt`] for recordings that are planned and never run, and the bytes that it would take.
@@ -213,19 +243,25 @@ impl Unet {
         let widths = self.attentions().flat_map(Transformer2d::prompt_widths);
         let plane = |width| Tensor::outside(tokens, 1, width, self.precision.activations);
         let layers: Vec<KeysAndValues> = widths.map(|width| (plane(width), plane(width))).collect();
-        let bytes = layers.iter().map(|(keys, values)| keys.resident_bytes() + values.resident_bytes()).sum();
-        (Prompt(layers), bytes)
+        let added = self.config.added.map(|_| Tensor::outside(1, 1, self.config.time_embed_dim, Elem::F32));
+        let all = layers.iter().flat_map(|(keys, values)| [keys, values]).chain(&added);
+        let bytes = all.map(Tensor::resident_bytes).sum();
+        (Prompt { layers, added }, bytes)
     }
 
-    /// Keys and values of a prompt (`[tokens, cross_attention_dim]`) in every attention layer, for this recording.
+    /// Keys and values of a prompt (`[tokens, cross_attention_dim]`) in every attention layer, for this recording. `added`: what [`added_features`]
+    /// gives, for SDXL.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a prompt of another width.
-    pub fn prompt(&self, rec: &mut Recorder, context: &Tensor) -> Result<Prompt> {
+    /// [`Error::Invalid`] for a prompt of another width, and for `added` that is missing, or not known to this UNet.
+    pub fn prompt(&self, rec: &mut Recorder, context: &Tensor, added: Option<&[f32]>) -> Result<Prompt> {
         let (tokens, elem) = (context.pixels(), self.precision.activations);
         let widths = self.attentions().flat_map(Transformer2d::prompt_widths);
-        let prompt = Prompt(widths.map(|w| (rec.tensor(tokens, 1, w, elem), rec.tensor(tokens, 1, w, elem))).collect());
-        self.prompt_into(rec, context, &prompt)?;
+        let prompt = Prompt {
+            layers: widths.map(|w| (rec.tensor(tokens, 1, w, elem), rec.tensor(tokens, 1, w, elem))).collect(),
+            added: self.config.added.map(|_| rec.tensor(1, 1, self.config.time_embed_dim, Elem::F32)),
+        };
+        self.prompt_into(rec, context, added, &prompt)?;
         Ok(prompt)
     }
 
@@ -233,8 +269,8 @@ impl Unet {
     ///
     /// # Errors
     /// As [`Unet::prompt`]; also for another number of tokens.
-    pub fn prompt_into(&self, rec: &mut Recorder, context: &Tensor, into: &Prompt) -> Result<()> {
-        let tokens = into.0.first().map_or(context.pixels(), |(keys, _)| keys.pixels());
+    pub fn prompt_into(&self, rec: &mut Recorder, context: &Tensor, added: Option<&[f32]>, into: &Prompt) -> Result<()> {
+        let tokens = into.layers.first().map_or(context.pixels(), |(keys, _)| keys.pixels());
         let expected = (tokens, self.config.cross_attention_dim);
         if (context.pixels(), context.channels) != expected {
             let detail = format!(
@@ -246,15 +282,30 @@ impl Unet {
             );
             return Err(Error::Invalid { what: "prompt embedding", detail });
         }
-        let mut layers = into.0.iter();
+        let expected = self.config.added.map(|added| added.inputs());
+        if added.map(<[f32]>::len) != expected {
+            let values = |count: Option<usize>| count.map_or("none".into(), |count| count.to_string());
+            let detail = format!("{} added values, the UNet takes {}", values(added.map(<[f32]>::len)), values(expected));
+            return Err(Error::Invalid { what: "prompt embedding", detail });
+        }
+        if let (Some([linear_1, linear_2]), Some(values), Some(into)) = (&self.add_embedding, added, &into.added) {
+            rec.scoped("add_embedding", |rec| {
+                let x = rec.upload(values, 1, 1, values.len(), Elem::F32);
+                let h = linear_1.forward(rec, &x, None, Act::Silu, Elem::F32);
+                linear_2.forward_into(rec, &h, None, Act::None, into);
+            });
+            rec.tap("add_embedding", into);
+        }
+        let mut layers = into.layers.iter();
         rec.scoped("prompt", |rec| self.attentions().for_each(|attention| attention.prompt_into(rec, context, &mut layers)));
         Ok(())
     }
 
-    /// What `timestep` (0 to 999, whole or not) adds everywhere. `guidance` (the scale less 1) matters to models that were distilled
+    /// What `timestep` (0 to 999, whole or not) adds everywhere; in SDXL, with what `prompt` adds. `guidance` (the scale less 1) matters to models that were distilled
     /// with it (`time_cond_proj_dim`), and is passed over by others. Tap: `time_embedding`, after SiLU.
-    pub fn step(&self, rec: &mut Recorder, timestep: f64, guidance: Option<f64>) -> Step {
-        let embedding = rec.scoped("time_embedding", |rec| self.time_embedding.forward(rec, timestep, guidance));
+    pub fn step(&self, rec: &mut Recorder, timestep: f64, guidance: Option<f64>, prompt: &Prompt) -> Step {
+        let added = prompt.added.as_ref();
+        let embedding = rec.scoped("time_embedding", |rec| self.time_embedding.forward(rec, timestep, guidance, added));
         rec.tap("time_embedding", &embedding);
         Step(self.resnets().map(|(path, resnet)| rec.scoped(path, |rec| resnet.time_bias(rec, &embedding))).collect())
     }
@@ -283,7 +334,7 @@ impl Unet {
             return Err(Error::Invalid { what: "latent", detail });
         }
         let elem = self.precision.activations;
-        let mut layers = Layers { step: step.0.iter(), prompt: prompt.0.iter() };
+        let mut layers = Layers { step: step.0.iter(), prompt: prompt.layers.iter() };
         let mut h = rec.scoped("conv_in", |rec| self.conv_in.forward(rec, latent, None, Act::None, elem));
         rec.tap("conv_in", &h);
         let mut skips = vec![h.clone()];

@@ -1,4 +1,4 @@
-//! The configuration of a Stable Diffusion UNet (diffusers' `UNet2DConditionModel`): from its `config.json`, or from the shapes
+//! The configuration of a UNet of Stable Diffusion or SDXL (diffusers' `UNet2DConditionModel`): from its `config.json`, or from the shapes
 //! of its tensors where a single-file checkpoint brings none.
 //!
 //! Source: diffusers `models/unets/unet_2d_condition.py` and `unet_2d_blocks.py` at 58eb52c.
@@ -54,8 +54,39 @@ pub struct UnetConfig {
     pub freq_shift: f64,
     /// Width of the guidance embedding of models that were distilled with guidance (LCM).
     pub time_cond_proj_dim: Option<usize>,
+    /// What else is added to the time embedding: SDXL's pooled text and sizes.
+    pub added: Option<AddedEmbedding>,
     /// Zero padding of the downsampling convolutions: 1 all round, or 0 for one row and column behind.
     pub downsample_padding: usize,
+}
+
+/// An embedding of pooled text and of [`AddedEmbedding::SIZES`] numbers, added to that of the time (diffusers' `text_time`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct AddedEmbedding {
+    /// Width of the pooled text.
+    pub pooled: usize,
+    /// Features of each number.
+    pub features: usize,
+}
+
+impl AddedEmbedding {
+    /// Height and width of the original, top and left of the crop, height and width wanted.
+    pub const SIZES: usize = 6;
+
+    /// Values that go in.
+    pub fn inputs(&self) -> usize {
+        self.pooled + Self::SIZES * self.features
+    }
+
+    /// From the width of what goes in.
+    fn new(inputs: usize, features: usize) -> Result<AddedEmbedding, String> {
+        within("addition_time_embed_dim", features, 1 << 14)?;
+        within("projection_class_embeddings_input_dim", inputs, 1 << 18)?;
+        match inputs.checked_sub(Self::SIZES * features) {
+            Some(pooled @ 1..) => Ok(AddedEmbedding { pooled, features }),
+            _ => Err(format!("the added embedding takes {inputs} values, too few for {} sizes of {features} features", Self::SIZES)),
+        }
+    }
 }
 
 /// What lies between the way down and the way up.
@@ -111,6 +142,7 @@ impl Default for UnetConfig {
             flip_sin_to_cos: true,
             freq_shift: 0.0,
             time_cond_proj_dim: None,
+            added: None,
             downsample_padding: 1,
         }
     }
@@ -121,7 +153,7 @@ const MAX_LAYERS: usize = 16;
 const MAX_TRANSFORMER_LAYERS: usize = 64;
 
 /// Fields that would change the network in ways that are not known here, with the values that do not.
-const DEFAULTS: [(&str, &[&str]); 27] = [
+const DEFAULTS: [(&str, &[&str]); 25] = [
     ("act_fn", &["\"silu\"", "\"swish\""]),
     ("only_cross_attention", &["false"]),
     ("mid_block_only_cross_attention", &["false"]),
@@ -132,8 +164,6 @@ const DEFAULTS: [(&str, &[&str]); 27] = [
     ("num_attention_heads", &[]),
     ("class_embed_type", &[]),
     ("num_class_embeds", &[]),
-    ("addition_embed_type", &[]),
-    ("projection_class_embeddings_input_dim", &[]),
     ("resnet_time_scale_shift", &["\"default\""]),
     ("resnet_skip_time_act", &["false"]),
     ("resnet_out_scale_factor", &["1", "1.0"]),
@@ -166,11 +196,7 @@ impl UnetConfig {
         fields.only("_class_name", &["UNet2DConditionModel"])?;
         for (field, allowed) in DEFAULTS {
             if let Some(value) = fields.get(field).filter(|value| !allowed.contains(&value.to_string().as_str())) {
-                let remedy = match (field, value.as_str()) {
-                    ("addition_embed_type", Some("text_time")) => "; this is a UNet of SDXL",
-                    _ => "",
-                };
-                return Err(format!("`{field}` is {value}, which is not known to this version{remedy}"));
+                return Err(format!("`{field}` is {value}, which is not known to this version"));
             }
         }
         let block_out_channels = fields.sizes("block_out_channels")?.unwrap_or_else(|| vec![320, 640, 1280, 1280]);
@@ -220,6 +246,15 @@ impl UnetConfig {
         if contexts.iter().any(|c| *c != contexts[0]) {
             return Err(format!("`cross_attention_dim` is {contexts:?}: one width for all levels is known to this version"));
         }
+        fields.only("addition_embed_type", &["text_time"])?;
+        let added = match fields.get("addition_embed_type") {
+            Some(_) => {
+                let needed =
+                    |field: &str| fields.size(field)?.ok_or_else(|| format!("`{field}` is missing, which `addition_embed_type` needs"));
+                Some(AddedEmbedding::new(needed("projection_class_embeddings_input_dim")?, needed("addition_time_embed_dim")?)?)
+            }
+            None => None,
+        };
         let base = block_out_channels.first().copied().unwrap_or_default();
         let config = Self {
             in_channels: fields.size("in_channels")?.unwrap_or(4),
@@ -242,6 +277,7 @@ impl UnetConfig {
             flip_sin_to_cos: fields.flag("flip_sin_to_cos")?.unwrap_or(true),
             freq_shift: fields.real("freq_shift")?.unwrap_or(0.0),
             time_cond_proj_dim: fields.size("time_cond_proj_dim")?,
+            added,
             downsample_padding: fields.size("downsample_padding")?.unwrap_or(1),
             block_out_channels,
         };
@@ -250,7 +286,7 @@ impl UnetConfig {
     }
 
     /// Reads the sizes off the tensors. What shapes cannot tell is the family's habit: 32 groups; 8 heads where projections are
-    /// 1x1 convolutions (SD 1.x), heads 64 wide where they are matrices (SD 2.x).
+    /// 1x1 convolutions (SD 1.x), heads 64 wide where they are matrices (SD 2.x, SDXL); 256 features of each size (SDXL).
     ///
     /// # Errors
     /// [`Error::Config`] for shapes that no such UNet has.
@@ -263,9 +299,10 @@ impl UnetConfig {
         let needed = |name: &str, axes: usize| {
             shape(name).filter(|s| s.len() >= axes).ok_or_else(|| format!("`{}` is missing or of another kind", view.file_name(name)))
         };
-        if view.contains("add_embedding.linear_1.weight") || view.weights().contains_prefix("model.diffusion_model.label_emb.") {
-            return Err("a UNet with an added embedding (SDXL), which is not known to this version".into());
-        }
+        let added = match shape("add_embedding.linear_1.weight").as_deref() {
+            Some([_, inputs]) => Some(AddedEmbedding::new(*inputs, 256)?),
+            _ => None,
+        };
         let (conv_in, conv_out) = (needed("conv_in.weight", 4)?, needed("conv_out.weight", 4)?);
         let mut channels = Vec::new();
         let mut layers = Vec::new();
@@ -309,6 +346,7 @@ impl UnetConfig {
             use_linear_projection,
             time_embed_dim: time[0],
             time_cond_proj_dim: shape("time_embedding.cond_proj.weight").and_then(|s| s.get(1).copied()),
+            added,
             block_out_channels: channels,
             ..Self::default()
         };
@@ -419,6 +457,10 @@ impl UnetConfig {
             list.push("time_embedding.cond_proj.weight", &[base, width]);
         }
         list.linear("time_embedding.linear_2", self.time_embed_dim, self.time_embed_dim);
+        if let Some(added) = self.added {
+            list.linear("add_embedding.linear_1", self.time_embed_dim, added.inputs());
+            list.linear("add_embedding.linear_2", self.time_embed_dim, self.time_embed_dim);
+        }
         let sides = [("down_blocks", "downsamplers", self.down_blocks()), ("up_blocks", "upsamplers", self.up_blocks())];
         for (side, sampler, blocks) in sides {
             for (i, block) in blocks.into_iter().enumerate() {
@@ -499,6 +541,14 @@ mod tests {
         "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32, "out_channels": 4, "sample_size": 64,
         "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]}"#;
 
+    const SDXL: &str = r#"{"_class_name": "UNet2DConditionModel", "act_fn": "silu", "addition_embed_type": "text_time",
+        "addition_embed_type_num_heads": 64, "addition_time_embed_dim": 256, "attention_head_dim": [5, 10, 20],
+        "block_out_channels": [320, 640, 1280], "class_embed_type": null, "cross_attention_dim": 2048,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"], "in_channels": 4, "layers_per_block": 2,
+        "mid_block_type": "UNetMidBlock2DCrossAttn", "norm_num_groups": 32, "projection_class_embeddings_input_dim": 2816,
+        "sample_size": 128, "transformer_layers_per_block": [1, 2, 10], "upcast_attention": null, "use_linear_projection": true,
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]}"#;
+
     #[test]
     fn published_configs_have_their_numbers_of_tensors_and_parameters() {
         let sd15 = parse(SD15).unwrap();
@@ -510,6 +560,8 @@ mod tests {
         );
         let sd21 = parse(&sd21.replace(r#""cross_attention_dim": 768"#, r#""cross_attention_dim": 1024"#)).unwrap();
         assert_eq!((sd21.tensors().len(), parameters(&sd21)), (686, 865_910_724));
+        let sdxl = parse(SDXL).unwrap();
+        assert_eq!((sdxl.tensors().len(), parameters(&sdxl)), (1680, 2_567_463_684));
         let inpainting = parse(&SD15.replace(r#""in_channels": 4"#, r#""in_channels": 9"#)).unwrap();
         assert_eq!(parameters(&inpainting), 859_535_364);
     }
@@ -545,7 +597,12 @@ mod tests {
     fn every_refusal_names_its_field() {
         for (json, field) in [
             (r#"{"_class_name": "UNet2DModel"}"#, "_class_name"),
-            (r#"{"addition_embed_type": "text_time"}"#, "SDXL"),
+            (r#"{"addition_embed_type": "text_image"}"#, "addition_embed_type"),
+            (r#"{"addition_embed_type": "text_time", "addition_time_embed_dim": 256}"#, "projection_class_embeddings_input_dim"),
+            (
+                r#"{"addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 1536}"#,
+                "too few",
+            ),
             (r#"{"class_embed_type": "timestep"}"#, "class_embed_type"),
             (r#"{"act_fn": "gelu"}"#, "act_fn"),
             (r#"{"only_cross_attention": [true, true, true, false]}"#, "only_cross_attention"),

@@ -46,9 +46,9 @@ impl TimeEmbedding {
         })
     }
 
-    /// `silu(embedding)` of a timestep, whole or not: `[1, 1, width]` in f32. `guidance` (the scale less 1) is passed over by models that
+    /// `silu(embedding + added)` of a timestep, whole or not: `[1, 1, width]` in f32. `guidance` (the scale less 1) is passed over by models that
     /// have no embedding for it.
-    pub fn forward(&self, rec: &mut Recorder, timestep: f64, guidance: Option<f64>) -> Tensor {
+    pub fn forward(&self, rec: &mut Recorder, timestep: f64, guidance: Option<f64>, added: Option<&Tensor>) -> Tensor {
         let TimeEmbeddingShape { features, flip_sin_to_cos, freq_shift, .. } = self.shape;
         let sinusoid = timestep_features(timestep, features, flip_sin_to_cos, freq_shift);
         let mut x = rec.upload(&sinusoid, 1, 1, features, Elem::F32);
@@ -56,7 +56,7 @@ impl TimeEmbedding {
             let condition = rec.upload(&guidance_features(guidance, inputs), 1, 1, inputs, Elem::F32);
             x = proj.forward(rec, &condition, Some(&x), Act::None, Elem::F32);
         }
-        self.embed(rec, &x, None)
+        self.embed(rec, &x, added)
     }
 
     /// The same of features that are there already (`[n, features]`), with an embedding of something else, such as a class, added in front of the last SiLU.

@@ -3,14 +3,13 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::network::Network;
-use super::parts::Text;
 use super::{Pipeline, emphasise};
 use crate::engine::hint;
 use crate::error::{Error, Result};
-use crate::gpu::Observer;
+use crate::gpu::{Observer, Recorder};
 use crate::models::clip::{self, ClipText};
 use crate::nn::Loader;
-use crate::tokenizer::Tokens;
+use crate::tokenizer::{ClipTokenizer, Tokens};
 
 /// Which weights stay on the device after a call of [`Pipeline::generate`]. Encoded prompts always stay, on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -25,15 +24,39 @@ pub enum Keep {
     All,
 }
 
-/// Encoded prompts that are kept: 0.2 MB each for SD 1.x.
+/// Encoded prompts that are kept: 0.2 MB each for SD 1.x, 0.6 for SDXL.
 const CONTEXTS: usize = 32;
 
-/// A prompt as the text encoder saw it, and what came out: `[tokens, width]`.
+/// What the text encoders made of a prompt.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Encoded {
+    /// `[tokens, width]`, SDXL's two encoders beside each other.
+    pub context: Vec<f32>,
+    /// `[projection_dim]`, of SDXL's second encoder.
+    pub pooled: Option<Vec<f32>>,
+}
+
+impl Encoded {
+    /// Zeros of the same shapes.
+    pub(super) fn zeros(&self) -> Encoded {
+        Encoded { context: vec![0.0; self.context.len()], pooled: self.pooled.as_ref().map(|pooled| vec![0.0; pooled.len()]) }
+    }
+
+    /// With the tokens of another encoder behind those that are there.
+    fn append(&mut self, tokens: usize, context: Vec<f32>, pooled: Option<Vec<f32>>) {
+        let rows = |values: &[f32], i: usize| values[i * values.len() / tokens..(i + 1) * values.len() / tokens].to_vec();
+        self.context = (0..tokens).flat_map(|i| [rows(&self.context, i), rows(&context, i)].concat()).collect();
+        self.pooled = pooled;
+    }
+}
+
+/// A prompt as the text encoders saw it, and what came out.
 #[derive(Debug)]
 struct Context {
-    tokens: Tokens,
+    /// For each encoder.
+    tokens: Vec<Tokens>,
     clip_skip: usize,
-    values: Arc<Vec<f32>>,
+    values: Arc<Encoded>,
 }
 
 /// A network and the bytes that it takes on the device.
@@ -46,7 +69,7 @@ struct Held<T> {
 /// See [`Keep`].
 #[derive(Debug, Default)]
 pub(super) struct Kept {
-    text: Option<Held<ClipText>>,
+    texts: [Option<Held<ClipText>>; 2],
     denoiser: Option<Held<Network>>,
     /// The one used last at the end.
     contexts: Vec<Context>,
@@ -55,7 +78,7 @@ pub(super) struct Kept {
 impl Kept {
     /// Of weights on the device.
     fn bytes(&self) -> u64 {
-        self.text.as_ref().map_or(0, |held| held.bytes) + self.denoiser.as_ref().map_or(0, |held| held.bytes)
+        self.texts.iter().flatten().map(|held| held.bytes).sum::<u64>() + self.denoiser.as_ref().map_or(0, |held| held.bytes)
     }
 }
 
@@ -68,7 +91,7 @@ impl Pipeline {
     pub fn release(&self) -> u64 {
         let mut kept = lock(&self.kept);
         let bytes = kept.bytes();
-        (kept.text, kept.denoiser) = (None, None);
+        (kept.texts, kept.denoiser) = Default::default();
         drop(kept);
         self.gpu().trim();
         bytes
@@ -79,10 +102,10 @@ impl Pipeline {
         lock(&self.kept).bytes()
     }
 
-    /// Frees the text encoder if `needed` bytes are more than the ceiling.
+    /// Frees the text encoders if `needed` bytes are more than the ceiling.
     pub(super) fn make_room(&self, needed: u64) {
         if self.gpu().memory_ceiling().is_some_and(|ceiling| needed > ceiling) {
-            lock(&self.kept).text = None;
+            lock(&self.kept).texts = Default::default();
         }
     }
 
@@ -90,15 +113,15 @@ impl Pipeline {
     pub(super) fn settle(&self) {
         let mut kept = lock(&self.kept);
         match self.keep {
-            Keep::Nothing => (kept.text, kept.denoiser) = (None, None),
-            Keep::Denoiser => kept.text = None,
+            Keep::Nothing => (kept.texts, kept.denoiser) = Default::default(),
+            Keep::Denoiser => kept.texts = Default::default(),
             Keep::All => {
                 let most = self.gpu().memory_ceiling().map_or(u64::MAX, |ceiling| ceiling / 2);
                 if kept.bytes() > most {
                     kept.denoiser = None;
                 }
                 if kept.bytes() > most {
-                    kept.text = None;
+                    kept.texts = Default::default();
                 }
             }
         }
@@ -106,71 +129,95 @@ impl Pipeline {
         self.gpu().trim();
     }
 
-    fn known(&self, tokens: &Tokens, clip_skip: usize) -> Option<Arc<Vec<f32>>> {
+    fn known(&self, tokens: &[Tokens], clip_skip: usize) -> Option<Arc<Encoded>> {
         let mut kept = lock(&self.kept);
-        let at = kept
-            .contexts
-            .iter()
-            .position(|c| c.clip_skip == clip_skip && (&c.tokens.ids, &c.tokens.weights) == (&tokens.ids, &tokens.weights))?;
+        let same = |a: &Tokens, b: &Tokens| (&a.ids, &a.weights) == (&b.ids, &b.weights);
+        let at = kept.contexts.iter().position(|c| c.clip_skip == clip_skip && c.tokens.iter().zip(tokens).all(|(a, b)| same(a, b)))?;
         let context = kept.contexts.remove(at);
         let values = context.values.clone();
         kept.contexts.push(context);
         Some(values)
     }
 
-    /// The text encoder's output for each prompt: `[tokens, width]`. Names what was loaded for it in `loaded`.
-    pub(super) async fn encode_tokens(
+    /// A prompt as each text encoder's tokenizer cuts it.
+    pub(super) fn tokens(&self, prompt: &str, emphasis: bool) -> Result<Vec<Tokens>> {
+        let cut = |tokenizer: &ClipTokenizer| match emphasis {
+            true => tokenizer.encode_with_emphasis(prompt),
+            false => Ok(tokenizer.encode(prompt)),
+        };
+        self.parts.texts().map(|text| cut(&text.tokenizer)).collect()
+    }
+
+    /// What the text encoders make of each prompt, one encoder after the other. Names what was loaded for it in `loaded`.
+    pub(super) async fn encode(
         &self,
-        text: &Text,
-        tokens: &[Tokens],
+        prompts: &[Vec<Tokens>],
         clip_skip: usize,
         observer: &Observer,
         loaded: &mut Vec<&'static str>,
-    ) -> Result<Vec<Arc<Vec<f32>>>> {
-        let mut contexts = Vec::new();
-        let mut encoder = None;
-        for tokens in tokens {
-            if let Some(values) = self.known(tokens, clip_skip) {
-                contexts.push(values);
-                continue;
+    ) -> Result<Vec<Arc<Encoded>>> {
+        let mut all: Vec<Option<Arc<Encoded>>> = prompts.iter().map(|tokens| self.known(tokens, clip_skip)).collect();
+        let missing: Vec<usize> = (0..prompts.len()).filter(|i| all[*i].is_none()).collect();
+        let mut fresh = vec![Encoded::default(); missing.len()];
+        for (which, text) in self.parts.texts().enumerate().filter(|_| !missing.is_empty()) {
+            let encoder = self.text_encoder(which, observer, loaded).await?;
+            let view = self.parts.text_view(which)?.patched(self.text_patches[which].clone());
+            for (encoded, i) in fresh.iter_mut().zip(&missing) {
+                let tokens = &prompts[*i][which];
+                let embeddings = clip::embeddings(&view, &text.config, &tokens.ids).await?;
+                // The first of the highest id: the text's end, which pads may follow.
+                let highest = tokens.ids.iter().max();
+                let end = tokens.ids.iter().position(|id| Some(id) == highest).unwrap_or(0);
+                let rec = self.record_text(&encoder, &embeddings, clip_skip, end)?;
+                let outputs = self.gpu().run(rec.finish(), &observer.quiet()).await;
+                let mut outputs = outputs.map_err(|error| hint(error, self.engine.dtype()))?;
+                let mut context = outputs.numbers("context");
+                if let Some(weights) = &tokens.weights {
+                    emphasise(&mut context, weights);
+                }
+                let pooled = encoder.config().projection_dim.map(|_| outputs.numbers("pooled"));
+                encoded.append(tokens.ids.len(), context, pooled);
             }
-            let encoder = match &encoder {
-                Some(encoder) => Arc::clone(encoder),
-                None => encoder.insert(self.text_encoder(text, observer, loaded).await?).clone(),
-            };
-            let view = self.parts.text_view()?.patched(self.text_patches.clone());
-            let embeddings = clip::embeddings(&view, &text.config, &tokens.ids).await?;
-            let mut rec = self.gpu().recorder();
-            let y = rec.scoped("text_encoder", |rec| encoder.forward(rec, &embeddings, clip_skip))?;
-            rec.output("context", &y);
-            let outputs = self.gpu().run(rec.finish(), &observer.quiet()).await;
-            let mut context = outputs.map_err(|error| hint(error, self.engine.dtype()))?.numbers("context");
-            if let Some(weights) = &tokens.weights {
-                emphasise(&mut context, weights);
+            drop(encoder);
+            if self.keep != Keep::All {
+                lock(&self.kept).texts[which] = None;
+                self.gpu().trim();
             }
-            let values = Arc::new(context);
-            contexts.push(values.clone());
+        }
+        for (i, encoded) in missing.into_iter().zip(fresh) {
+            let values = Arc::new(encoded);
+            all[i] = Some(values.clone());
             let mut kept = lock(&self.kept);
             if kept.contexts.len() == CONTEXTS {
                 kept.contexts.remove(0);
             }
-            kept.contexts.push(Context { tokens: tokens.clone(), clip_skip, values });
+            kept.contexts.push(Context { tokens: prompts[i].clone(), clip_skip, values });
         }
-        if self.keep != Keep::All {
-            lock(&self.kept).text = None;
-        }
-        drop(encoder);
         self.gpu().trim();
-        Ok(contexts)
+        Ok(all.into_iter().map(|encoded| encoded.expect("known or encoded")).collect())
     }
 
-    async fn text_encoder(&self, text: &Text, observer: &Observer, loaded: &mut Vec<&'static str>) -> Result<Arc<ClipText>> {
-        if let Some(held) = &lock(&self.kept).text {
+    /// One text of a text encoder, whose end is token `end`: the output `context`, and `pooled` of an encoder that has it.
+    pub(super) fn record_text(&self, encoder: &ClipText, embeddings: &[f32], clip_skip: usize, end: usize) -> Result<Recorder> {
+        let mut rec = self.gpu().recorder();
+        let (context, pooled) = rec.scoped("text_encoder", |rec| match self.parts.is_sdxl() {
+            true => encoder.penultimate(rec, embeddings, clip_skip, end),
+            false => Ok((encoder.forward(rec, embeddings, clip_skip)?, None)),
+        })?;
+        rec.output("context", &context);
+        pooled.iter().for_each(|pooled| rec.output("pooled", pooled));
+        Ok(rec)
+    }
+
+    /// The first text encoder (0), or SDXL's second (1).
+    async fn text_encoder(&self, which: usize, observer: &Observer, loaded: &mut Vec<&'static str>) -> Result<Arc<ClipText>> {
+        if let Some(held) = &lock(&self.kept).texts[which] {
             return Ok(held.network.clone());
         }
-        loaded.push("text_encoder");
+        loaded.push(["text_encoder", "text_encoder_2"][which]);
+        let text = self.parts.texts().nth(which).expect("there is one");
         let load = async || -> Result<Held<ClipText>> {
-            let view = self.parts.text_view()?.patched(self.text_patches.clone());
+            let view = self.parts.text_view(which)?.patched(self.text_patches[which].clone());
             let loader = Loader::new(self.gpu(), &view, self.precision()).observed(&observer.quiet(), &[]);
             let before = self.gpu().memory().current;
             let network = Arc::new(ClipText::load(&loader, &text.config).await?);
@@ -179,7 +226,7 @@ impl Pipeline {
         };
         let held = self.with_room(load).await?;
         let network = held.network.clone();
-        lock(&self.kept).text = Some(held);
+        lock(&self.kept).texts[which] = Some(held);
         Ok(network)
     }
 

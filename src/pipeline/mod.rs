@@ -1,7 +1,7 @@
 //! Text, or a class, to image: prompt, text encoder, denoiser; out comes a latent, which any decoder of its space turns into a picture.
 //!
 //! Source of what is computed, and in which order noise is drawn: diffusers 0.42 `pipelines/stable_diffusion/`
-//! (`pipeline_stable_diffusion.py`, `_img2img.py`, `_inpaint.py`) and `pipelines/dit/`. A seed gives the noise of
+//! (`pipeline_stable_diffusion.py`, `_img2img.py`, `_inpaint.py`), `pipelines/stable_diffusion_xl/` and `pipelines/dit/`. A seed gives the noise of
 //! `torch.Generator("cpu").manual_seed(seed)` on every device.
 
 mod denoise;
@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex};
 
 use denoise::{Guidance, Known};
 pub use denoise::{Preview, Report};
-pub use kept::Keep;
 use kept::Kept;
+pub use kept::{Encoded, Keep};
 use parts::Denoiser;
 pub use parts::Parts;
 
@@ -61,7 +61,8 @@ pub struct Pipeline {
     engine: Engine,
     parts: Parts,
     denoiser_patches: Arc<Patches>,
-    text_patches: Arc<Patches>,
+    /// Of each text encoder.
+    text_patches: [Arc<Patches>; 2],
     notes: Vec<String>,
     keep: Keep,
     kept: Mutex<Kept>,
@@ -72,8 +73,9 @@ pub struct Pipeline {
 pub struct Request {
     /// What to show: a text, or for a class-conditional model the number or a name of a class.
     pub prompt: String,
-    /// What not to show; it counts with `cfg` above 1. Class-conditional models have none.
-    pub negative: String,
+    /// What not to show; it counts with `cfg` above 1. None is an empty text, but for SDXL, which is then led away from zeros
+    /// (diffusers' `force_zeros_for_empty_prompt`). Class-conditional models have none.
+    pub negative: Option<String>,
     /// Read `(word:1.2)` and `[word]` in prompts as emphasis.
     pub emphasis: bool,
     /// Last layers of the text encoder that are left out.
@@ -115,7 +117,7 @@ impl Request {
     pub fn new(prompt: impl Into<String>, width: usize, height: usize) -> Request {
         Request {
             prompt: prompt.into(),
-            negative: String::new(),
+            negative: None,
             emphasis: false,
             clip_skip: 0,
             sampler: None,
@@ -148,7 +150,7 @@ pub struct Generated {
     pub calls: usize,
     /// Seconds spent in them, for all pictures.
     pub denoise_seconds: f64,
-    /// What had to be loaded, of `text_encoder`, `vae_encoder` and `denoiser`; the rest was still there, or not needed.
+    /// What had to be loaded, of `text_encoder`, `text_encoder_2`, `vae_encoder` and `denoiser`; the rest was still there, or not needed.
     pub loaded: Vec<&'static str>,
     /// What the user should know, such as the part of a prompt that was cut off.
     pub notes: Vec<String>,
@@ -175,12 +177,14 @@ impl Pipeline {
     /// # Errors
     /// As [`Lora::open`]; [`Error::UnknownModel`] for a LoRA that changes nothing in this model.
     pub fn new(engine: &Engine, parts: Parts, options: &PipelineOptions) -> Result<Pipeline> {
-        let (mut denoiser, mut text, mut notes) = (Patches::default(), Patches::default(), parts.notes.clone());
-        let text_tensors = parts.text().map_or_else(Vec::new, |text| text.config.tensors());
+        let (mut denoiser, mut texts, mut notes) = (Patches::default(), [Patches::default(), Patches::default()], parts.notes.clone());
+        let text_tensors: Vec<_> = parts.texts().map(|text| text.config.tensors()).collect();
         for (path, strength) in &options.loras {
             let lora = Lora::open(path, *strength)?;
-            let matched = lora.add_to(&mut denoiser, Part::Unet, &parts.denoiser_tensors())?
-                + lora.add_to(&mut text, Part::TextEncoder, &text_tensors)?;
+            let mut matched = lora.add_to(&mut denoiser, Part::Unet, &parts.denoiser_tensors())?;
+            for ((patches, part), tensors) in texts.iter_mut().zip([Part::TextEncoder, Part::TextEncoder2]).zip(&text_tensors) {
+                matched += lora.add_to(patches, part, tensors)?;
+            }
             if matched == 0 {
                 let detail = format!(
                     "this LoRA changes nothing in {}: none of its {} names fits, for instance `{}`; it was made for another family of models",
@@ -199,7 +203,7 @@ impl Pipeline {
                 ));
             }
         }
-        let (denoiser_patches, text_patches) = (Arc::new(denoiser), Arc::new(text));
+        let (denoiser_patches, text_patches) = (Arc::new(denoiser), texts.map(Arc::new));
         Ok(Pipeline { engine: engine.share(), parts, denoiser_patches, text_patches, notes, keep: options.keep, kept: Mutex::default() })
     }
 
@@ -220,13 +224,13 @@ impl Pipeline {
         }
     }
 
-    /// The sampler of `request` with the settings that diffusers' pipelines insist on; that of `DiTPipeline` insists on none.
+    /// The sampler of `request` with the settings that diffusers' `StableDiffusionPipeline` insists on; those of SDXL and DiT insist on none.
     ///
     /// # Errors
     /// As [`Scheduler::from_json`].
     pub fn scheduler(&self, request: &Request) -> Result<Scheduler> {
         let scheduler = self.parts.scheduler(request.sampler, request.prediction)?;
-        if self.parts.is_class_conditional() {
+        if self.parts.is_class_conditional() || self.parts.is_sdxl() {
             return Ok(scheduler);
         }
         scheduler.with(|config| {
@@ -271,7 +275,7 @@ impl Pipeline {
                     );
                     return Err(invalid("latent size", detail));
                 }
-                if !request.negative.trim().is_empty() {
+                if request.negative.as_ref().is_some_and(|text| !text.trim().is_empty()) {
                     return Err(invalid("negative prompt", "a class-conditional model has none: guidance leads away from the null class"));
                 }
                 if request.emphasis || request.clip_skip > 0 {
@@ -339,22 +343,26 @@ impl Pipeline {
         let mut notes = self.notes.clone();
 
         let told = match &self.parts.denoiser {
-            Denoiser::Unet { text: encoder, .. } => {
-                let mut texts = vec![&request.prompt];
-                if guidance.scale.is_some() {
-                    texts.push(&request.negative);
+            Denoiser::Unet { second, .. } => {
+                let zeros = request.negative.is_none() && second.as_ref().is_some_and(|second| second.zeros_for_none);
+                let mut texts = vec![("prompt", &*request.prompt)];
+                if guidance.scale.is_some() && !zeros {
+                    texts.push(("negative prompt", request.negative.as_deref().unwrap_or_default()));
                 }
-                let mut tokens = Vec::new();
-                for (text, what) in texts.iter().zip(["prompt", "negative prompt"]) {
-                    let tokenizer = &encoder.tokenizer;
-                    let encoded = if request.emphasis { tokenizer.encode_with_emphasis(text)? } else { tokenizer.encode(text) };
-                    if let Some(cut) = &encoded.cut {
-                        let room = tokenizer.max_length() - 2;
+                let mut prompts = Vec::new();
+                for (what, text) in texts {
+                    let prompt = self.tokens(text, request.emphasis)?;
+                    if let Some(cut) = &prompt[0].cut {
+                        let room = prompt[0].ids.len() - 2;
                         notes.push(format!("the {what} is longer than the {room} tokens that the model sees; cut off: \"{cut}\""));
                     }
-                    tokens.push(encoded);
+                    prompts.push(prompt);
                 }
-                Told::Texts(self.encode_tokens(encoder, &tokens, request.clip_skip, observer, &mut loaded).await?)
+                let mut encoded = self.encode(&prompts, request.clip_skip, observer, &mut loaded).await?;
+                if guidance.scale.is_some() && zeros {
+                    encoded.push(Arc::new(encoded[0].zeros()));
+                }
+                Told::Texts(encoded)
             }
             Denoiser::Dit { dit, labels } => {
                 let class = labels.class(&request.prompt, dit.num_classes)?;
@@ -404,14 +412,12 @@ impl Pipeline {
         let mut peaks = Vec::new();
         let (scale, channels) = (self.parts.scale(), self.parts.latent_channels());
         let (w, h) = (request.width / scale, request.height / scale);
-        if let Some(text) = self.parts.text() {
-            let view = self.parts.text_view()?;
+        for (which, text) in self.parts.texts().enumerate() {
+            let view = self.parts.text_view(which)?;
             let loader = Loader::planning(gpu, &view, self.precision()).observed(&observer.quiet(), &[]);
             let encoder = ClipText::load(&loader, &text.config).await?;
-            let mut rec = gpu.recorder();
-            let embeddings = vec![0.0; text.tokenizer.max_length() * text.config.hidden_size];
-            let y = encoder.forward(&mut rec, &embeddings, request.clip_skip)?;
-            rec.output("context", &y);
+            let tokens = text.tokenizer.max_length();
+            let rec = self.record_text(&encoder, &vec![0.0; tokens * text.config.hidden_size], request.clip_skip, tokens - 1)?;
             peaks.push(gpu.peak_bytes(&rec.finish()) + loader.planned_bytes());
         }
         peaks.push(self.plan_denoiser(request, observer).await?);
@@ -470,20 +476,19 @@ impl Pipeline {
     /// As [`Pipeline::generate_async`]; [`Error::Invalid`] for a model without a text encoder.
     #[cfg(not(target_arch = "wasm32"))]
     #[doc(hidden)]
-    pub fn embed(&self, prompt: &str, clip_skip: usize) -> Result<(Vec<u32>, Vec<f32>)> {
-        let text = self.parts.text().ok_or_else(|| invalid("prompt", "this model has no text encoder"))?;
-        let tokens = [text.tokenizer.encode(prompt)];
-        let contexts = pollster::block_on(self.encode_tokens(text, &tokens, clip_skip, &Observer::default(), &mut Vec::new()))?;
+    pub fn embed(&self, prompt: &str, clip_skip: usize) -> Result<(Vec<u32>, Encoded)> {
+        let prompts = [self.tokens(prompt, false)?];
+        let first = prompts[0].first().ok_or_else(|| invalid("prompt", "this model has no text encoder"))?;
+        let encoded = pollster::block_on(self.encode(&prompts, clip_skip, &Observer::default(), &mut Vec::new()))?;
         self.settle();
-        let [tokens] = tokens;
-        Ok((tokens.ids, contexts[0].to_vec()))
+        Ok((first.ids.clone(), (*encoded[0]).clone()))
     }
 }
 
 /// What the denoiser is told, on the host.
 enum Told {
-    /// Prompt and, with guidance, negative prompt: `[tokens, width]` each.
-    Texts(Vec<Arc<Vec<f32>>>),
+    /// Prompt and, with guidance, negative prompt.
+    Texts(Vec<Arc<Encoded>>),
     /// The class and, with guidance, the null class.
     Classes(Classes),
 }

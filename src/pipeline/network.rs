@@ -55,9 +55,18 @@ impl Conditioned<'_> {
     pub fn predict(&self, rec: &mut Recorder, input: &Tensor, timestep: f64, guidance: Guidance, channels: usize) -> Result<Tensor> {
         let (with, without, guided_channels) = match self {
             Conditioned::Unet { unet, prompt, negative } => {
-                let step = unet.step(rec, timestep, guidance.embedded);
-                let mut call = |prompt: &Prompt| rec.scoped("unet", |rec| unet.forward(rec, input, &step, prompt));
-                (call(prompt)?, negative.as_ref().map(call).transpose()?, channels)
+                let mut step = unet.step(rec, timestep, guidance.embedded, prompt);
+                let with = rec.scoped("unet", |rec| unet.forward(rec, input, &step, prompt))?;
+                let without = match negative {
+                    Some(negative) => {
+                        if unet.config().added.is_some() {
+                            step = unet.step(rec, timestep, guidance.embedded, negative);
+                        }
+                        Some(rec.scoped("unet", |rec| unet.forward(rec, input, &step, negative))?)
+                    }
+                    None => None,
+                };
+                (with, without, channels)
             }
             Conditioned::Dit { dit, classes } => {
                 let mut all = rec.scoped("transformer", |rec| dit.forward(rec, input, timestep, classes))?.into_iter();

@@ -24,6 +24,8 @@ pub enum Denoiser {
         unet: Box<UnetConfig>,
         /// Where texts become what it reads.
         text: Box<Text>,
+        /// The second such place of SDXL, whose tokens lie beside those of the first.
+        second: Option<Box<SecondText>>,
     },
     /// A transformer that is told a class.
     Dit {
@@ -43,6 +45,15 @@ pub struct Text {
     pub tokenizer: ClipTokenizer,
 }
 
+/// SDXL's second text encoder, which pools the text, too.
+#[derive(Debug)]
+pub struct SecondText {
+    /// The encoder.
+    pub text: Text,
+    /// Where no negative prompt is given, what it would be encoded to is zero everywhere (diffusers' `force_zeros_for_empty_prompt`).
+    pub zeros_for_none: bool,
+}
+
 /// The weights of a model that makes latents, with their configurations.
 #[derive(Debug)]
 pub struct Parts {
@@ -56,7 +67,7 @@ pub struct Parts {
     pub vae: Option<VaeConfig>,
     /// Width and height of the model's native picture in pixels.
     pub native_size: (usize, usize),
-    /// `sd1`, `sd2`, `dit` or `unknown`.
+    /// `sd1`, `sd2`, `sdxl`, `dit` or `unknown`.
     pub family: &'static str,
     /// What was taken for granted, for the user.
     pub notes: Vec<String>,
@@ -66,7 +77,7 @@ pub struct Parts {
 #[derive(Debug)]
 enum Files {
     Single(Weights),
-    Folder { denoiser: Weights, text: Option<Weights>, vae: Option<PathBuf> },
+    Folder { denoiser: Weights, text: Option<Weights>, second_text: Option<Weights>, vae: Option<PathBuf> },
 }
 
 #[derive(Debug)]
@@ -86,6 +97,11 @@ enum SchedulerSource {
 }
 
 const FOLDERS: &str = "a diffusers folder has model_index.json, unet/, text_encoder/, tokenizer/, scheduler/ and vae/";
+
+/// `scheduler_config.json` of SDXL base 1.0, for files that bring none.
+const SDXL_SCHEDULER: &str = r#"{"_class_name": "EulerDiscreteScheduler", "beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085,
+    "clip_sample": false, "interpolation_type": "linear", "num_train_timesteps": 1000, "prediction_type": "epsilon", "sample_max_value": 1.0,
+    "set_alpha_to_one": false, "skip_prk_steps": true, "steps_offset": 1, "timestep_spacing": "leading", "use_karras_sigmas": false}"#;
 const CLASS_FOLDERS: &str = "a diffusers folder of a class-conditional model has model_index.json, transformer/, scheduler/ and vae/";
 
 fn unknown(path: &Path, detail: impl Into<String>) -> Error {
@@ -118,9 +134,9 @@ impl Parts {
             return Parts::original_dit(path, dit, weights);
         }
         let recognised = recognise::recognise(&weights)?;
-        let wanted = "a checkpoint of Stable Diffusion 1.x or 2.x, or a DiT";
+        let wanted = "a checkpoint of Stable Diffusion 1.x, 2.x or SDXL, or a DiT";
         let family = match &recognised {
-            Recognised::Checkpoint { family: family @ ("sd1" | "sd2" | "unknown"), .. } => *family,
+            Recognised::Checkpoint { family: family @ ("sd1" | "sd2" | "sdxl" | "unknown"), .. } => *family,
             Recognised::Unet { .. } | Recognised::TextEncoder { .. } | Recognised::Vae(_) => {
                 let detail = format!(
                     "this is {recognised}; it is one part only: name a whole checkpoint, or the folder that it belongs to ({FOLDERS})"
@@ -134,9 +150,23 @@ impl Parts {
         };
         let (_, unet) = recognise::unet(&weights)?.ok_or_else(|| recognised.refuse(&weights, wanted))?;
         let Some((text_view, text)) = recognise::text_encoder(&weights)? else {
-            let detail = "this checkpoint carries no text encoder; use a complete one, or a diffusers folder";
+            let detail = match family {
+                "sdxl" => {
+                    "this checkpoint of SDXL carries no first text encoder: its refiner has none and is not known to this version; of others use a complete one, or a diffusers folder"
+                }
+                _ => "this checkpoint carries no text encoder; use a complete one, or a diffusers folder",
+            };
             return Err(unknown(path, detail));
         };
+        let second = match clip_keys::second(&weights) {
+            Some(view) => {
+                let config = ClipTextConfig::infer(&view)?;
+                let tokenizer = embedded(path, &config)?.with_pad("!")?; // OpenCLIP pads with zeros
+                Some(Box::new(SecondText { text: Text { config, tokenizer }, zeros_for_none: true }))
+            }
+            None => None,
+        };
+        let sdxl = second.is_some();
         let open_clip = clip_keys::is_open_clip(&text_view);
         let vae = recognise::vae(&weights)?.filter(|vae| vae.decoder || vae.encoder).map(|vae| vae.config);
         let mut tokenizer = embedded(path, &text)?;
@@ -153,6 +183,19 @@ impl Parts {
             _ => Prediction::Epsilon,
         };
         let sampler = if open_clip { Sampler::Ddim } else { Sampler::Pndm };
+        let scheduler = match sdxl {
+            true => {
+                let mut json = SDXL_SCHEDULER.to_owned();
+                if prediction == Prediction::VPrediction {
+                    json = json.replace("\"epsilon\"", "\"v_prediction\"");
+                }
+                if weights.contains("ztsnr") {
+                    json = json.replacen('{', "{\"rescale_betas_zero_snr\": true, ", 1);
+                }
+                SchedulerSource::Json { json, path: path.to_owned() }
+            }
+            false => SchedulerSource::Inferred { sampler, prediction },
+        };
         let mut notes = Vec::new();
         if stated.is_none() && prediction == Prediction::VPrediction && !weights.contains("v_pred") {
             notes.push(format!(
@@ -160,15 +203,19 @@ impl Parts {
                 path.display()
             ));
         }
-        let native_side = if prediction == Prediction::VPrediction && open_clip { 768 } else { 512 };
+        let native_side = match prediction {
+            _ if sdxl => 1024,
+            Prediction::VPrediction if open_clip => 768,
+            _ => 512,
+        };
         Ok(Parts {
             path: path.to_owned(),
-            denoiser: Denoiser::Unet { unet: Box::new(unet), text: Box::new(Text { config: text, tokenizer }) },
+            denoiser: Denoiser::Unet { unet: Box::new(unet), text: Box::new(Text { config: text, tokenizer }), second },
             vae,
             native_size: (native_side, native_side),
             family,
             notes,
-            scheduler: SchedulerSource::Inferred { sampler, prediction },
+            scheduler,
             files: Files::Single(weights),
         })
     }
@@ -305,13 +352,17 @@ impl Parts {
             ));
             SchedulerSource::Dit { prediction: Prediction::Epsilon }
         })?;
-        let files = Files::Folder { denoiser: weights, text: None, vae: vae_path };
+        let files = Files::Folder { denoiser: weights, text: None, second_text: None, vae: vae_path };
         Ok(Parts { notes, ..Parts::class_conditional(path, dit, labels, vae, scheduler, files) })
     }
 
     fn from_text_folder(path: &Path, index: Option<Index>) -> Result<Parts> {
         let unet_weights = Parts::component(path, "unet")?;
         let text_weights = Parts::component(path, "text_encoder")?;
+        let second_weights = match path.join("text_encoder_2").is_dir() {
+            true => Some(Parts::component(path, "text_encoder_2")?),
+            false => None,
+        };
         let unet = match recognise::unet(&unet_weights)? {
             Some((_, config)) => config,
             None => return Err(wrong(&unet_weights, "a UNet of Stable Diffusion")),
@@ -320,22 +371,33 @@ impl Parts {
             Some((_, config)) => config,
             None => return Err(wrong(&text_weights, "a CLIP text encoder")),
         };
+        let second = match &second_weights {
+            Some(weights) => {
+                let Some((_, config)) = recognise::text_encoder(weights)? else { return Err(wrong(weights, "a CLIP text encoder")) };
+                let text = Parts::folder_text(path, "tokenizer_2", config, Some("!"))?;
+                Some(Box::new(SecondText { text, zeros_for_none: index.as_ref().is_none_or(Index::zeros_for_none) }))
+            }
+            None => None,
+        };
         let (vae, vae_path) = Parts::folder_vae(path)?;
-        let tokenizer_folder = path.join("tokenizer");
-        let tokenizer = if tokenizer_folder.is_dir() { ClipTokenizer::open(&tokenizer_folder)? } else { embedded(path, &text)? };
-        let positions = tokenizer.max_length().min(text.max_position_embeddings);
+        let text = Parts::folder_text(path, "tokenizer", text, None)?;
         let mut notes = Vec::new();
-        for (name, weights) in [("unet", &unet_weights), ("text_encoder", &text_weights)] {
+        let named = [("unet", &unet_weights), ("text_encoder", &text_weights)];
+        for (name, weights) in named.into_iter().chain(second_weights.as_ref().map(|weights| ("text_encoder_2", weights))) {
             if weights.config_json().is_none() {
-                notes.push(format!("{name}/config.json is missing: what shapes do not tell (heads, groups, activations) is taken to be that of SD 1.x or 2.x"));
+                notes.push(format!("{name}/config.json is missing: what shapes do not tell (heads, groups, activations) is taken to be that of Stable Diffusion"));
             }
         }
         let scheduler = Parts::folder_scheduler(path, index.as_ref(), |missing| {
+            let (sampler, model, source) = match second {
+                Some(_) => ("euler", "SDXL", SchedulerSource::Json { json: SDXL_SCHEDULER.into(), path: missing.to_owned() }),
+                None => ("pndm", "SD 1.5", SchedulerSource::Inferred { sampler: Sampler::Pndm, prediction: Prediction::Epsilon }),
+            };
             notes.push(format!(
-                "{}: missing; taken for a model that predicts the noise, with the sampler pndm, as SD 1.5 is. Otherwise: --prediction, --sampler",
+                "{}: missing; taken for a model that predicts the noise, with the sampler {sampler}, as {model} is. Otherwise: --prediction, --sampler",
                 missing.display()
             ));
-            SchedulerSource::Inferred { sampler: Sampler::Pndm, prediction: Prediction::Epsilon }
+            source
         })?;
         let sample_size = unet_weights.config_json().and_then(|json| serde_json::from_str::<Value>(json).ok()).and_then(|config| {
             let size = &config["sample_size"];
@@ -352,9 +414,11 @@ impl Parts {
             }
         });
         let in_range = |(height, width): &(u64, u64)| [height, width].iter().all(|side| (1..=2048).contains(*side));
-        let (height, width) = sample_size.filter(in_range).unwrap_or((64, 64));
+        let usual = if second.is_some() { 128 } else { 64 };
+        let (height, width) = sample_size.filter(in_range).unwrap_or((usual, usual));
         let scale = vae.as_ref().map_or(8, VaeConfig::scale);
-        let family = match text.hidden_size {
+        let family = match text.config.hidden_size {
+            _ if second.is_some() => "sdxl",
             768 => "sd1",
             1024 => "sd2",
             _ => "unknown",
@@ -362,16 +426,25 @@ impl Parts {
         Ok(Parts {
             path: path.to_owned(),
             native_size: (width as usize * scale, height as usize * scale),
-            denoiser: Denoiser::Unet {
-                unet: Box::new(unet),
-                text: Box::new(Text { config: text, tokenizer: tokenizer.with_max_length(positions) }),
-            },
+            denoiser: Denoiser::Unet { unet: Box::new(unet), text: Box::new(text), second },
             vae,
             family,
             notes,
             scheduler,
-            files: Files::Folder { denoiser: unet_weights, text: Some(text_weights), vae: vae_path },
+            files: Files::Folder { denoiser: unet_weights, text: Some(text_weights), second_text: second_weights, vae: vae_path },
         })
+    }
+
+    /// A text encoder with the tokenizer in `folder`, or the public one, padded with `pad`.
+    fn folder_text(path: &Path, folder: &str, config: ClipTextConfig, pad: Option<&str>) -> Result<Text> {
+        let folder = path.join(folder);
+        let tokenizer = match (folder.is_dir(), pad) {
+            (true, _) => ClipTokenizer::open(&folder)?,
+            (false, Some(pad)) => embedded(path, &config)?.with_pad(pad)?,
+            (false, None) => embedded(path, &config)?,
+        };
+        let positions = tokenizer.max_length().min(config.max_position_embeddings);
+        Ok(Text { config, tokenizer: tokenizer.with_max_length(positions) })
     }
 
     fn check(&self) -> Result<()> {
@@ -389,23 +462,43 @@ impl Parts {
         }
         let config = |detail: String| Error::Config { path: self.path.clone(), detail };
         let channels = self.latent_channels();
-        let (unet, text) = match &self.denoiser {
-            Denoiser::Unet { unet, text } => (unet, text),
+        let (unet, text, second) = match &self.denoiser {
+            Denoiser::Unet { unet, text, second } => (unet, text, second),
             Denoiser::Dit { dit, .. } if dit.in_channels == channels => return Ok(()),
             Denoiser::Dit { dit, .. } => {
                 return Err(config(format!("the transformer takes {} channels, the VAE's latents have {channels}", dit.in_channels)));
             }
         };
-        self.text_view()?.check(&text.config.tensors())?;
-        if unet.cross_attention_dim != text.config.hidden_size {
-            let (unet, text) = (unet.cross_attention_dim, text.config.hidden_size);
+        for (which, text) in self.texts().enumerate() {
+            self.text_view(which)?.check(&text.config.tensors())?;
+        }
+        let second = second.as_ref().map(|second| &second.text);
+        if let Some(second) = second {
+            if second.tokenizer.max_length() != text.tokenizer.max_length() {
+                let (first, second) = (text.tokenizer.max_length(), second.tokenizer.max_length());
+                return Err(config(format!("the tokenizers give {first} and {second} tokens: parts of different models")));
+            }
+        }
+        let width: usize = self.texts().map(|text| text.config.hidden_size).sum();
+        if unet.cross_attention_dim != width {
+            let unet = unet.cross_attention_dim;
             return Err(config(format!(
-                "the UNet attends to prompts of width {unet}, the text encoder gives {text}: parts of different models"
+                "the UNet attends to prompts of width {unet}, the text encoder gives {width}: parts of different models"
             )));
         }
-        if text.tokenizer.max_id() as usize >= text.config.vocab_size {
-            let (ids, rows) = (text.tokenizer.max_id() as usize + 1, text.config.vocab_size);
-            return Err(config(format!("the tokenizer has {ids} tokens, the text encoder {rows}: parts of different models")));
+        let pooled = second.and_then(|second| second.config.projection_dim);
+        if unet.added.map(|added| added.pooled) != pooled {
+            let width = |pooled: Option<usize>| pooled.map_or("none".into(), |width| format!("one of width {width}"));
+            let (wanted, given) = (width(unet.added.map(|added| added.pooled)), width(pooled));
+            return Err(config(format!(
+                "pooled text: the UNet takes {wanted}, the text encoders give {given}: parts of different models (SDXL's refiner is not known to this version)"
+            )));
+        }
+        for text in self.texts() {
+            if text.tokenizer.max_id() as usize >= text.config.vocab_size {
+                let (ids, rows) = (text.tokenizer.max_id() as usize + 1, text.config.vocab_size);
+                return Err(config(format!("the tokenizer has {ids} tokens, the text encoder {rows}: parts of different models")));
+            }
         }
         if unet.out_channels != channels {
             return Err(config(format!("the UNet gives {} channels, the VAE's latents have {channels}", unet.out_channels)));
@@ -429,12 +522,18 @@ impl Parts {
         }
     }
 
-    /// The text encoder of a model that is told a text.
-    pub fn text(&self) -> Option<&Text> {
-        match &self.denoiser {
-            Denoiser::Unet { text, .. } => Some(text),
-            Denoiser::Dit { .. } => None,
-        }
+    /// The text encoders: one, or SDXL's two; none of a class-conditional model.
+    pub fn texts(&self) -> impl Iterator<Item = &Text> {
+        let both = match &self.denoiser {
+            Denoiser::Unet { text, second, .. } => [Some(&**text), second.as_ref().map(|second| &second.text)],
+            Denoiser::Dit { .. } => [None, None],
+        };
+        both.into_iter().flatten()
+    }
+
+    /// Whether it is one of SDXL.
+    pub fn is_sdxl(&self) -> bool {
+        matches!(self.denoiser, Denoiser::Unet { second: Some(_), .. })
     }
 
     /// Whether the model is told a class, and not a text.
@@ -452,6 +551,7 @@ impl Parts {
         match &self.denoiser {
             Denoiser::Dit { .. } => 4.0,
             Denoiser::Unet { .. } if sampler == Sampler::Lcm && !self.is_distilled() => 1.5,
+            Denoiser::Unet { second: Some(_), .. } => 5.0,
             Denoiser::Unet { .. } => 7.5,
         }
     }
@@ -513,14 +613,15 @@ impl Parts {
         view.ok_or_else(|| unknown(weights.path(), format!("there is no {what} in it")))
     }
 
-    /// The text encoder's tensors under transformers' names.
-    pub fn text_view(&self) -> Result<View<'_>> {
-        let weights = match &self.files {
-            Files::Single(weights) | Files::Folder { text: Some(weights), .. } => Some(weights),
-            Files::Folder { text: None, .. } => None,
+    /// The tensors of a text encoder, the first (0) or SDXL's second (1), under transformers' names.
+    pub fn text_view(&self, which: usize) -> Result<View<'_>> {
+        let view = match (&self.files, which) {
+            (Files::Single(weights), 0) => clip_keys::view(weights),
+            (Files::Single(weights), _) => clip_keys::second(weights),
+            (Files::Folder { text, .. }, 0) => text.as_ref().and_then(clip_keys::view),
+            (Files::Folder { second_text, .. }, _) => second_text.as_ref().and_then(clip_keys::view),
         };
-        let path = weights.map_or(&*self.path, Weights::path);
-        weights.and_then(clip_keys::view).ok_or_else(|| unknown(path, "there is no text encoder in it"))
+        view.ok_or_else(|| unknown(&self.path, "a text encoder is missing in it"))
     }
 
     /// Where the autoencoder is: what [`crate::Engine::load_decoder`] and [`crate::Engine::load_encoder`] take.
@@ -541,7 +642,7 @@ impl Parts {
     /// As [`Scheduler::from_json`] and [`Scheduler::new`].
     pub fn scheduler(&self, sampler: Option<Sampler>, prediction: Option<Prediction>) -> Result<Scheduler> {
         if prediction == Some(Prediction::Flow) && self.unet().is_some() {
-            let detail = "flow is for SiT: the UNets of Stable Diffusion 1.x and 2.x are told a timestep of 0 to 999".into();
+            let detail = "flow is for SiT: the UNets of Stable Diffusion are told a timestep of 0 to 999".into();
             return Err(Error::Invalid { what: "prediction", detail });
         }
         match &self.scheduler {
@@ -602,7 +703,7 @@ impl Index {
     /// # Errors
     /// [`Error::UnknownModel`] with the name; [`Error::Io`] and [`Error::Malformed`] for a file that cannot be read.
     pub fn open(folder: &Path) -> Result<Option<Index>> {
-        const SUPPORTED: [&str; 8] = [
+        const SUPPORTED: [&str; 11] = [
             "StableDiffusionPipeline",
             "StableDiffusionImg2ImgPipeline",
             "StableDiffusionInpaintPipeline",
@@ -610,6 +711,9 @@ impl Index {
             "StableDiffusionPipelineSafe",
             "LatentConsistencyModelPipeline",
             "LatentConsistencyModelImg2ImgPipeline",
+            "StableDiffusionXLPipeline",
+            "StableDiffusionXLImg2ImgPipeline",
+            "StableDiffusionXLInpaintPipeline",
             DIT_PIPELINE,
         ];
         let path = folder.join("model_index.json");
@@ -626,7 +730,7 @@ impl Index {
         match index["_class_name"].as_str() {
             Some(class) if !SUPPORTED.contains(&class) => {
                 let detail = format!(
-                    "its model_index.json says {class}; `infgen generate` runs Stable Diffusion 1.x and 2.x (StableDiffusionPipeline) and DiT ({DIT_PIPELINE})"
+                    "its model_index.json says {class}; `infgen generate` runs Stable Diffusion 1.x and 2.x (StableDiffusionPipeline), SDXL (StableDiffusionXLPipeline) and DiT ({DIT_PIPELINE})"
                 );
                 Err(unknown(folder, detail))
             }
@@ -641,6 +745,10 @@ impl Index {
     /// The scheduler's class: it counts, and the one in the scheduler's own config does not.
     fn scheduler(&self) -> Option<&str> {
         self.0["scheduler"][1].as_str()
+    }
+
+    fn zeros_for_none(&self) -> bool {
+        self.0["force_zeros_for_empty_prompt"].as_bool().unwrap_or(true)
     }
 
     fn labels(&self) -> Labels {

@@ -88,7 +88,7 @@ impl Prompt {
             self.seed = RandomState::new().build_hasher().finish() & 0xffff_ffff;
         }
         Request {
-            negative: if self.class_conditional { String::new() } else { self.negative.clone() },
+            negative: (!self.class_conditional && !self.negative.is_empty()).then(|| self.negative.clone()),
             steps: self.steps,
             cfg: self.cfg,
             seed: self.seed,
@@ -249,7 +249,7 @@ mod tests {
             let mut panel = Prompt::default();
             panel.recall(&settings_of(&path).unwrap());
             let request = panel.request();
-            assert_eq!((request.prompt.as_str(), request.negative.as_str(), request.seed), (prompt, "fog", 77));
+            assert_eq!((request.prompt.as_str(), request.negative.as_deref(), request.seed), (prompt, Some("fog"), 77));
             assert_eq!((request.steps, request.cfg, request.sampler), (12, 3.5, Some(Sampler::EulerAncestral)));
             assert_eq!((request.width, request.height), (320, 200));
             let mut class_conditional = Prompt { class_conditional: true, width: 256, height: 256, ..Prompt::default() };

@@ -2,13 +2,14 @@
 //! tensor is read.
 //!
 //! Namings: kohya-ss (`lora_unet_..lora_down.weight`, also with `lora_mid`), PEFT (`unet...lora_A.weight`), and diffusers' older ones
-//! (`...processor.to_q_lora.down.weight`, `...lora_linear_layer.down.weight`).
+//! (`...processor.to_q_lora.down.weight`, `...lora_linear_layer.down.weight`). Blocks of UNets have diffusers' names, or, in kohya-ss' files
+//! for SDXL, CompVis' (`lora_unet_input_blocks_4_1_..`).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Weights;
+use super::{Weights, unet_keys};
 use crate::error::{Error, Result};
 
 /// An opened LoRA file.
@@ -45,8 +46,10 @@ struct Stated {
 pub enum Part {
     /// The denoiser.
     Unet,
-    /// The text encoder.
+    /// The text encoder; of SDXL, the first.
     TextEncoder,
+    /// The second text encoder of SDXL.
+    TextEncoder2,
 }
 
 /// Changes to the tensors of one network.
@@ -130,7 +133,8 @@ impl Lora {
         }
         for adapter in adapters(&weights) {
             for (name, module) in modules.iter_mut() {
-                if let Some(own) = name.strip_prefix(&adapter.prefix) {
+                // `text_encoder_2_` begins like `text_encoder_`.
+                if let Some(own) = name.strip_prefix(&adapter.prefix).filter(|own| !own.starts_with("2_")) {
                     module.stated = Some(adapter.stated(own));
                 }
             }
@@ -173,13 +177,17 @@ impl Lora {
                 "base_model_model_text_model_",
                 "text_model_",
             ],
+            // Without `text_model_` comes the projection.
+            Part::TextEncoder2 => &["lora_te2_text_model_", "lora_te2_", "text_encoder_2_text_model_", "text_encoder_2_"],
         };
+        let levels = (part == Part::Unet).then(|| unet_keys::levels_of(tensors));
         let mut count = 0;
         for (name, shape) in tensors {
-            let Some(base) = name.strip_suffix(".weight") else { continue };
-            let flat = base.replace('.', "_");
+            let flat = |name: &str| Some(name.strip_suffix(".weight")?.replace('.', "_"));
+            let Some(own) = flat(name) else { continue };
+            let ldm = levels.as_ref().and_then(|levels| flat(&unet_keys::ldm_name(name, levels)?));
             // Old diffusers files call `to_out.0` just `to_out`.
-            let forms = [Some(flat.as_str()), flat.strip_suffix("_0").filter(|f| f.ends_with("to_out"))];
+            let forms = [Some(own.as_str()), own.strip_suffix("_0").filter(|f| f.ends_with("to_out")), ldm.as_deref()];
             let keys = prefixes.iter().flat_map(|prefix| forms.iter().flatten().map(move |form| format!("{prefix}{form}")));
             let Some((key, module)) = keys.into_iter().find_map(|key| self.modules.get_key_value(&key)) else { continue };
             let change = Change { weights: self.weights.clone(), module: module.clone(), strength: self.strength };
@@ -227,7 +235,7 @@ fn adapters(weights: &Weights) -> Vec<Adapter> {
             alphas: alphas.filter_map(|(end, alpha)| Some((end.replace('.', "_"), alpha.as_f64()?))).collect(),
         })
     };
-    ["unet", "text_encoder"].into_iter().filter_map(of).collect()
+    ["unet", "text_encoder", "text_encoder_2"].into_iter().filter_map(of).collect()
 }
 
 impl Patches {
@@ -382,6 +390,85 @@ mod tests {
         }
     }
 
+    /// Tensors of a UNet with the levels of SDXL, and of an encoder; all `[2, 3]`.
+    fn sdxl() -> [Vec<(String, Vec<usize>)>; 2] {
+        let mut unet: Vec<String> = ["conv_in", "time_embedding.linear_1", "add_embedding.linear_1", "conv_out"].map(String::from).into();
+        for (side, layers, attentions) in [("down_blocks", 2, [false, true, true]), ("up_blocks", 3, [true, true, false])] {
+            for (b, attention) in attentions.into_iter().enumerate() {
+                for n in 0..layers {
+                    let resnet = ["conv1", "time_emb_proj", "conv_shortcut"];
+                    unet.extend(resnet.map(|tensor| format!("{side}.{b}.resnets.{n}.{tensor}")));
+                    let inner = ["norm", "proj_in", "transformer_blocks.1.attn1.to_q", "transformer_blocks.1.attn2.to_out.0"];
+                    unet.extend(inner.iter().filter(|_| attention).map(|tensor| format!("{side}.{b}.attentions.{n}.{tensor}")));
+                }
+            }
+        }
+        unet.extend(
+            ["mid_block.attentions.0.proj_in", "down_blocks.0.downsamplers.0.conv", "up_blocks.1.upsamplers.0.conv"].map(String::from),
+        );
+        let text = ["encoder.layers.0.self_attn.q_proj", "text_projection"].map(String::from).into();
+        [unet, text].map(|names: Vec<String>| names.into_iter().map(|name| (format!("{name}.weight"), vec![2, 3])).collect())
+    }
+
+    /// The changes of `modules` of SDXL that each part finds: UNet, first, second encoder.
+    fn found(modules: &[&str]) -> (Lora, [Patches; 3], [usize; 3]) {
+        let names: Vec<_> = modules.iter().flat_map(|module| ["down", "up"].map(|half| format!("{module}.lora_{half}.weight"))).collect();
+        let halves: [(&[usize], &[f32]); 2] = [(&[1, 3], &[1.0; 3]), (&[2, 1], &[1.0; 2])];
+        let tensors: Vec<_> = names.iter().zip(halves.iter().cycle()).map(|(name, (shape, values))| (&**name, *shape, *values)).collect();
+        let lora = lora(&tensors, &[], 1.0).unwrap();
+        let [unet, text] = sdxl();
+        let mut patches = [(); 3].map(|()| Patches::default());
+        let [first, second, third] = &mut patches;
+        let counts = [(first, Part::Unet, &unet), (second, Part::TextEncoder, &text), (third, Part::TextEncoder2, &text)]
+            .map(|(patches, part, tensors)| lora.add_to(patches, part, tensors).unwrap());
+        (lora, patches, counts)
+    }
+
+    #[test]
+    fn both_namings_of_sdxl_change_the_same_tensors() {
+        for (ldm, diffusers) in [
+            ("input_blocks_0_0", "conv_in"),
+            ("time_embed_0", "time_embedding.linear_1"),
+            ("label_emb_0_0", "add_embedding.linear_1"),
+            ("input_blocks_1_0_in_layers_2", "down_blocks.0.resnets.0.conv1"),
+            ("input_blocks_3_0_op", "down_blocks.0.downsamplers.0.conv"),
+            ("input_blocks_4_0_skip_connection", "down_blocks.1.resnets.0.conv_shortcut"),
+            ("input_blocks_4_1_transformer_blocks_1_attn1_to_q", "down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_q"),
+            ("input_blocks_8_0_emb_layers_1", "down_blocks.2.resnets.1.time_emb_proj"),
+            ("middle_block_1_proj_in", "mid_block.attentions.0.proj_in"),
+            ("output_blocks_2_1_transformer_blocks_1_attn2_to_out_0", "up_blocks.0.attentions.2.transformer_blocks.1.attn2.to_out.0"),
+            ("output_blocks_5_2_conv", "up_blocks.1.upsamplers.0.conv"),
+            ("output_blocks_8_0_in_layers_2", "up_blocks.2.resnets.2.conv1"),
+            ("out_2", "conv_out"),
+        ] {
+            for module in [format!("lora_unet_{ldm}"), format!("lora_unet_{}", diffusers.replace('.', "_")), format!("unet.{diffusers}")] {
+                let (_, [unet, ..], counts) = found(&[&module]);
+                assert_eq!(counts, [1, 0, 0], "{module}");
+                assert!(unet.contains(&format!("{diffusers}.weight")), "{module}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_encoder_of_sdxl_takes_its_own_changes() {
+        let layer = "text_model_encoder_layers_0_self_attn_q_proj";
+        let dotted = "text_model.encoder.layers.0.self_attn.q_proj";
+        for (module, counts) in [
+            (format!("lora_te_{layer}"), [0, 1, 0]),
+            (format!("lora_te1_{layer}"), [0, 1, 0]),
+            (format!("lora_te2_{layer}"), [0, 0, 1]),
+            (format!("text_encoder.{dotted}"), [0, 1, 0]),
+            (format!("text_encoder_2.{dotted}"), [0, 0, 1]),
+            ("lora_te2_text_projection".into(), [0, 0, 1]),
+            ("text_encoder_2.text_projection".into(), [0, 0, 1]),
+        ] {
+            assert_eq!(found(&[&module]).2, counts, "{module}");
+        }
+        let (unet, first, second) = ("lora_unet_input_blocks_4_1_proj_in", format!("lora_te1_{layer}"), format!("lora_te2_{layer}"));
+        let (lora, _, counts) = found(&[unet, "lora_unet_input_blocks_9_1_proj_in", &first, &second, "lora_te3_x"]);
+        assert_eq!((lora.len(), counts), (5, [1, 1, 1]), "two are of no tensor");
+    }
+
     #[test]
     fn strength_alpha_and_kernels_count() {
         let k = "lora_unet_conv_in";
@@ -427,6 +514,20 @@ mod tests {
             let peft = lora(&tensors, &[("lora_adapter_metadata", json)], 1.0).unwrap();
             let of = |name: &str| changed(&peft, Part::Unet, name, &[1, 1]).unwrap()[0];
             assert_eq!((of("a.to_q.weight"), of("a.to_k.weight")), (q, k), "{json}");
+        }
+        let text: [(&str, &[usize], &[f32]); 4] = [
+            ("text_encoder.a.lora_A.weight", &[1, 1], &[1.0]),
+            ("text_encoder.a.lora_B.weight", &[1, 1], &[1.0]),
+            ("text_encoder_2.a.lora_A.weight", &[1, 1], &[1.0]),
+            ("text_encoder_2.a.lora_B.weight", &[1, 1], &[1.0]),
+        ];
+        for (json, first, second) in [
+            (r#"{"text_encoder.lora_alpha": 8, "text_encoder_2.lora_alpha": 4}"#, 9.0, 5.0),
+            (r#"{"text_encoder.lora_alpha": 8}"#, 9.0, 2.0),
+        ] {
+            let peft = lora(&text, &[("lora_adapter_metadata", json)], 1.0).unwrap();
+            let of = |part| changed(&peft, part, "a.weight", &[1, 1]).unwrap()[0];
+            assert_eq!((of(Part::TextEncoder), of(Part::TextEncoder2)), (first, second), "{json}");
         }
     }
 

@@ -48,6 +48,8 @@ pub enum Recognised {
         unet: Option<Box<UnetConfig>>,
         /// The text encoder inside, if it is one that this version runs.
         text_encoder: Option<ClipTextConfig>,
+        /// SDXL's second one.
+        text_encoder_2: Option<ClipTextConfig>,
     },
     /// A Stable Diffusion UNet and nothing else.
     Unet {
@@ -109,14 +111,14 @@ impl fmt::Display for Recognised {
                 let channels = encoder.as_ref().or(decoder.as_ref()).map_or(0, |config| config.latent_channels);
                 write!(f, "TAESD {halves} ({channels} latent channels, latent space {})", space(latent_space))
             }
-            Self::Checkpoint { family, vae, unet, text_encoder } => {
+            Self::Checkpoint { family, vae, unet, text_encoder, text_encoder_2 } => {
                 write!(f, "checkpoint of a diffusion model (family {family}) ")?;
                 match vae {
                     Some(vae) => write!(f, "with {vae}")?,
                     None => f.write_str("without an autoencoder that could decode")?,
                 }
                 unet.iter().try_for_each(|unet| write!(f, ", {unet}"))?;
-                text_encoder.iter().try_for_each(|text| write!(f, ", {text}"))
+                text_encoder.iter().chain(text_encoder_2).try_for_each(|text| write!(f, ", {text}"))
             }
             Self::Unet { config } => write!(f, "{config}: it decodes no latents"),
             Self::Dit { config } => write!(f, "{config}: it decodes no latents"),
@@ -185,10 +187,11 @@ pub fn recognise(weights: &Weights) -> Result<Recognised> {
     }
     if let Some(family) = checkpoint_family(weights) {
         // Parts that this version cannot run do not keep the others from running.
-        let known = !matches!(family, "sdxl" | "sd3" | "flux");
+        let known = !matches!(family, "sd3" | "flux");
         let unet = unet_keys::view(weights).filter(|_| known).and_then(|view| UnetConfig::infer(&view).ok()).map(Box::new);
         let text_encoder = clip_keys::view(weights).filter(|_| known).and_then(|view| ClipTextConfig::infer(&view).ok());
-        return Ok(Recognised::Checkpoint { family, vae: vae(weights)?, unet, text_encoder });
+        let text_encoder_2 = clip_keys::second(weights).and_then(|view| ClipTextConfig::infer(&view).ok());
+        return Ok(Recognised::Checkpoint { family, vae: vae(weights)?, unet, text_encoder, text_encoder_2 });
     }
     // Before the others: adapters and ControlNets carry pieces of the names of what they adapt.
     if let Some(what) = adapter(weights) {
@@ -211,7 +214,7 @@ pub fn recognise(weights: &Weights) -> Result<Recognised> {
         // Without a config, what does not show in the tensors is no contradiction: a relative of DiT.
         Ok(None) | Err(_) => {}
     }
-    if weights.contains_prefix("transformer_blocks.") || weights.contains_prefix("add_embedding.") {
+    if weights.contains_prefix("transformer_blocks.") {
         return Ok(Recognised::Other { what: part(weights).unwrap_or("diffusion transformer") });
     }
     if let Some((_, config)) = unet(weights)? {
@@ -448,14 +451,19 @@ pub fn check(weights: &Weights, recognised: &Recognised) -> Result<()> {
     match recognised {
         Recognised::Infgen { config } => config.check(&weights.view()),
         Recognised::Vae(vae) => found(vae_keys::view(weights), &vae.config.tensors(vae.encoder, vae.decoder)),
-        Recognised::Checkpoint { vae, unet, text_encoder, .. } => {
+        Recognised::Checkpoint { vae, unet, text_encoder, text_encoder_2, .. } => {
             if let Some(vae) = vae {
                 found(vae_keys::view(weights), &vae.config.tensors(vae.encoder, vae.decoder))?;
             }
             if let Some(unet) = unet {
                 found(unet_keys::view(weights), &unet.tensors())?;
             }
-            text_encoder.as_ref().map_or(Ok(()), |text| found(clip_keys::view(weights), &text.tensors()))
+            for (text, view) in [(text_encoder, clip_keys::view(weights)), (text_encoder_2, clip_keys::second(weights))] {
+                if let Some(text) = text {
+                    found(view, &text.tensors())?;
+                }
+            }
+            Ok(())
         }
         Recognised::Unet { config } => found(unet_keys::view(weights), &config.tensors()),
         Recognised::Dit { config } => found(dit_keys::view(weights), &config.tensors()),

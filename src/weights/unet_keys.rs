@@ -1,9 +1,10 @@
-//! The two namings of a Stable Diffusion UNet, seen as one: diffusers' names.
+//! The two namings of a UNet of Stable Diffusion or SDXL, seen as one: diffusers' names.
 //!
 //! CompVis' names (`model.diffusion_model.` in single-file checkpoints, nothing in extracted ones) number blocks in the order of
 //! computation; diffusers' names number them by level. Rules: diffusers `loaders/single_file_utils.py` at 58eb52c, checked
-//! there as a bijection on all 686 tensors of SD 1.5.
+//! there as a bijection on all 686 tensors of SD 1.5 and all 1680 of SDXL.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Weights;
@@ -76,6 +77,8 @@ pub(super) fn ldm_name(diffusers: &str, levels: &Levels) -> Option<String> {
         ["time_embedding", "linear_1", leaf] => format!("time_embed.0.{leaf}"),
         ["time_embedding", "linear_2", leaf] => format!("time_embed.2.{leaf}"),
         ["time_embedding", "cond_proj", leaf] => format!("time_embed.cond_proj.{leaf}"),
+        ["add_embedding", "linear_1", leaf] => format!("label_emb.0.0.{leaf}"),
+        ["add_embedding", "linear_2", leaf] => format!("label_emb.0.2.{leaf}"),
         ["conv_in", leaf] => format!("input_blocks.0.0.{leaf}"),
         ["conv_norm_out", leaf] => format!("out.0.{leaf}"),
         ["conv_out", leaf] => format!("out.2.{leaf}"),
@@ -123,6 +126,16 @@ fn resnet(tail: &[&str]) -> Option<String> {
     Some(format!("{part}.{leaf}"))
 }
 
+/// The levels of a UNet with these tensors, which have diffusers' names.
+pub(super) fn levels_of(tensors: &[(String, Vec<usize>)]) -> Levels {
+    let names: HashSet<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
+    let count = |name: &dyn Fn(usize) -> String| (0..).take_while(|i| names.contains(name(*i).as_str())).count();
+    let levels = count(&|b| format!("down_blocks.{b}.resnets.0.conv1.weight"));
+    let layers = (0..levels).map(|b| count(&|n| format!("down_blocks.{b}.resnets.{n}.conv1.weight"))).collect();
+    let up_attention = (0..levels).map(|b| names.contains(format!("up_blocks.{b}.attentions.0.norm.weight").as_str())).collect();
+    Levels { layers, up_attention }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,7 +168,7 @@ mod tests {
         for (diffusers, ldm) in pairs {
             assert_eq!(ldm_name(diffusers, &sd15()).as_deref(), Some(ldm));
         }
-        for none in ["up_blocks.4.resnets.0.norm1.weight", "down_blocks.0.resnets.0.norm3.weight", "add_embedding.linear_1.weight"] {
+        for none in ["up_blocks.4.resnets.0.norm1.weight", "down_blocks.0.resnets.0.norm3.weight", "class_embedding.weight"] {
             assert_eq!(ldm_name(none, &sd15()), None);
         }
     }

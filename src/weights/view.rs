@@ -35,6 +35,8 @@ pub(super) enum Naming {
     Sequential { offset: usize },
     /// A UNet in CompVis' names.
     UnetLdm(Arc<Levels>),
+    /// A text encoder in transformers' names: the same, but that its projection lies beside `text_model.`.
+    Clip,
     /// A text encoder in OpenCLIP's names, with q, k and v fused.
     OpenClip,
     /// A DiT in the original's names, with q, k and v fused.
@@ -71,6 +73,8 @@ impl<'a> View<'a> {
         match &self.naming {
             Naming::Plain => own(),
             Naming::UnetLdm(levels) => unet_keys::ldm_name(name, levels).map_or_else(own, |ldm| format!("{}{ldm}", self.prefix)),
+            Naming::Clip if name.starts_with("text_projection.") => format!("{}{name}", self.prefix.trim_end_matches("text_model.")),
+            Naming::Clip => own(),
             Naming::OpenClip => clip_keys::open_clip_name(name).map_or_else(own, |(open_clip, _)| format!("{}{open_clip}", self.prefix)),
             Naming::Dit => dit_keys::original_name(name).map_or_else(own, |(original, _)| format!("{}{original}", self.prefix)),
             Naming::Vae => {
@@ -132,6 +136,10 @@ impl<'a> View<'a> {
         if let Some(third) = self.third(name) {
             return self.weights.get_rows(&file_name, &fused(shape), third * shape[0]..(third + 1) * shape[0]).await;
         }
+        if let (true, [rows, columns]) = (self.is_transposed(name), shape) {
+            let turned = self.weights.get_async(&file_name, &[*columns, *rows]).await?;
+            return Ok((0..rows * columns).map(|i| turned[i % columns * rows + i / columns]).collect());
+        }
         match self.weights.info(&file_name) {
             Some(info) if self.same_shape(name, shape, info.shape) => self.weights.get_async(&file_name, info.shape).await,
             _ => self.weights.get_async(&file_name, shape).await,
@@ -155,6 +163,11 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Whether the file has `name` with inputs as rows.
+    fn is_transposed(&self, name: &str) -> bool {
+        self.naming == Naming::OpenClip && clip_keys::is_transposed(name)
+    }
+
     /// Checks that all of `tensors` are there with these shapes and a type that can be read, without reading any data.
     ///
     /// # Errors
@@ -163,7 +176,11 @@ impl<'a> View<'a> {
         for (name, shape) in tensors {
             let file_name = self.file_name(name);
             let entry = self.weights.entry(&file_name)?;
-            let shape = if self.third(name).is_some() { &fused(shape) } else { shape };
+            let shape = match shape[..] {
+                _ if self.third(name).is_some() => &fused(shape),
+                [rows, columns] if self.is_transposed(name) => &vec![columns, rows],
+                _ => shape,
+            };
             if !self.same_shape(name, shape, &entry.shape) {
                 return Err(self.weights.wrong_shape(&file_name, shape, &entry.shape));
             }

@@ -10,6 +10,7 @@ pub mod program;
 pub mod suite;
 pub mod synthetic;
 pub mod text_to_image;
+pub mod text_to_image_xl;
 
 use half::f16;
 use infgen::gpu::Elem;

@@ -228,7 +228,7 @@ fn extra_layer(tensor: &Tensor, layers: u64) -> Option<Tensor> {
 }
 
 /// Under OpenCLIP's names, with q, k and v one after the other in one tensor.
-fn open_clip(tensors: impl Iterator<Item = Tensor>) -> Vec<Tensor> {
+pub fn open_clip(tensors: impl Iterator<Item = Tensor>) -> Vec<Tensor> {
     let mut all: Vec<Tensor> = Vec::new();
     let mut thirds: std::collections::BTreeMap<String, [Option<Tensor>; 3]> = Default::default();
     for tensor in tensors {
@@ -266,7 +266,7 @@ fn open_clip(tensors: impl Iterator<Item = Tensor>) -> Vec<Tensor> {
 }
 
 /// A `tokenizer/` folder with the public vocabulary, as tools/goldens/clip_vocabulary.py writes it.
-fn write_tokenizer(folder: &Path, pad: &str) {
+pub fn write_tokenizer(folder: &Path, pad: &str) {
     let printable: Vec<u32> = (0x21..=0x7e).chain(0xa1..=0xac).chain(0xae..=0xff).collect();
     let symbols = printable.iter().copied().chain(256..256 + 256 - printable.len() as u32).map(|c| char::from_u32(c).unwrap().to_string());
     let mut tokens: Vec<String> = symbols.collect();
@@ -303,7 +303,7 @@ pub fn write(path: &Path, tensors: &[Tensor], dtype: Dtype) {
 }
 
 /// CompVis' name of a UNet's tensor, the inverse of `weights::unet_keys`, for one resnet a level.
-fn unet_name(name: &str) -> String {
+pub fn unet_name(name: &str) -> String {
     const LAYERS: usize = 1;
     let parts: Vec<&str> = name.split('.').collect();
     let resnet = |tail: &[&str]| {
@@ -340,7 +340,7 @@ fn unet_name(name: &str) -> String {
     }
 }
 
-fn vae_name(name: &str) -> String {
+pub fn vae_name(name: &str) -> String {
     let parts: Vec<&str> = name.split('.').collect();
     let inner = |tail: &[&str]| tail.join(".").replace("conv_shortcut", "nin_shortcut");
     let reversed = |u: &str| 3 - u.parse::<usize>().unwrap();

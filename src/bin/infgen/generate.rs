@@ -95,7 +95,14 @@ impl DecoderChoice {
             && of_decoder != of_model
         {
             let (name, decoded, made) = (self.name(), of_decoder.name(), of_model.name());
-            return Err(invalid("decoder", format!("{name} decodes latents of the space `{decoded}`, this model makes those of `{made}`")));
+            let other = match self {
+                DecoderChoice::Builtin => {
+                    format!("; for another size than {}x{} name a decoder of that space with --decoder", native.width, native.height)
+                }
+                _ => String::new(),
+            };
+            let detail = format!("{name} decodes latents of the space `{decoded}`, this model makes those of `{made}`{other}");
+            return Err(invalid("decoder", detail));
         }
         if !any_size && size != native {
             let detail = format!(
@@ -167,7 +174,7 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     let own = parts.scheduler(sampler, prediction)?.sampler();
     let lcm = own == Sampler::Lcm;
     let mut request = Request {
-        negative: args.negative.clone().unwrap_or_default(),
+        negative: args.negative.clone(),
         emphasis: args.emphasis,
         clip_skip: args.clip_skip,
         sampler,
@@ -194,7 +201,7 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
         Pipeline::new(&engine, parts, &PipelineOptions { loras, keep: if seeds.len() > 1 { Keep::Denoiser } else { Keep::Nothing } })?;
     let facts = pipeline.parts();
     let what = match &facts.denoiser {
-        Denoiser::Unet { unet, text } => format!("{unet}, {}", text.config),
+        Denoiser::Unet { unet, .. } => facts.texts().fold(unet.to_string(), |all, text| format!("{all}, {}", text.config)),
         Denoiser::Dit { dit, .. } => dit.to_string(),
     };
     run.say(&format!("model: {} ({what})", facts.path.display()));
@@ -375,8 +382,8 @@ fn parameters(request: &Request, sampler: &Sampler, model: &str, args: &Generate
         let name = lora.path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         text.push_str(&format!(" <lora:{name}:{}>", lora.strength));
     }
-    if !request.negative.is_empty() {
-        text.push_str(&format!("\nNegative prompt: {}", request.negative));
+    if let Some(negative) = request.negative.as_ref().filter(|negative| !negative.is_empty()) {
+        text.push_str(&format!("\nNegative prompt: {negative}"));
     }
     let mut fields = vec![
         format!("Steps: {}", request.steps),

@@ -98,10 +98,14 @@ fn inspect_model(run: &Run, parts: &Parts) -> Result<()> {
         Err(error) => (error.to_string(), "unknown"),
     };
     let facts = match &parts.denoiser {
-        Denoiser::Unet { unet, text } => json!({
-            "kind": "text_to_image", "unet": unet.to_string(), "unet_parameters": denoiser,
-            "text_encoder": text.config.to_string(), "text_encoder_parameters": values(&text.config.tensors()),
-        }),
+        Denoiser::Unet { unet, .. } => {
+            let mut facts = json!({ "kind": "text_to_image", "unet": unet.to_string(), "unet_parameters": denoiser });
+            for (name, text) in ["text_encoder", "text_encoder_2"].into_iter().zip(parts.texts()) {
+                facts[name] = text.config.to_string().into();
+                facts[format!("{name}_parameters")] = values(&text.config.tensors()).into();
+            }
+            facts
+        }
         Denoiser::Dit { dit, .. } => {
             json!({ "kind": "class_to_image", "transformer": dit.to_string(), "transformer_parameters": denoiser, "classes": dit.num_classes })
         }
@@ -123,13 +127,15 @@ fn inspect_model(run: &Run, parts: &Parts) -> Result<()> {
         (None, Denoiser::Unet { .. }) => "none of its own; --decoder builtin or a file",
     };
     let mut lines = match &parts.denoiser {
-        Denoiser::Unet { unet, text } => {
+        Denoiser::Unet { unet, .. } => {
             let inpainting = if parts.is_inpainting() { " for inpainting" } else { "" };
-            vec![
+            let texts = parts.texts().map(|text| format!("text encoder: {}, {} values", text.config, values(&text.config.tensors())));
+            let mut lines = vec![
                 format!("text-to-image model{inpainting}, {width}x{height}, family {}", parts.family),
                 format!("denoiser: {unet}, {denoiser} values, predicts {prediction}"),
-                format!("text encoder: {}, {} values", text.config, values(&text.config.tensors())),
-            ]
+            ];
+            lines.extend(texts);
+            lines
         }
         Denoiser::Dit { dit, labels } => vec![
             format!("class-to-image model, {width}x{height}, family {}", parts.family),
