@@ -286,7 +286,7 @@ fn choose(all: &[String], file: Option<&str>, half: bool) -> Result<Choice, Stri
             continue;
         }
         let path = |name: &str| format!("{folder}/{name}");
-        if !has(&path("tokenizer.json")) && !(has(&path("vocab.json")) && has(&path("merges.txt"))) {
+        if !(has(&path("tokenizer.json")) || has(&path("vocab.json")) && has(&path("merges.txt"))) {
             return Err(format!("there is no {folder}/vocab.json with merges.txt in it"));
         }
         let small = ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"].map(path);

@@ -34,6 +34,7 @@ fn open(engine: &Engine, path: &Path) -> Pipeline {
 }
 
 fn request(run: &Run) -> Request {
+    let (image, mask) = picture();
     Request {
         negative: run.negative.clone(),
         sampler: run.sampler.as_deref().map(|name| Sampler::from_name(name).unwrap()),
@@ -43,8 +44,9 @@ fn request(run: &Run) -> Request {
         clip_skip: run.clip_skip,
         seed: run.seed,
         batch: run.batch,
-        image: run.image.then(|| picture().0),
+        image: run.image.then_some(image),
         strength: run.strength,
+        mask: run.mask.then_some(mask),
         ..Request::new(run.prompt.clone(), run.width, run.height)
     }
 }
@@ -60,13 +62,15 @@ fn latents_are_diffusers() {
     let models = models(&case);
     let only = std::env::var("CASE").ok();
     let (folder, file) = (open(&engine, &models.folder), open(&engine, &models.file));
+    let nine = models.nine.each_ref().map(|path| open(&engine, path));
     let mut failures = Vec::new();
     let mut worst = 0.0f64;
     for run in case.runs.iter().filter(|run| only.as_ref().is_none_or(|part| run.name.contains(part.as_str()))) {
         let (_, want) = case.expected(&run.name);
-        let got = latents(&folder, &request(run));
-        if ["own", "empty-negative", "odd", "image"].contains(&run.name.as_str()) {
-            assert!(latents(&file, &request(run)) == got, "{}: the single file gives another latent", run.name);
+        let (in_folder, in_file) = if run.nine { (&nine[0], &nine[1]) } else { (&folder, &file) };
+        let got = latents(in_folder, &request(run));
+        if ["own", "empty-negative", "odd", "image", "inpaint-nine-part"].contains(&run.name.as_str()) {
+            assert!(latents(in_file, &request(run)) == got, "{}: the single file gives another latent", run.name);
         }
         let distance = relative_l2(&got, &want);
         worst = worst.max(distance);

@@ -77,7 +77,12 @@ pub struct Parts {
 #[derive(Debug)]
 enum Files {
     Single(Weights),
-    Folder { denoiser: Weights, text: Option<Weights>, second_text: Option<Weights>, vae: Option<PathBuf> },
+    /// The text encoders in the order of [`Parts::texts`].
+    Folder {
+        denoiser: Weights,
+        texts: Vec<Weights>,
+        vae: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug)]
@@ -352,7 +357,7 @@ impl Parts {
             ));
             SchedulerSource::Dit { prediction: Prediction::Epsilon }
         })?;
-        let files = Files::Folder { denoiser: weights, text: None, second_text: None, vae: vae_path };
+        let files = Files::Folder { denoiser: weights, texts: Vec::new(), vae: vae_path };
         Ok(Parts { notes, ..Parts::class_conditional(path, dit, labels, vae, scheduler, files) })
     }
 
@@ -431,7 +436,11 @@ impl Parts {
             family,
             notes,
             scheduler,
-            files: Files::Folder { denoiser: unet_weights, text: Some(text_weights), second_text: second_weights, vae: vae_path },
+            files: Files::Folder {
+                denoiser: unet_weights,
+                texts: std::iter::once(text_weights).chain(second_weights).collect(),
+                vae: vae_path,
+            },
         })
     }
 
@@ -462,8 +471,8 @@ impl Parts {
         }
         let config = |detail: String| Error::Config { path: self.path.clone(), detail };
         let channels = self.latent_channels();
-        let (unet, text, second) = match &self.denoiser {
-            Denoiser::Unet { unet, text, second } => (unet, text, second),
+        let (unet, second) = match &self.denoiser {
+            Denoiser::Unet { unet, second, .. } => (unet, second),
             Denoiser::Dit { dit, .. } if dit.in_channels == channels => return Ok(()),
             Denoiser::Dit { dit, .. } => {
                 return Err(config(format!("the transformer takes {} channels, the VAE's latents have {channels}", dit.in_channels)));
@@ -473,11 +482,9 @@ impl Parts {
             self.text_view(which)?.check(&text.config.tensors())?;
         }
         let second = second.as_ref().map(|second| &second.text);
-        if let Some(second) = second {
-            if second.tokenizer.max_length() != text.tokenizer.max_length() {
-                let (first, second) = (text.tokenizer.max_length(), second.tokenizer.max_length());
-                return Err(config(format!("the tokenizers give {first} and {second} tokens: parts of different models")));
-            }
+        let lengths: Vec<usize> = self.texts().map(|text| text.tokenizer.max_length()).collect();
+        if lengths.iter().any(|length| *length != lengths[0]) {
+            return Err(config(format!("the tokenizers give {lengths:?} tokens: parts of different models")));
         }
         let width: usize = self.texts().map(|text| text.config.hidden_size).sum();
         if unet.cross_attention_dim != width {
@@ -618,8 +625,7 @@ impl Parts {
         let view = match (&self.files, which) {
             (Files::Single(weights), 0) => clip_keys::view(weights),
             (Files::Single(weights), _) => clip_keys::second(weights),
-            (Files::Folder { text, .. }, 0) => text.as_ref().and_then(clip_keys::view),
-            (Files::Folder { second_text, .. }, _) => second_text.as_ref().and_then(clip_keys::view),
+            (Files::Folder { texts, .. }, _) => texts.get(which).and_then(clip_keys::view),
         };
         view.ok_or_else(|| unknown(&self.path, "a text encoder is missing in it"))
     }

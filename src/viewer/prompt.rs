@@ -136,7 +136,7 @@ impl Prompt {
             }
         });
         if model.is_none() {
-            ui.weak("Open or drop a model, Stable Diffusion 1.x or 2.x or DiT: a diffusers folder, or a single file in safetensors.");
+            ui.weak("Open or drop a model, Stable Diffusion 1.x, 2.x or XL, or DiT: a diffusers folder, or a single file in safetensors.");
         }
         ui.separator();
         egui::ScrollArea::vertical().show(ui, |ui| {

@@ -17,7 +17,7 @@ use super::work::{Action, Key, Rest, Side, Work};
 use crate::engine::{Decoding, Engine, MAX_SIDE, Rect};
 use crate::error::{Error, Result};
 use crate::gpu::{Observer, Picture};
-use crate::latent::Latent;
+use crate::latent::{Latent, LatentSpace};
 
 /// Rest after a change before decoding starts.
 const REST: Duration = Duration::from_millis(100);
@@ -482,6 +482,11 @@ impl Scene {
     /// What is needed to decode the picture elsewhere: for saving.
     pub fn subject(&self) -> Option<(LoadedDecoder, Arc<Latent>)> {
         Some((self.decoders.get(&Side::A)?.clone(), self.document.as_ref()?.latent.clone()))
+    }
+
+    /// The latents that a decoder decodes, where it is known.
+    pub fn latent_space(&self, side: Side) -> Option<LatentSpace> {
+        self.decoders.get(&side)?.decoder.facts().latent_space
     }
 
     /// What a decoder is called.

@@ -139,7 +139,7 @@ pub(super) fn levels_of(tensors: &[(String, Vec<usize>)]) -> Levels {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::unet_config::UnetConfig;
+    use crate::models::unet_config::{AddedEmbedding, UnetConfig};
     use std::collections::BTreeSet;
 
     fn sd15() -> Levels {
@@ -170,6 +170,28 @@ mod tests {
         }
         for none in ["up_blocks.4.resnets.0.norm1.weight", "down_blocks.0.resnets.0.norm3.weight", "class_embedding.weight"] {
             assert_eq!(ldm_name(none, &sd15()), None);
+        }
+    }
+
+    #[test]
+    fn every_tensor_of_sdxl_has_a_ldm_name_of_its_own() {
+        let sdxl = UnetConfig {
+            block_out_channels: vec![320, 640, 1280],
+            layers_per_block: vec![2; 3],
+            down_attention: vec![false, true, true],
+            up_attention: vec![false, true, true],
+            transformer_layers_per_block: vec![1, 2, 10],
+            up_transformer_layers_per_block: vec![1, 2, 10],
+            num_attention_heads: vec![5, 10, 20],
+            added: Some(AddedEmbedding { pooled: 1280, features: 256 }),
+            ..UnetConfig::default()
+        };
+        let levels = levels_of(&sdxl.tensors());
+        assert_eq!(levels, Levels { layers: vec![2; 3], up_attention: vec![true, true, false] });
+        let names: BTreeSet<_> = sdxl.tensors().iter().map(|(name, _)| ldm_name(name, &levels).unwrap()).collect();
+        assert_eq!(names.len(), 1680);
+        for name in ["label_emb.0.2.bias", "output_blocks.2.2.conv.weight", "output_blocks.5.2.conv.weight", "input_blocks.4.1.proj_in.weight"] {
+            assert!(names.contains(name), "{name}");
         }
     }
 

@@ -66,7 +66,12 @@ pub struct Run {
     #[serde(default)]
     pub image: bool,
     #[serde(default)]
+    pub mask: bool,
+    #[serde(default)]
     pub strength: f64,
+    /// On the inpainting model.
+    #[serde(default)]
+    pub nine: bool,
     #[serde(default)]
     pub clip_skip: usize,
 }
@@ -85,9 +90,10 @@ impl Case {
         text_to_image::expected("text-to-image-xl", name)
     }
 
-    /// The tensors of `unet`, `text_encoder`, `text_encoder_2` or `vae`.
+    /// The tensors of `unet`, `text_encoder`, `text_encoder_2` or `vae`, or those of the inpainting form's UNet that are its own (`unet_nine`).
     pub fn tensors(&self, part: &str) -> Vec<Tensor> {
-        let seed = self.seed ^ (synthetic::fnv1a64(part.as_bytes()) & 0xffff);
+        let of = part.trim_end_matches("_nine");
+        let seed = self.seed ^ (synthetic::fnv1a64(of.as_bytes()) & 0xffff);
         text_to_image::filled(&self.tensors[part], seed)
     }
 
@@ -110,6 +116,36 @@ impl Case {
         std::fs::create_dir_all(folder.join("scheduler")).unwrap();
         std::fs::write(folder.join("scheduler/scheduler_config.json"), self.scheduler.to_string()).unwrap();
         self.write_index(folder, true);
+    }
+
+    /// Writes the inpainting form: a mask and a masked picture behind the latent.
+    pub fn write_inpainting_folder(&self, folder: &Path) {
+        self.write_folder(folder);
+        let mut config = self.unet.clone();
+        config["in_channels"] = 9.into();
+        std::fs::write(folder.join("unet/config.json"), config.to_string()).unwrap();
+        text_to_image::write(&folder.join("unet/diffusion_pytorch_model.safetensors"), &self.widened("", self.tensors("unet")), Dtype::F32);
+        let mut index = self.model_index.clone();
+        index["_class_name"] = "StableDiffusionXLInpaintPipeline".into();
+        std::fs::write(folder.join("model_index.json"), index.to_string()).unwrap();
+    }
+
+    /// Writes the inpainting form as a Stability checkpoint.
+    pub fn write_inpainting_file(&self, path: &Path) {
+        text_to_image::write(path, &self.widened("model.diffusion_model.", self.single_file()), Dtype::F32);
+    }
+
+    /// `tensors` with those of the inpainting form in the places of the UNet's, whose names begin with `prefix`.
+    fn widened(&self, prefix: &str, mut tensors: Vec<Tensor>) -> Vec<Tensor> {
+        for wide in self.tensors("unet_nine") {
+            let name = match prefix {
+                "" => wide.name,
+                _ => format!("{prefix}{}", unet_name(&wide.name)),
+            };
+            let own = tensors.iter_mut().find(|tensor| tensor.name == name).unwrap();
+            *own = Tensor { name, ..wide };
+        }
+        tensors
     }
 
     /// Writes model_index.json: whether no negative prompt is one of zeros.
@@ -174,6 +210,8 @@ pub struct Models {
     pub scratch: tempfile::TempDir,
     pub folder: PathBuf,
     pub file: PathBuf,
+    /// The inpainting form, as a folder and as a file.
+    pub nine: [PathBuf; 2],
 }
 
 pub fn models(case: &Case) -> Models {
@@ -181,5 +219,8 @@ pub fn models(case: &Case) -> Models {
     let (folder, file) = (scratch.path().join("model"), scratch.path().join("model.safetensors"));
     case.write_folder(&folder);
     case.write_single_file(&file, Dtype::F32);
-    Models { scratch, folder, file }
+    let nine = ["inpainting", "inpainting.safetensors"].map(|name| scratch.path().join(name));
+    case.write_inpainting_folder(&nine[0]);
+    case.write_inpainting_file(&nine[1]);
+    Models { scratch, folder, file, nine }
 }

@@ -2,7 +2,7 @@
 
     python tools/goldens/text_to_image_xl.py [--check | --sensitivity]
 
-As text_to_image.py, whose amplitudes (`calm` makes some smaller), picture and weights' seed it takes: weights are synthetic, case.json lists the tensors, and
+As text_to_image.py, whose amplitudes (`calm` makes some smaller), picture, mask and weights' seed it takes: weights are synthetic, case.json lists the tensors, and
 tests/common/text_to_image_xl.rs writes the folder and the single-file form. Kept are the context and the pooled vector of one prompt, and
 one call of the UNet block by block. --sensitivity prints how far the latents move when a part of the conditioning is left out or mistaken,
 and how far f32 is from f64 and rounded weights are from f32.
@@ -20,8 +20,8 @@ import torch
 import clip_vocabulary
 import unet as unet_case
 from golden import Taps, channels_last, relative_l2, write_or_check, write_run
-from synthetic import Spec
-from text_to_image import LONG, SEED, TEXT as TEXT_SD, VAE as VAE_SD, amplitude, fill, picture
+from synthetic import Spec, fnv1a64
+from text_to_image import LONG, SEED, TEXT as TEXT_SD, VAE as VAE_SD, amplitude, fill, mask, picture
 
 OUT = Path(__file__).resolve().parents[2] / "tests" / "data" / "text-to-image-xl"
 
@@ -41,6 +41,8 @@ UNET = {
     "time_embedding_dim": None, "time_embedding_type": "positional", "timestep_post_act": None, "transformer_layers_per_block": [1, 1, 2],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "upcast_attention": None, "use_linear_projection": True,
 }
+# The inpainting form: as UNET, with a mask and a masked picture behind the latent.
+NINE = {**UNET, "in_channels": 9}
 TEXT = {**TEXT_SD, "num_hidden_layers": 3}
 # The published file's ids are not the tokenizer's; with an end of 2 the pooled position is that of the largest id.
 TEXT_2 = {
@@ -94,6 +96,19 @@ def specs(modules) -> dict[str, list[Spec]]:
     return parts
 
 
+def widened(unet):
+    """The inpainting form, which shares all but the first layer, and the list of what is its own."""
+    nine = type(unet).from_config(NINE).eval()
+    for name, child in unet.named_children():
+        if name != "conv_in":
+            setattr(nine, name, child)
+    weight = nine.conv_in.weight
+    wide = Spec("conv_in.weight", tuple(weight.shape), *calm("unet", "conv_in.weight", weight.shape))
+    weight.copy_(torch.from_numpy(wide.values(SEED ^ fnv1a64(b"unet") & 0xFFFF)))
+    nine.conv_in.bias.copy_(unet.conv_in.bias)
+    return nine, [wide]
+
+
 def runs():
     base = {"prompt": "a photo of a cat", "negative": None, "steps": 4, "cfg": 5.0, "seed": 42, "width": 64, "height": 64, "batch": 1}
     yield {**base, "name": "own", "sampler": None}
@@ -112,20 +127,31 @@ def runs():
     yield {**base, "name": "clip-skip", "sampler": "ddim", "clip_skip": 1, "cfg": 1.0, "steps": 3}
     yield {**base, "name": "image", "sampler": "ddim", "negative": "blurry", "image": True, "strength": 0.6, "steps": 5}
     yield {**base, "name": "image-euler-a", "sampler": "euler-a", "image": True, "strength": 0.5, "steps": 6, "batch": 2}
+    inpaint = {**base, "image": True, "mask": True}
+    yield {**inpaint, "name": "inpaint", "sampler": "euler-a", "strength": 0.75}
+    # diffusers' own strength for SDXL: the first step is left out, and the picture is in the first latent.
+    yield {**inpaint, "name": "inpaint-default", "sampler": "euler", "negative": "blurry", "strength": 0.9999, "batch": 2}
+    yield {**inpaint, "name": "inpaint-whole", "sampler": "ddim", "negative": "blurry", "strength": 1.0, "steps": 3}
+    yield {**inpaint, "name": "inpaint-nine", "sampler": "ddim", "nine": True, "strength": 1.0, "steps": 3, "batch": 2}
+    yield {**inpaint, "name": "inpaint-nine-part", "sampler": "pndm", "negative": "blurry", "nine": True, "strength": 0.7, "steps": 5}
 
 
 def pipelines(modules, scratch: Path) -> dict:
-    """`text` and `image`: diffusers' pipelines on one set of modules."""
+    """`text`, `image`, `inpaint` and `nine`: diffusers' pipelines on one set of modules; the last has a UNet of its own."""
     import diffusers
     from transformers import CLIPTokenizer
 
     clip_vocabulary.write_folder(scratch / "tokenizer")
     clip_vocabulary.write_folder(scratch / "tokenizer_2", "!")
-    shared = {**modules, **{name: CLIPTokenizer.from_pretrained(scratch / name) for name in ("tokenizer", "tokenizer_2")},
+    parts = {name: part for name, part in modules.items() if name != "unet_nine"}
+    shared = {**parts, **{name: CLIPTokenizer.from_pretrained(scratch / name) for name in ("tokenizer", "tokenizer_2")},
               "force_zeros_for_empty_prompt": True, "add_watermarker": False}
     scheduler = lambda: diffusers.EulerDiscreteScheduler.from_config(SCHEDULER)
     kinds = {"text": diffusers.StableDiffusionXLPipeline(**shared, scheduler=scheduler()),
-             "image": diffusers.StableDiffusionXLImg2ImgPipeline(**shared, scheduler=scheduler(), requires_aesthetics_score=False)}
+             "image": diffusers.StableDiffusionXLImg2ImgPipeline(**shared, scheduler=scheduler(), requires_aesthetics_score=False),
+             "inpaint": diffusers.StableDiffusionXLInpaintPipeline(**shared, scheduler=scheduler(), requires_aesthetics_score=False),
+             "nine": diffusers.StableDiffusionXLInpaintPipeline(**{**shared, "unet": modules["unet_nine"]}, scheduler=scheduler(),
+                                                                requires_aesthetics_score=False)}
     for pipe in kinds.values():
         pipe.set_progress_bar_config(disable=True)
     return kinds
@@ -135,14 +161,16 @@ def latents(kinds, run) -> np.ndarray:
     import diffusers
     from PIL import Image
 
-    pipe = kinds["image" if run.get("image") else "text"]
+    pipe = kinds["nine" if run.get("nine") else "inpaint" if run.get("mask") else "image" if run.get("image") else "text"]
     name, extra = SAMPLERS[run["sampler"]] if run["sampler"] else (SCHEDULER["_class_name"], {})
     pipe.scheduler = getattr(diffusers, name).from_config(SCHEDULER, **extra)
     args = {"prompt": run["prompt"], "negative_prompt": run["negative"], "num_inference_steps": run["steps"], "guidance_scale": run["cfg"],
             "num_images_per_prompt": run["batch"], "generator": torch.Generator("cpu").manual_seed(run["seed"]), "output_type": "latent"}
     if run.get("image"):
         args |= {"image": Image.fromarray(picture()), "strength": run["strength"]}
-    else:
+    if run.get("mask"):
+        args["mask_image"] = Image.fromarray(mask())
+    if run.get("mask") or not run.get("image"):
         args |= {"height": run["height"], "width": run["width"]}
     if run.get("rescale"):
         args["guidance_rescale"] = run["rescale"]
@@ -178,6 +206,7 @@ def filled():
     parts = specs(modules)
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
         fill(modules, parts)
+        modules["unet_nine"], parts["unet_nine"] = widened(modules["unet"])
         yield modules, parts, pipelines(modules, Path(scratch))
 
 

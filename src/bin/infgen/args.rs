@@ -87,7 +87,7 @@ pub enum Command {
   infgen upscale --image photo.jpg --scale 2 -o large.png
   infgen upscale --image photo.jpg --size 4096x2731 -o large.png")]
     Upscale(UpscaleArgs),
-    /// Generate pictures from text (Stable Diffusion 1.x, 2.x) or a class (DiT, SiT), at any size
+    /// Generate pictures from text (Stable Diffusion 1.x, 2.x, SDXL) or a class (DiT, SiT), at any size
     #[command(after_help = GENERATE_HELP)]
     Generate(Box<GenerateArgs>),
     /// Open a window that shows a latent decoded at exactly the pixels it covers
@@ -188,13 +188,16 @@ const GENERATE_HELP: &str = "Examples:
   infgen generate --model sd15-inpainting/ -p \"a cat\" --image sofa.png --mask seat.png -o cat.png
   infgen generate --model sd15/ -p \"a portrait\" --lora style.safetensors:0.8 --batch 4 -o portrait.png
   infgen generate --model sd15/ -p \"a fox\" -s 1-8 --steps 20 --preview now.png -o fox.png     (fox-000.png ... fox-007.png)
+  infgen generate --model sd_xl_base_1.0.safetensors -p \"a fox\" --size 1920x1920 --decoder weights/infgen-tiny-sdxl.safetensors -o fox.png
   infgen generate --model dit-xl-2-256/ -p \"golden retriever\" --size 1024x1024 -o dog.png     (a class, also -p 207)
   infgen generate --model org/name -p \"a map\" -o map.png     (from the hub, once; kept in its cache)
 
 Notes:
   A seed gives the noise of PyTorch's CPU generator on every device, so diffusers with
   generator=torch.Generator(\"cpu\").manual_seed(SEED) makes the same picture.
-  The picture is decoded by the model's own VAE, if it has one, at its native size, and by the InfGen decoder that ships here at any other.
+  The picture is decoded by the model's own VAE, if it has one, at its native size, and by the InfGen decoder that ships here at any other (of SDXL
+  by one of its space: --decoder).
+  SDXL without --negative is led away from zeros, with --negative \"\" from the empty text, as in diffusers.
   SiT takes --steps intervals of its time, which its own sampler calls one number of steps more.
   A PNG keeps the settings where other tools look for them (`parameters`); `infgen inspect fox.png` prints them.
   Weights are stored as --dtype says, what flows between layers is f32 in both.";
@@ -232,7 +235,7 @@ pub struct GenerateArgs {
     /// Sampler [default: the model's own]
     #[arg(long, value_enum, value_name = "S", help_heading = "Picture")]
     pub sampler: Option<SamplerArg>,
-    /// Guidance scale; 1 is without, and twice as fast [default: 7.5; lcm: 1.5; class-conditional models: 4]
+    /// Guidance scale; 1 is without, and twice as fast [default: 7.5; SDXL: 5; lcm: 1.5; class-conditional models: 4]
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Picture")]
     pub cfg: Option<f64>,
     /// Seed of all noise (of which, as in PyTorch, 32 bits count); several, such as 7,11 or 1-4, make a picture (or batch) each [default: another one every time]

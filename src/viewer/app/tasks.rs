@@ -89,6 +89,16 @@ impl Shell {
     /// Follows the prompt.
     pub(super) fn generate(&mut self) {
         let Some(model) = self.model.clone() else { return };
+        if let (Some(made), Some(shown)) = (model.parts().latent_space(), self.scene.latent_space(Side::A))
+            && made != shown
+        {
+            let detail = format!(
+                "the model makes latents of the space `{}`, the decoder decodes `{}`: open a decoder of the model's space first, such as its vae/ folder",
+                made.name(),
+                shown.name()
+            );
+            return self.failed(&Error::Invalid { what: "decoder", detail });
+        }
         let request = self.controls.prompt.request();
         let (proxy, id) = (self.proxy.clone(), self.task_count + 1);
         let task = self.run_task("generating".into(), move |observer| prompt::generate(&model, &request, id, &proxy, observer));
