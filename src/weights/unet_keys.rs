@@ -190,7 +190,9 @@ mod tests {
         assert_eq!(levels, Levels { layers: vec![2; 3], up_attention: vec![true, true, false] });
         let names: BTreeSet<_> = sdxl.tensors().iter().map(|(name, _)| ldm_name(name, &levels).unwrap()).collect();
         assert_eq!(names.len(), 1680);
-        for name in ["label_emb.0.2.bias", "output_blocks.2.2.conv.weight", "output_blocks.5.2.conv.weight", "input_blocks.4.1.proj_in.weight"] {
+        for name in
+            ["label_emb.0.2.bias", "output_blocks.2.2.conv.weight", "output_blocks.5.2.conv.weight", "input_blocks.4.1.proj_in.weight"]
+        {
             assert!(names.contains(name), "{name}");
         }
     }

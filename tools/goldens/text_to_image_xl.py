@@ -133,6 +133,8 @@ def runs():
     yield {**inpaint, "name": "inpaint-default", "sampler": "euler", "negative": "blurry", "strength": 0.9999, "batch": 2}
     yield {**inpaint, "name": "inpaint-whole", "sampler": "ddim", "negative": "blurry", "strength": 1.0, "steps": 3}
     yield {**inpaint, "name": "inpaint-nine", "sampler": "ddim", "nine": True, "strength": 1.0, "steps": 3, "batch": 2}
+    # Picture and mask are resized; to this size Pillow 13 takes rows first, as all before it.
+    yield {**inpaint, "name": "inpaint-resized", "sampler": "ddim", "negative": "blurry", "strength": 0.8, "steps": 5, "width": 136, "height": 104}
     yield {**inpaint, "name": "inpaint-nine-part", "sampler": "pndm", "negative": "blurry", "nine": True, "strength": 0.7, "steps": 5}
 
 

@@ -268,7 +268,7 @@ pub struct GenerateArgs {
     /// Picture to start from
     #[arg(long, value_name = "FILE", help_heading = "Start")]
     pub image: Option<PathBuf>,
-    /// How much of that picture may change, 0 to 1 [default: 0.8; with --mask 1]
+    /// How much of that picture may change, 0 to 1 [default: 0.8; with --mask 1, of SDXL 0.9999]
     #[arg(long, value_name = "X", requires = "image", value_parser = parse_share, help_heading = "Start")]
     pub strength: Option<f64>,
     /// Where it may change: white; black stays as it is

@@ -187,7 +187,12 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
         batch: args.batch,
         init_noise,
         image,
-        strength: args.strength.unwrap_or(if args.mask.is_some() { 1.0 } else { 0.8 }),
+        strength: args.strength.unwrap_or(match args.mask {
+            // As diffusers' pipelines: at 1 a run starts from noise alone.
+            Some(_) if parts.is_sdxl() => 0.9999,
+            Some(_) => 1.0,
+            None => 0.8,
+        }),
         mask,
         preview_every: if args.preview.is_some() { args.preview_every } else { 0 },
         ..Request::new(args.prompt.clone(), native.width, native.height)
