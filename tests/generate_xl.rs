@@ -279,7 +279,9 @@ fn parts_of_different_models_are_refused() {
     f.refused(&other, &[], &["tokenizers", "77, 60", "different models"]);
 
     let other = f.folder("robbed");
-    for (part, word) in [("text_encoder_2", "robbed"), ("text_encoder", "there is no text_encoder/")] {
+    std::fs::remove_dir_all(Path::new(&other).join("vae")).unwrap();
+    f.refused(&other, &["--decoder", "builtin"], &["`sd`", "`sdxl`"]);
+    for (part, word) in [("text_encoder", "refiner"), ("text_encoder_2", "there is no text_encoder_2/")] {
         std::fs::remove_dir_all(Path::new(&other).join(part)).unwrap();
         f.refused(&other, &[], &[word]);
     }
@@ -320,6 +322,9 @@ fn a_pipeline_keeps_both_encoders_or_none() {
     assert_eq!(engine.memory().current, bare);
     assert_eq!(run(&nothing, &dog), (everything, second));
     assert_eq!(run(&nothing, &dog).0, ["denoiser"]);
+    let few = Request { clip_skip: 2, ..asked("a bird") };
+    let refused = nothing.generate(&few, &Observer::default(), &|_| {}).unwrap_err().to_string();
+    assert!(refused.contains("clip skip: 2 of 2 layers"), "{refused}");
 
     // The preview after the last call is of the latent that comes out: its red is this sum (`SDXL_COLOURS`).
     let last = Mutex::new(Vec::new());

@@ -2,57 +2,14 @@
 
 mod common;
 
-use common::devices::{self, skipped};
-use common::text_to_image::{Case, Run, models, picture, relative_l2};
+use common::devices::{self, engine, skipped};
+use common::text_to_image::{Case, latents, models, relative_l2};
 use infgen::gpu::Elem;
 use infgen::models::unet::Unet;
 use infgen::nn::{Loader, Precision};
 use infgen::pipeline::{Keep, Parts, Pipeline, PipelineOptions, Request};
-use infgen::schedulers::{Prediction, Sampler};
-use infgen::{Dtype, Engine, EngineOptions, Latent, Observer};
-
-fn engine(dtype: Dtype) -> Option<Engine> {
-    let options = EngineOptions { device: std::env::var("INFGEN_DEVICE").ok(), dtype, ..EngineOptions::default() };
-    match Engine::new(options) {
-        Ok(engine) => Some(engine),
-        Err(infgen::Error::NoAdapter { detail }) => {
-            assert!(std::env::var_os("REQUIRE_GPU").is_none(), "{detail}");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
-}
-
-fn request(run: &Run) -> Request {
-    let (image, mask) = picture();
-    Request {
-        negative: Some(run.negative.clone()),
-        sampler: run.sampler.as_deref().map(|name| Sampler::from_name(name).unwrap()),
-        prediction: run.prediction.as_deref().map(|name| match name {
-            "v_prediction" => Prediction::VPrediction,
-            other => panic!("{other}"),
-        }),
-        steps: run.steps,
-        cfg: run.cfg,
-        guidance_rescale: run.rescale,
-        eta: run.eta,
-        clip_skip: run.clip_skip,
-        seed: run.seed,
-        batch: run.batch,
-        image: run.image.then_some(image),
-        strength: run.strength,
-        mask: run.mask.then_some(mask),
-        init_noise: run.given.map(|seed| {
-            let (w, h) = (run.width / 8, run.height / 8);
-            Latent::new([1, 4, h, w], infgen::noise::torch_cpu_randn(seed, 4 * h * w)).unwrap()
-        }),
-        ..Request::new(run.prompt.clone(), run.width, run.height)
-    }
-}
-
-fn latents(pipeline: &Pipeline, request: &Request) -> Vec<f32> {
-    pipeline.generate(request, &Observer::default(), &|_| {}).unwrap().latent.data().to_vec()
-}
+use infgen::schedulers::Sampler;
+use infgen::{Dtype, Observer};
 
 #[test]
 fn embeddings_and_latents_are_diffusers() {
@@ -83,9 +40,9 @@ fn embeddings_and_latents_are_diffusers() {
             let sampled: Vec<f32> = encoded.context.chunks_exact(width).step_by(4).flat_map(|row| row.iter().step_by(3).copied()).collect();
             relative_l2(&sampled, &want)
         } else {
-            let got = latents(in_folder, &request(run));
+            let got = latents(in_folder, &run.request());
             if ["ddim-cfg", "own", "image", "sd2", "sd2-euler"].contains(&run.name.as_str()) {
-                assert!(latents(in_file, &request(run)) == got, "{}: the single file gives another latent", run.name);
+                assert!(latents(in_file, &run.request()) == got, "{}: the single file gives another latent", run.name);
             }
             relative_l2(&got, &want)
         };

@@ -4,55 +4,20 @@ mod common;
 
 use std::path::Path;
 
-use common::devices::{self, skipped};
-use common::text_to_image::{picture, relative_l2};
-use common::text_to_image_xl::{Case, Run, models};
+use common::devices::{self, engine, skipped};
+use common::text_to_image::{latents, relative_l2};
+use common::text_to_image_xl::{Case, models};
 use infgen::gpu::Elem;
 use infgen::models::unet::{Unet, added_features};
 use infgen::nn::{Loader, Precision};
 use infgen::pipeline::{Parts, Pipeline, PipelineOptions, Request};
-use infgen::schedulers::Sampler;
-use infgen::{Dtype, Engine, EngineOptions, Observer};
+use infgen::{Dtype, Engine};
 
 /// f32 against f32. torch's own f32 is up to 2e-6 from its f64 here.
 const LATENT: f64 = 2e-5;
 
-fn engine(dtype: Dtype) -> Option<Engine> {
-    let options = EngineOptions { device: std::env::var("INFGEN_DEVICE").ok(), dtype, ..EngineOptions::default() };
-    match Engine::new(options) {
-        Ok(engine) => Some(engine),
-        Err(infgen::Error::NoAdapter { detail }) => {
-            assert!(std::env::var_os("REQUIRE_GPU").is_none(), "{detail}");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
-}
-
 fn open(engine: &Engine, path: &Path) -> Pipeline {
     Pipeline::open(engine, path, &PipelineOptions::default()).unwrap()
-}
-
-fn request(run: &Run) -> Request {
-    let (image, mask) = picture();
-    Request {
-        negative: run.negative.clone(),
-        sampler: run.sampler.as_deref().map(|name| Sampler::from_name(name).unwrap()),
-        steps: run.steps,
-        cfg: run.cfg,
-        guidance_rescale: run.rescale,
-        clip_skip: run.clip_skip,
-        seed: run.seed,
-        batch: run.batch,
-        image: run.image.then_some(image),
-        strength: run.strength,
-        mask: run.mask.then_some(mask),
-        ..Request::new(run.prompt.clone(), run.width, run.height)
-    }
-}
-
-fn latents(pipeline: &Pipeline, request: &Request) -> Vec<f32> {
-    pipeline.generate(request, &Observer::default(), &|_| {}).unwrap().latent.data().to_vec()
 }
 
 #[test]
@@ -68,9 +33,9 @@ fn latents_are_diffusers() {
     for run in case.runs.iter().filter(|run| only.as_ref().is_none_or(|part| run.name.contains(part.as_str()))) {
         let (_, want) = case.expected(&run.name);
         let (in_folder, in_file) = if run.nine { (&nine[0], &nine[1]) } else { (&folder, &file) };
-        let got = latents(in_folder, &request(run));
+        let got = latents(in_folder, &run.request());
         if ["own", "empty-negative", "odd", "image", "inpaint-nine-part"].contains(&run.name.as_str()) {
-            assert!(latents(in_file, &request(run)) == got, "{}: the single file gives another latent", run.name);
+            assert!(latents(in_file, &run.request()) == got, "{}: the single file gives another latent", run.name);
         }
         let distance = relative_l2(&got, &want);
         worst = worst.max(distance);
@@ -85,7 +50,7 @@ fn latents_are_diffusers() {
     // A model that does not force zeros encodes a missing negative prompt as an empty one.
     case.write_index(&models.folder, false);
     let unforced = open(&engine, &models.folder);
-    let asked = |negative: Option<&str>| Request { negative: negative.map(str::to_owned), steps: 2, ..request(case.run("own")) };
+    let asked = |negative: Option<&str>| Request { negative: negative.map(str::to_owned), steps: 2, ..case.run("own").request() };
     let encoded = latents(&folder, &asked(Some("")));
     assert!(latents(&unforced, &asked(None)) == encoded);
     assert!(relative_l2(&latents(&folder, &asked(None)), &encoded) > 0.05);
@@ -169,7 +134,7 @@ fn halves_are_near() {
     let file = scratch.path().join("half.safetensors");
     case.write_single_file(&file, safetensors::Dtype::F16);
     for (engine, name, bound) in [(&single, "plain", 1e-3), (&single, "own", 2e-3), (&half, "plain", 2e-3), (&half, "own", 5e-3)] {
-        let distance = relative_l2(&latents(&open(engine, &file), &request(case.run(name))), &case.expected(name).1);
+        let distance = relative_l2(&latents(&open(engine, &file), &case.run(name).request()), &case.expected(name).1);
         println!("{name}, {:?} activations: {distance:.2e}", engine.dtype());
         assert!(distance < bound, "{name}, {:?} activations: relative L2 {distance:.2e}", engine.dtype());
     }

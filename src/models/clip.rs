@@ -95,7 +95,7 @@ impl ClipText {
     /// If `embeddings` is no whole number of rows.
     pub fn forward(&self, rec: &mut Recorder, embeddings: &[f32], clip_skip: usize) -> Result<Tensor> {
         let h = self.embedded(rec, embeddings);
-        let h = self.run(rec, h, 0..self.kept_layers(clip_skip)?);
+        let h = self.run(rec, h, 0..self.kept_layers(clip_skip, 0)?);
         rec.scoped("final_layer_norm", |rec| {
             let y = self.final_layer_norm.forward(rec, &h, Elem::F32);
             count_nonfinite(rec, &y);
@@ -112,7 +112,7 @@ impl ClipText {
     /// # Panics
     /// If `embeddings` is no whole number of rows, or has no row `end`.
     pub fn penultimate(&self, rec: &mut Recorder, embeddings: &[f32], clip_skip: usize, end: usize) -> Result<(Tensor, Option<Tensor>)> {
-        let kept = self.kept_layers(clip_skip + 1)?;
+        let kept = self.kept_layers(clip_skip, 1)?;
         let h = self.embedded(rec, embeddings);
         let h = self.run(rec, h, 0..kept);
         count_nonfinite(rec, &h);
@@ -128,10 +128,11 @@ impl ClipText {
         Ok((h, pooled))
     }
 
-    fn kept_layers(&self, skipped: usize) -> Result<usize> {
-        let detail = || format!("{skipped} of {} layers cannot be skipped", self.layers.len());
-        let kept = self.layers.len().checked_sub(skipped).filter(|kept| *kept > 0);
-        kept.ok_or_else(|| Error::Invalid { what: "clip skip", detail: detail() })
+    /// Layers that are left of all but `unread`.
+    fn kept_layers(&self, clip_skip: usize, unread: usize) -> Result<usize> {
+        let read = self.layers.len().saturating_sub(unread);
+        let kept = read.checked_sub(clip_skip).filter(|kept| *kept > 0);
+        kept.ok_or_else(|| Error::Invalid { what: "clip skip", detail: format!("{clip_skip} of {read} layers cannot be skipped") })
     }
 
     fn embedded(&self, rec: &mut Recorder, embeddings: &[f32]) -> Tensor {

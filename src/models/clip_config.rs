@@ -156,6 +156,13 @@ impl ClipTextConfig {
         Ok(config)
     }
 
+    /// Takes over the projection that `view` has, where the config does not speak of one.
+    pub fn take_projection(&mut self, view: &View) {
+        if self.projection_dim.is_none() {
+            self.projection_dim = view.info(PROJECTION).and_then(|info| info.shape.first().copied());
+        }
+    }
+
     /// Checks that the values are possible and fit together.
     ///
     /// # Errors

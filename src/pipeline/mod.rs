@@ -265,6 +265,11 @@ impl Pipeline {
                         format!("{}x{}: sides of this model are at least {least}, for instance {w}x{h}", request.width, request.height);
                     return Err(invalid("latent size", detail));
                 }
+                // The last layer is not among those that SDXL reads.
+                let read = self.parts.texts().map(|text| text.config.num_hidden_layers - self.parts.is_sdxl() as usize).min().unwrap_or(0);
+                if request.clip_skip >= read {
+                    return Err(invalid("clip skip", format!("{} of {read} layers cannot be skipped", request.clip_skip)));
+                }
             }
             Denoiser::Dit { dit, labels } => {
                 let (w, h) = self.parts.native_size;

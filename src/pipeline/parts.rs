@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::latent::LatentSpace;
 use crate::models::clip_config::ClipTextConfig;
 use crate::models::dit_config::DitConfig;
 use crate::models::unet_config::UnetConfig;
@@ -101,13 +102,15 @@ enum SchedulerSource {
     },
 }
 
-const FOLDERS: &str = "a diffusers folder has model_index.json, unet/, text_encoder/, tokenizer/, scheduler/ and vae/";
+const FOLDERS: &str = "a diffusers folder has model_index.json, unet/, text_encoder/, tokenizer/, scheduler/ and vae/, that of SDXL also text_encoder_2/ and tokenizer_2/";
 
 /// `scheduler_config.json` of SDXL base 1.0, for files that bring none.
 const SDXL_SCHEDULER: &str = r#"{"_class_name": "EulerDiscreteScheduler", "beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085,
     "clip_sample": false, "interpolation_type": "linear", "num_train_timesteps": 1000, "prediction_type": "epsilon", "sample_max_value": 1.0,
     "set_alpha_to_one": false, "skip_prk_steps": true, "steps_offset": 1, "timestep_spacing": "leading", "use_karras_sigmas": false}"#;
+
 const CLASS_FOLDERS: &str = "a diffusers folder of a class-conditional model has model_index.json, transformer/, scheduler/ and vae/";
+const REFINER: &str = "SDXL's refiner has none, and is not known to this version; of another model use a complete file or folder";
 
 fn unknown(path: &Path, detail: impl Into<String>) -> Error {
     Error::UnknownModel { path: path.to_owned(), detail: detail.into() }
@@ -156,10 +159,8 @@ impl Parts {
         let (_, unet) = recognise::unet(&weights)?.ok_or_else(|| recognised.refuse(&weights, wanted))?;
         let Some((text_view, text)) = recognise::text_encoder(&weights)? else {
             let detail = match family {
-                "sdxl" => {
-                    "this checkpoint of SDXL carries no first text encoder: its refiner has none and is not known to this version; of others use a complete one, or a diffusers folder"
-                }
-                _ => "this checkpoint carries no text encoder; use a complete one, or a diffusers folder",
+                "sdxl" => format!("this checkpoint carries no first text encoder: {REFINER}"),
+                _ => "this checkpoint carries no text encoder; use a complete one, or a diffusers folder".into(),
             };
             return Err(unknown(path, detail));
         };
@@ -363,22 +364,32 @@ impl Parts {
 
     fn from_text_folder(path: &Path, index: Option<Index>) -> Result<Parts> {
         let unet_weights = Parts::component(path, "unet")?;
-        let text_weights = Parts::component(path, "text_encoder")?;
-        let second_weights = match path.join("text_encoder_2").is_dir() {
-            true => Some(Parts::component(path, "text_encoder_2")?),
-            false => None,
-        };
         let unet = match recognise::unet(&unet_weights)? {
             Some((_, config)) => config,
             None => return Err(wrong(&unet_weights, "a UNet of Stable Diffusion")),
         };
+        let second_weights = match unet.added {
+            Some(_) => Some(Parts::component(path, "text_encoder_2")?),
+            None => None,
+        };
+        if second_weights.is_some() && !path.join("text_encoder").is_dir() {
+            return Err(unknown(path, format!("there is no text_encoder/ in it: {REFINER}")));
+        }
+        let text_weights = Parts::component(path, "text_encoder")?;
         let text = match recognise::text_encoder(&text_weights)? {
             Some((_, config)) => config,
             None => return Err(wrong(&text_weights, "a CLIP text encoder")),
         };
         let second = match &second_weights {
             Some(weights) => {
-                let Some((_, config)) = recognise::text_encoder(weights)? else { return Err(wrong(weights, "a CLIP text encoder")) };
+                let Some((view, mut config)) = recognise::text_encoder(weights)? else {
+                    return Err(wrong(weights, "a CLIP text encoder"));
+                };
+                if weights.config_json().is_none() {
+                    let detail = "there is no text_encoder_2/config.json in it, and its tensors do not tell the activation";
+                    return Err(unknown(path, detail));
+                }
+                config.take_projection(&view);
                 let text = Parts::folder_text(path, "tokenizer_2", config, Some("!"))?;
                 Some(Box::new(SecondText { text, zeros_for_none: index.as_ref().is_none_or(Index::zeros_for_none) }))
             }
@@ -387,8 +398,7 @@ impl Parts {
         let (vae, vae_path) = Parts::folder_vae(path)?;
         let text = Parts::folder_text(path, "tokenizer", text, None)?;
         let mut notes = Vec::new();
-        let named = [("unet", &unet_weights), ("text_encoder", &text_weights)];
-        for (name, weights) in named.into_iter().chain(second_weights.as_ref().map(|weights| ("text_encoder_2", weights))) {
+        for (name, weights) in [("unet", &unet_weights), ("text_encoder", &text_weights)] {
             if weights.config_json().is_none() {
                 notes.push(format!("{name}/config.json is missing: what shapes do not tell (heads, groups, activations) is taken to be that of Stable Diffusion"));
             }
@@ -497,9 +507,7 @@ impl Parts {
         if unet.added.map(|added| added.pooled) != pooled {
             let width = |pooled: Option<usize>| pooled.map_or("none".into(), |width| format!("one of width {width}"));
             let (wanted, given) = (width(unet.added.map(|added| added.pooled)), width(pooled));
-            return Err(config(format!(
-                "pooled text: the UNet takes {wanted}, the text encoders give {given}: parts of different models (SDXL's refiner is not known to this version)"
-            )));
+            return Err(config(format!("pooled text: the UNet takes {wanted}, the text encoders give {given}: parts of different models")));
         }
         for text in self.texts() {
             if text.tokenizer.max_id() as usize >= text.config.vocab_size {
@@ -599,11 +607,12 @@ impl Parts {
     }
 
     /// Latent tags of this model's space, where it is known.
-    pub fn latent_space(&self) -> Option<crate::latent::LatentSpace> {
+    pub fn latent_space(&self) -> Option<LatentSpace> {
         match (&self.vae, &self.denoiser) {
             (Some(vae), _) => vae.latent_space,
             // Those that were published are all of Stable Diffusion's.
-            (None, Denoiser::Dit { dit, .. }) if dit.in_channels == 4 => Some(crate::latent::LatentSpace::Sd),
+            (None, Denoiser::Dit { dit, .. }) if dit.in_channels == 4 => Some(LatentSpace::Sd),
+            (None, Denoiser::Unet { unet, second: Some(_), .. }) if unet.out_channels == 4 => Some(LatentSpace::Sdxl),
             (None, _) => None,
         }
     }

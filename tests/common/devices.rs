@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use infgen::gpu::{DeviceProfile, Elem, Gpu, GpuOptions, KernelFamily, KernelPlan, Observer, Outputs, Recorder, Recording};
 use infgen::nn::Precision;
+use infgen::{Dtype, Engine, EngineOptions};
 
 /// One open device. A lock keeps concurrent tests from sharing its memory pool and its cuts.
 pub struct Device {
@@ -61,6 +62,18 @@ pub fn open(options: &GpuOptions) -> Option<Gpu> {
         Ok(gpu) => Some(gpu),
         Err(infgen::error::Error::NoAdapter { detail }) => {
             assert!(std::env::var_os("REQUIRE_GPU").is_none_or(|v| v != "1"), "REQUIRE_GPU=1, but: {detail}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// An engine on the device that the environment names, or none.
+pub fn engine(dtype: Dtype) -> Option<Engine> {
+    match Engine::new(EngineOptions { device: options().device, dtype, ..EngineOptions::default() }) {
+        Ok(engine) => Some(engine),
+        Err(infgen::Error::NoAdapter { detail }) => {
+            assert!(std::env::var_os("REQUIRE_GPU").is_none(), "{detail}");
             None
         }
         Err(error) => panic!("{error}"),

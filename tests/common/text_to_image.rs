@@ -3,8 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use infgen::Image;
+use infgen::pipeline::{Pipeline, Request};
+use infgen::schedulers::{Prediction, Sampler};
 use infgen::tokenizer::ClipTokenizer;
+use infgen::{Image, Latent, Observer};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -51,8 +53,9 @@ pub struct Blocks {
 pub struct Run {
     pub name: String,
     pub prompt: String,
+    /// None: an empty text; of SDXL, zeros.
     #[serde(default)]
-    pub negative: String,
+    pub negative: Option<String>,
     #[serde(default)]
     pub sampler: Option<String>,
     #[serde(default)]
@@ -92,6 +95,40 @@ pub struct Run {
     pub given: Option<u64>,
     #[serde(default)]
     pub ids: Vec<u32>,
+}
+
+impl Run {
+    pub fn request(&self) -> Request {
+        let (image, mask) = picture();
+        Request {
+            negative: self.negative.clone(),
+            sampler: self.sampler.as_deref().map(|name| Sampler::from_name(name).unwrap()),
+            prediction: self.prediction.as_deref().map(|name| match name {
+                "v_prediction" => Prediction::VPrediction,
+                other => panic!("{other}"),
+            }),
+            steps: self.steps,
+            cfg: self.cfg,
+            guidance_rescale: self.rescale,
+            eta: self.eta,
+            clip_skip: self.clip_skip,
+            seed: self.seed,
+            batch: self.batch,
+            image: self.image.then_some(image),
+            strength: self.strength,
+            mask: self.mask.then_some(mask),
+            init_noise: self.given.map(|seed| {
+                let (w, h) = (self.width / 8, self.height / 8);
+                Latent::new([1, 4, h, w], infgen::noise::torch_cpu_randn(seed, 4 * h * w)).unwrap()
+            }),
+            ..Request::new(self.prompt.clone(), self.width, self.height)
+        }
+    }
+}
+
+/// The latents that `request` gives.
+pub fn latents(pipeline: &Pipeline, request: &Request) -> Vec<f32> {
+    pipeline.generate(request, &Observer::default(), &|_| {}).unwrap().latent.data().to_vec()
 }
 
 pub struct Tensor {

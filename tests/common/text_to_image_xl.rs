@@ -7,7 +7,7 @@ use safetensors::tensor::Dtype;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::text_to_image::{self, Spec, Tensor};
+use super::text_to_image::{self, Run, Spec, Tensor};
 use super::{data, synthetic};
 
 #[derive(Deserialize)]
@@ -46,34 +46,6 @@ pub struct Blocks {
     pub stride: [usize; 3],
     /// Name and shape (`[h, w, c]`), in the order of computation.
     pub taps: Vec<(String, [usize; 3])>,
-}
-
-#[derive(Deserialize, Clone)]
-pub struct Run {
-    pub name: String,
-    pub prompt: String,
-    /// None: context and pooled vector of zeros.
-    pub negative: Option<String>,
-    pub sampler: Option<String>,
-    pub steps: usize,
-    pub cfg: f64,
-    pub seed: u64,
-    pub width: usize,
-    pub height: usize,
-    pub batch: usize,
-    #[serde(default)]
-    pub rescale: f64,
-    #[serde(default)]
-    pub image: bool,
-    #[serde(default)]
-    pub mask: bool,
-    #[serde(default)]
-    pub strength: f64,
-    /// On the inpainting model.
-    #[serde(default)]
-    pub nine: bool,
-    #[serde(default)]
-    pub clip_skip: usize,
 }
 
 impl Case {

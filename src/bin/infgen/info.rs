@@ -124,6 +124,7 @@ fn inspect_model(run: &Run, parts: &Parts) -> Result<()> {
     let decoder = match (&parts.vae, &parts.denoiser) {
         (Some(_), _) => "its own VAE",
         (None, Denoiser::Dit { .. }) => "none of its own: the one that ships, or --decoder with a file",
+        (None, Denoiser::Unet { .. }) if parts.is_sdxl() => "none of its own; --decoder with one of SDXL's latents",
         (None, Denoiser::Unet { .. }) => "none of its own; --decoder builtin or a file",
     };
     let mut lines = match &parts.denoiser {
