@@ -1,4 +1,4 @@
-// attention_range: behind attention.wgsl, it keeps what a range of keys needs to be merged with others by attention_merge
+// attention_range: behind attention.wgsl, attention_tile.wgsl or attention_matrix.wgsl, it keeps what a range of keys needs to be merged with others by attention_merge
 // Layout   state [ranges * n, heads] quads: peak, total, 0, 0
 @group(0) @binding(5) var<storage, read_write> state: array<vec4<f32>>;
 

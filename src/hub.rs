@@ -264,7 +264,11 @@ fn choose(all: &[String], file: Option<&str>, half: bool) -> Result<Choice, Stri
             continue;
         }
         if !has(&config) {
-            return Err(format!("there is no {config} in it"));
+            let refiner = *part == "text_encoder" && has(SECOND_CONFIG);
+            return Err(format!(
+                "there is no {config} in it{}",
+                if refiner { ": SDXL's refiner is not known to this version" } else { "" }
+            ));
         }
         let (weights, is_half) = weights(all, part, stem, half).ok_or_else(|| {
             let pickle =
@@ -286,7 +290,8 @@ fn choose(all: &[String], file: Option<&str>, half: bool) -> Result<Choice, Stri
             continue;
         }
         let path = |name: &str| format!("{folder}/{name}");
-        if !(has(&path("tokenizer.json")) || has(&path("vocab.json")) && has(&path("merges.txt"))) {
+        // The second tokenizer of SDXL has the public vocabulary, which is known.
+        if folder == "tokenizer" && !(has(&path("tokenizer.json")) || has(&path("vocab.json")) && has(&path("merges.txt"))) {
             return Err(format!("there is no {folder}/vocab.json with merges.txt in it"));
         }
         let small = ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"].map(path);
@@ -615,7 +620,8 @@ mod tests {
             );
         }
         let without = |part: &str| -> Vec<String> { all.iter().filter(|name| !name.starts_with(part)).cloned().collect() };
-        assert!(choose(&without("tokenizer_2/"), None, true).unwrap_err().contains("no tokenizer_2/vocab.json"));
+        assert_eq!(choose(&without("tokenizer_2/"), None, true).unwrap().files.len(), 16);
+        assert!(choose(&without("text_encoder/"), None, true).unwrap_err().contains("refiner"));
         assert!(choose(&without("text_encoder_2/model"), None, true).unwrap_err().contains("no weights in its text_encoder_2/"));
     }
 

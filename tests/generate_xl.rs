@@ -197,6 +197,14 @@ fn the_plan_is_kept_and_its_smallest_ceiling_does() {
         assert!(bytes(&tight).iter().all(|bytes| *bytes <= needed.parse().unwrap()), "{tight}");
         assert!(under == latent, "a ceiling changes no bit");
         assert!(refused(&(needed.parse::<u64>().unwrap() - 1).to_string()).contains(&format!("needs {needed} ")));
+        // What is kept for the next prompt makes way where the plan has no room for it.
+        let options = EngineOptions { dtype: Dtype::F32, memory: Some(needed.parse().unwrap()), ..EngineOptions::default() };
+        let engine = Engine::new(options).unwrap();
+        let pipeline = Pipeline::open(&engine, &model, &PipelineOptions { keep: Keep::All, ..PipelineOptions::default() }).unwrap();
+        for prompt in ["a photo of a cat", "a bird"] {
+            let request = Request { steps: 2, cfg: 5.0, ..Request::new(prompt, 64, 64) };
+            pipeline.generate(&request, &Observer::default(), &|_| {}).unwrap_or_else(|error| panic!("{model}, {prompt}: {error}"));
+        }
     }
 }
 
@@ -285,6 +293,15 @@ fn parts_of_different_models_are_refused() {
         std::fs::remove_dir_all(Path::new(&other).join(part)).unwrap();
         f.refused(&other, &[], &[word]);
     }
+    // Relatives, read off their tensors.
+    let one = |name: &str| Tensor { name: name.into(), shape: vec![4], values: vec![0.0; 4] };
+    for (name, words) in [
+        ("model.diffusion_model.middle_block.3.in_layers.0.weight", ["middle_block.3.in_layers.0.weight", "not known"]),
+        ("edm_vpred.sigma_max", ["edm_vpred.sigma_max", "EDM"]),
+    ] {
+        let tensors: Vec<Tensor> = f.case.single_file().into_iter().chain([one(name)]).collect();
+        f.refused(&f.save("relative.safetensors", &tensors), &[], &words);
+    }
     // As the refiner is: what base calls its second encoder is its first, and only one.
     const FIRST: &str = "conditioner.embedders.0.";
     let without = || f.case.single_file().into_iter().filter(|tensor| !tensor.name.starts_with(FIRST));
@@ -299,7 +316,7 @@ fn a_pipeline_keeps_both_encoders_or_none() {
     let Some(f) = Fixture::on_device() else { return };
     let engine = Engine::new(EngineOptions { dtype: Dtype::F32, ..EngineOptions::default() }).unwrap();
     let bare = engine.memory().current;
-    let open = |keep| Pipeline::open(&engine, &f.at("model"), &PipelineOptions { keep, ..PipelineOptions::default() }).unwrap();
+    let open = |keep| Pipeline::open(&engine, f.at("model"), &PipelineOptions { keep, ..PipelineOptions::default() }).unwrap();
     let asked = |prompt: &str| Request { steps: 2, cfg: 5.0, ..Request::new(prompt, 64, 64) };
     let run = |pipeline: &Pipeline, request: &Request| {
         let generated = pipeline.generate(request, &Observer::default(), &|_| {}).unwrap();

@@ -104,6 +104,14 @@ fn parts_of_different_models_are_refused() {
     let json: serde_json::Value = serde_json::from_str(&told(&models.nine, &["--json"])).unwrap();
     assert_eq!((&json["recognised"]["inpainting"], &json["recognised"]["predicts"]), (&true.into(), &"the noise".into()));
     assert_eq!(infgen(&["inspect", mixed.to_str().unwrap()]).status.code(), Some(1));
+    // An encoder that could project the text, which nothing here reads.
+    let projects = root.join("projects");
+    copy(&models.folder, &projects);
+    let config = projects.join("text_encoder/config.json");
+    let text = std::fs::read_to_string(&config).unwrap().replace("\"CLIPTextModel\"", "\"CLIPTextModelWithProjection\"");
+    assert!(text.contains("WithProjection"));
+    std::fs::write(&config, text).unwrap();
+    assert_eq!(Parts::open(&projects).unwrap().texts().map(|text| text.config.projection_dim).collect::<Vec<_>>(), [None]);
     // A part's folder with another part in it.
     copy(&models.folder, &mixed);
     copy(&models.folder.join("unet"), &mixed.join("text_encoder"));

@@ -63,15 +63,6 @@ pub struct GpuOptions {
 /// other than NVIDIA's: 4 GiB are for Metal.)
 const LARGE: u64 = u32::MAX as u64 - 3;
 
-/// Workgroups that fill a device of this kind.
-fn fill(kind: &str) -> u32 {
-    match kind {
-        "discrete" => 256,
-        "software" => 1,
-        _ => 64,
-    }
-}
-
 /// Bytes held now and at most so far.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryUse {
@@ -299,8 +290,11 @@ impl Gpu {
             broadcast,
             max_binding: limits.max_storage_buffer_binding_size,
             max_buffer: limits.max_buffer_size,
-            // Kernels for GPUs split their work as on one.
-            fill: fill(if options.kernels.is_none_or(KernelFamily::is_plain) { &facts.kind } else { "discrete" }),
+            // Kernels for GPUs that are asked for on software split their work as on one.
+            fill: match options.kernels {
+                Some(family) if software && !family.is_plain() => super::pace::fill("discrete"),
+                _ => super::pace::fill(&facts.kind),
+            },
             max_workgroup_storage: limits.max_compute_workgroup_storage_size,
             max_invocations: limits.max_compute_invocations_per_workgroup,
             offset_alignment: limits.min_storage_buffer_offset_alignment as u64,
@@ -313,7 +307,7 @@ impl Gpu {
                     kernels: KernelPlan::fixed(false, false),
                     broadcast: false,
                     native_f16: true,
-                    fill: fill("discrete"),
+                    fill: super::pace::fill("discrete"),
                     max_binding: LARGE,
                     max_buffer: LARGE,
                     ..profile
@@ -342,7 +336,7 @@ impl Gpu {
             device,
             queue,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
-            pace: Mutex::new(Pace::new(&facts.kind, fill(&facts.kind))),
+            pace: Mutex::new(Pace::new(&facts.kind)),
             submission_nanos: AtomicU64::new(SUBMISSION.as_nanos() as u64),
             facts,
             profile,

@@ -8,6 +8,15 @@ use crate::error::{Error, Result};
 /// A piece of a dispatch that takes longer is cut however few workgroups it has: watchdogs end what takes seconds.
 const TOO_LONG: f64 = 0.3;
 
+/// Workgroups that fill a device of this kind.
+pub(super) fn fill(kind: &str) -> u32 {
+    match kind {
+        "discrete" => 256,
+        "software" => 1,
+        _ => 64,
+    }
+}
+
 /// Predicted speed per pipeline, corrected by measurement. It only decides where work is cut, never the result.
 #[derive(Debug)]
 pub(crate) struct Pace {
@@ -30,15 +39,14 @@ struct Narrowed {
 }
 
 impl Pace {
-    /// For a device of this kind that so many workgroups fill.
-    pub fn new(kind: &str, fill: u32) -> Pace {
+    pub fn new(kind: &str) -> Pace {
         let work_a_second = match kind {
             "discrete" => 1e12,
             // Of this, kernels of networks reach four times as much on two cores and a tenth on two that others use too.
             "software" => 1e9,
             _ => 1e11,
         };
-        Pace { start: 1.0 / work_a_second, seconds_a_work: HashMap::new(), width: fill as f64, narrowed: HashMap::new() }
+        Pace { start: 1.0 / work_a_second, seconds_a_work: HashMap::new(), width: fill(kind) as f64, narrowed: HashMap::new() }
     }
 
     /// Largest share of a piece's workgroups to run at once so that it takes `target` seconds; never fewer than fill the device.
@@ -185,20 +193,20 @@ mod tests {
 
     #[test]
     fn cutting_for_time_leaves_the_device_filled() {
-        let mut pace = Pace::new("discrete", 256);
+        let mut pace = Pace::new("discrete");
         for _ in 0..50 {
             let (seconds, _) = dispatch(&mut pace, 4096.0, (128.0, 0.029));
             assert!(seconds < 1.05 * 32.0 * 0.029, "{seconds}");
         }
         // What fits a submission is still cut to about one.
-        let mut pace = Pace::new("discrete", 256);
+        let mut pace = Pace::new("discrete");
         (0..50).for_each(|_| {
             dispatch(&mut pace, 65536.0, (128.0, 0.001));
         });
         let (seconds, pieces) = dispatch(&mut pace, 65536.0, (128.0, 0.001));
         assert!((seconds / pieces as f64) < 0.033 && pieces < 128, "{seconds} in {pieces}");
         // Software computes one workgroup after another: any cut helps.
-        let mut pace = Pace::new("software", 1);
+        let mut pace = Pace::new("software");
         (0..50).for_each(|_| {
             dispatch(&mut pace, 64.0, (1.0, 0.015));
         });
@@ -207,13 +215,13 @@ mod tests {
 
     #[test]
     fn what_a_watchdog_would_end_is_cut_further_while_that_helps() {
-        let mut narrow = Pace::new("other", 64);
+        let mut narrow = Pace::new("other");
         (0..9).for_each(|_| {
             dispatch(&mut narrow, 640.0, (8.0, 0.2));
         });
         let (seconds, pieces) = dispatch(&mut narrow, 640.0, (8.0, 0.2));
         assert!(seconds / pieces as f64 <= TOO_LONG && seconds < 2.0 * 80.0 * 0.2, "{seconds} in {pieces}");
-        let mut wide = Pace::new("discrete", 256);
+        let mut wide = Pace::new("discrete");
         (0..9).for_each(|_| {
             dispatch(&mut wide, 640.0, (512.0, 0.5));
         });

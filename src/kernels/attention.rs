@@ -152,7 +152,7 @@ pub fn attention_into(rec: &mut Recorder, [q, k, v]: [&Tensor; 3], heads: usize,
     let d4 = q.channels / heads / 4;
     assert_eq!(d4 * 4 * heads, q.channels, "attention: head dim must be a multiple of 4");
     assert!(k.shape() == v.shape() && k.channels == q.channels && y.shape() == q.shape(), "attention: shapes");
-    assert!(q.pixels() <= whole, "attention: more queries than there are");
+    assert!((1..=whole).contains(&q.pixels()) && k.pixels() > 0, "attention: no queries, more than there are, or no keys");
     let m = k.pixels();
     let profile = *rec.profile();
     // Keys that a binding holds, if it does not hold all.

@@ -389,7 +389,8 @@ impl UnetConfig {
         if self.downsample_padding > 1 {
             return Err(format!("`downsample_padding` is {}, it must be 0 or 1", self.downsample_padding));
         }
-        let frequencies = (self.block_out_channels[0] / 2) as f64;
+        let features = self.added.map_or(usize::MAX, |added| added.features).min(self.block_out_channels[0]);
+        let frequencies = (features / 2) as f64;
         if !(self.freq_shift >= 0.0 && self.freq_shift < frequencies.max(1.0)) {
             return Err(format!("`freq_shift` is {}, it must not be negative and lie below {frequencies}", self.freq_shift));
         }

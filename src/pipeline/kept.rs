@@ -10,6 +10,7 @@ use crate::gpu::{Observer, Recorder};
 use crate::models::clip::{self, ClipText};
 use crate::nn::Loader;
 use crate::tokenizer::{ClipTokenizer, Tokens};
+use crate::weights::View;
 
 /// Which weights stay on the device after a call of [`Pipeline::generate`]. Encoded prompts always stay, on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -18,7 +19,7 @@ pub enum Keep {
     Nothing,
     /// The denoiser's, whatever the ceiling: for calls one after the other, with nothing in between that needs the device.
     Denoiser,
-    /// The denoiser's and the text encoder's. Under a ceiling the text encoder stays while the denoiser runs if both have room, and between calls
+    /// The denoiser's and the text encoders'. Under a ceiling text encoders stay while the denoiser runs if all have room, and between calls
     /// weights stay while they take half of the ceiling at most: the other half is the decoder's.
     #[default]
     All,
@@ -28,6 +29,7 @@ pub enum Keep {
 const CONTEXTS: usize = 32;
 
 /// What the text encoders made of a prompt.
+#[doc(hidden)]
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Encoded {
     /// `[tokens, width]`, SDXL's two encoders beside each other.
@@ -161,21 +163,22 @@ impl Pipeline {
         let mut fresh = vec![Encoded::default(); missing.len()];
         for (which, text) in self.parts.texts().enumerate().filter(|_| !missing.is_empty()) {
             let encoder = self.text_encoder(which, observer, loaded).await?;
-            let view = self.parts.text_view(which)?.patched(self.text_patches[which].clone());
+            let view = self.patched_text(which)?;
             for (encoded, i) in fresh.iter_mut().zip(&missing) {
                 let tokens = &prompts[*i][which];
                 let embeddings = clip::embeddings(&view, &text.config, &tokens.ids).await?;
-                // The first of the highest id: the text's end, which pads may follow.
-                let highest = tokens.ids.iter().max();
-                let end = tokens.ids.iter().position(|id| Some(id) == highest).unwrap_or(0);
-                let rec = self.record_text(&encoder, &embeddings, clip_skip, end)?;
-                let outputs = self.gpu().run(rec.finish(), &observer.quiet()).await;
+                let recording = self.record_text(&encoder, &embeddings, clip_skip, text.tokenizer.end(&tokens.ids))?.finish();
+                if self.gpu().memory_ceiling().is_some_and(|ceiling| self.gpu().peak_bytes(&recording) > ceiling) {
+                    // The plan has this encoder alone.
+                    self.release();
+                }
+                let outputs = self.gpu().run(recording, &observer.quiet()).await;
                 let mut outputs = outputs.map_err(|error| hint(error, self.engine.dtype()))?;
                 let mut context = outputs.numbers("context");
                 if let Some(weights) = &tokens.weights {
                     emphasise(&mut context, weights);
                 }
-                let pooled = encoder.config().projection_dim.map(|_| outputs.numbers("pooled"));
+                let pooled = text.config.projection_dim.map(|_| outputs.numbers("pooled"));
                 encoded.append(tokens.ids.len(), context, pooled);
             }
             drop(encoder);
@@ -209,6 +212,10 @@ impl Pipeline {
         Ok(rec)
     }
 
+    fn patched_text(&self, which: usize) -> Result<View<'_>> {
+        Ok(self.parts.text_view(which)?.patched(self.text_patches[which].clone()))
+    }
+
     /// The first text encoder (0), or SDXL's second (1).
     async fn text_encoder(&self, which: usize, observer: &Observer, loaded: &mut Vec<&'static str>) -> Result<Arc<ClipText>> {
         if let Some(held) = &lock(&self.kept).texts[which] {
@@ -217,7 +224,7 @@ impl Pipeline {
         loaded.push(["text_encoder", "text_encoder_2"][which]);
         let text = self.parts.texts().nth(which).expect("there is one");
         let load = async || -> Result<Held<ClipText>> {
-            let view = self.parts.text_view(which)?.patched(self.text_patches[which].clone());
+            let view = self.patched_text(which)?;
             let loader = Loader::new(self.gpu(), &view, self.precision()).observed(&observer.quiet(), &[]);
             let before = self.gpu().memory().current;
             let network = Arc::new(ClipText::load(&loader, &text.config).await?);

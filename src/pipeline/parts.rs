@@ -1,6 +1,6 @@
 //! A model's parts: found in a diffusers folder or in a single-file checkpoint, opened, not yet loaded.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -173,6 +173,12 @@ impl Parts {
             None => None,
         };
         let sdxl = second.is_some();
+        if let Some(key) = ["edm_mean", "edm_vpred.sigma_max"].into_iter().find(|key| weights.contains(key)) {
+            let detail = format!(
+                "`{key}` in it says that it was trained with EDM's noise, as Playground 2.5 and CosXL are, which is not known to this version"
+            );
+            return Err(unknown(path, detail));
+        }
         let open_clip = clip_keys::is_open_clip(&text_view);
         let vae = recognise::vae(&weights)?.filter(|vae| vae.decoder || vae.encoder).map(|vae| vae.config);
         let mut tokenizer = embedded(path, &text)?;
@@ -396,7 +402,8 @@ impl Parts {
             None => None,
         };
         let (vae, vae_path) = Parts::folder_vae(path)?;
-        let text = Parts::folder_text(path, "tokenizer", text, None)?;
+        // Nothing reads a projection of the first.
+        let text = Parts::folder_text(path, "tokenizer", ClipTextConfig { projection_dim: None, ..text }, None)?;
         let mut notes = Vec::new();
         for (name, weights) in [("unet", &unet_weights), ("text_encoder", &text_weights)] {
             if weights.config_json().is_none() {
@@ -469,15 +476,16 @@ impl Parts {
     fn check(&self) -> Result<()> {
         let (view, tensors) = (self.denoiser_view()?, self.denoiser_tensors());
         view.check(&tensors)?;
-        if let (Denoiser::Dit { dit, .. }, Files::Single(weights)) = (&self.denoiser, &self.files) {
-            // Relatives of DiT have its tensors and more.
-            let known: HashSet<String> = tensors.iter().map(|(name, _)| view.file_name(name)).collect();
-            if let Some(other) = weights.names().find(|name| !known.contains(*name)) {
-                return Err(unknown(
-                    &self.path,
-                    format!("this is {dit}, but for `{other}`, which DiT and SiT do not have: a network that is not known"),
-                ));
-            }
+        if let (Files::Single(_), Some(other)) = (&self.files, view.surplus(&tensors)) {
+            // Read off its tensors, a relative has those that are looked for and more.
+            let (what, have) = match &self.denoiser {
+                Denoiser::Unet { unet, .. } => (unet.to_string(), "the UNets of Stable Diffusion"),
+                Denoiser::Dit { dit, .. } => (dit.to_string(), "DiT and SiT"),
+            };
+            return Err(unknown(
+                &self.path,
+                format!("this is {what}, but for `{other}`, which {have} do not have: a network that is not known"),
+            ));
         }
         let config = |detail: String| Error::Config { path: self.path.clone(), detail };
         let channels = self.latent_channels();

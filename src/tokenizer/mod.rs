@@ -111,6 +111,11 @@ impl ClipTokenizer {
         self.bpe.max_id().max(self.bos).max(self.eos).max(self.pad).max(added)
     }
 
+    /// Where the text of an encoded prompt ends: the first end token, which pads may follow.
+    pub fn end(&self, ids: &[u32]) -> usize {
+        ids.iter().position(|id| *id == self.eos).unwrap_or(ids.len().saturating_sub(1))
+    }
+
     /// Ids of the text alone, without begin, end or padding.
     pub fn ids(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::new();

@@ -69,16 +69,12 @@ impl Prompt {
         self.open = true;
         self.scale = parts.scale();
         (self.width, self.height) = parts.native_size;
-        let other = std::mem::replace(&mut self.class_conditional, parts.is_class_conditional()) != self.class_conditional;
-        let own = parts.scheduler(None, None).map(|own| own.sampler());
-        let lcm = matches!(own, Ok(Sampler::Lcm));
-        if lcm {
-            self.steps = LCM_STEPS;
-        }
-        if let Ok(sampler) = own
-            && (lcm || other)
-        {
-            self.cfg = parts.default_guidance(sampler);
+        self.class_conditional = parts.is_class_conditional();
+        if let Ok(own) = parts.scheduler(None, None) {
+            if own.sampler() == Sampler::Lcm {
+                self.steps = LCM_STEPS;
+            }
+            self.cfg = parts.default_guidance(own.sampler());
         }
     }
 

@@ -1,5 +1,6 @@
 //! One model's tensors under the names that the model uses.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -161,6 +162,12 @@ impl<'a> View<'a> {
             Naming::Dit => dit_keys::original_name(name)?.1,
             _ => None,
         }
+    }
+
+    /// A tensor of the file, where this model's names are, that is none of `tensors`.
+    pub fn surplus(&self, tensors: &[(String, Vec<usize>)]) -> Option<&'a str> {
+        let known: HashSet<String> = tensors.iter().map(|(name, _)| self.file_name(name)).collect();
+        self.names().find(|name| name.starts_with(&self.prefix) && !known.contains(*name))
     }
 
     /// Whether the file has `name` with inputs as rows.

@@ -106,12 +106,13 @@ impl DecoderChoice {
         }
         if !any_size && size != native {
             let detail = format!(
-                "{}x{}: the decoder `{}` only makes {}x{} of this latent; use --decoder builtin for any size",
+                "{}x{}: the decoder `{}` only makes {}x{} of this latent; {} makes any size",
                 size.width,
                 size.height,
                 self.name(),
                 native.width,
-                native.height
+                native.height,
+                if parts.is_sdxl() { "an InfGen decoder of the space `sdxl`" } else { "--decoder builtin" }
             );
             return Err(invalid("size", detail));
         }
