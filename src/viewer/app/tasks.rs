@@ -15,6 +15,7 @@ use super::{Capture, Shell, Task};
 use crate::error::{Error, Result};
 use crate::gpu::Observer;
 use crate::image::{OutputFormat, check_writable};
+use crate::latent::LatentSpace;
 use crate::pipeline::{Pipeline, Preview};
 
 /// A file dialog that is gone after so short a time was never there.
@@ -83,17 +84,38 @@ impl Shell {
         if let Some(settings) = self.scene.settings() {
             self.controls.prompt.recall(settings);
         }
+        self.suit_decoder(&model);
         self.model = Some(Arc::new(model));
+    }
+
+    /// Where the decoder that is shown decodes latents of another space than the model makes, one that fits takes its place: the one that ships, or
+    /// the model's VAE.
+    fn suit_decoder(&mut self, model: &Pipeline) {
+        let made = model.parts().latent_space();
+        if self.other_space(model).is_none() {
+            return;
+        }
+        if made == Some(LatentSpace::Sd) {
+            let engine = self.engine.clone();
+            let open = move |_: &Observer| Ok(Done::Opened(Box::new((Opened::Decoder(files::builtin(&engine)?), Side::A))));
+            self.run_task("opening the built-in decoder".into(), open);
+        } else if let Ok(path) = model.parts().vae_path() {
+            self.open_file(path, Side::A, true);
+        }
+    }
+
+    /// The space of the model's latents and that of the decoder that is shown, where they are known and differ.
+    fn other_space(&self, model: &Pipeline) -> Option<[LatentSpace; 2]> {
+        let both = [model.parts().latent_space()?, self.scene.latent_space(Side::A)?];
+        (both[0] != both[1]).then_some(both)
     }
 
     /// Follows the prompt.
     pub(super) fn generate(&mut self) {
         let Some(model) = self.model.clone() else { return };
-        if let (Some(made), Some(shown)) = (model.parts().latent_space(), self.scene.latent_space(Side::A))
-            && made != shown
-        {
+        if let Some([made, shown]) = self.other_space(&model) {
             let detail = format!(
-                "the model makes latents of the space `{}`, the decoder decodes `{}`: open a decoder of the model's space first, such as its vae/ folder",
+                "the model makes latents of the space `{}`, the decoder decodes `{}`: open one of the model's space first",
                 made.name(),
                 shown.name()
             );
