@@ -177,6 +177,11 @@ fn fields_of_other_samplers_do_not_matter() {
             assert_eq!(got, expected, "{sampler}: {other}");
         }
     }
+    // But a model that was trained with other noise is no better off with another sampler.
+    for class in ["EDMDPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler"] {
+        let error = Scheduler::from_json(&folder(class, r#""sigma_data": 0.5"#), Some(Sampler::Euler), path).unwrap_err().to_string();
+        assert!(error.contains(class) && error.contains("whatever the sampler"), "{error}");
+    }
     let of = |fields: &str, sampler: Sampler| Scheduler::from_json(&folder("PNDMScheduler", fields), Some(sampler), path);
     for (fields, readers) in [
         (r#""thresholding": true"#, "ddim ddpm dpmpp-2m dpmpp-2m-karras lcm"),

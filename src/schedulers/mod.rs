@@ -158,6 +158,11 @@ impl Scheduler {
     /// [`Error::Malformed`], [`Error::Config`]: also for a class that is none of the samplers, with the remedy.
     pub fn from_json(json: &str, sampler: Option<Sampler>, path: &Path) -> Result<Scheduler> {
         let class = config::class_name(json, path)?;
+        if let Some(class) = class.as_deref().filter(|class| class.starts_with("EDM") || class.starts_with("FlowMatch")) {
+            let detail =
+                format!("_class_name is {class}: the model was trained with noise that this version does not know, whatever the sampler");
+            return Err(Error::Config { path: path.to_owned(), detail });
+        }
         let sampler = match sampler {
             Some(sampler) => sampler,
             None => {
