@@ -29,6 +29,8 @@ pub struct Prompt {
     pub open: bool,
     prompt: String,
     negative: String,
+    /// Nothing typed is the empty text, as in the settings taken over, and not none: SDXL tells them apart.
+    empty_negative: bool,
     steps: usize,
     cfg: f64,
     seed: u64,
@@ -50,6 +52,7 @@ impl Default for Prompt {
             open: false,
             prompt: String::new(),
             negative: String::new(),
+            empty_negative: false,
             steps: 30,
             cfg: 7.5,
             seed: 0,
@@ -84,7 +87,7 @@ impl Prompt {
             self.seed = RandomState::new().build_hasher().finish() & 0xffff_ffff;
         }
         Request {
-            negative: (!self.class_conditional && !self.negative.is_empty()).then(|| self.negative.clone()),
+            negative: (!self.class_conditional && (self.empty_negative || !self.negative.is_empty())).then(|| self.negative.clone()),
             steps: self.steps,
             cfg: self.cfg,
             seed: self.seed,
@@ -103,6 +106,7 @@ impl Prompt {
         }
         self.prompt = prompt;
         self.negative = text("negative_prompt").unwrap_or_default();
+        self.empty_negative = text("negative_prompt").is_some_and(|text| text.is_empty());
         self.steps = settings["steps"].as_u64().map_or(self.steps, |steps| (steps as usize).clamp(1, 1000));
         self.cfg = settings["cfg"].as_f64().filter(|cfg| cfg.is_finite()).map_or(self.cfg, |cfg| cfg.clamp(0.0, 30.0));
         if let Some(seed) = settings["seed"].as_u64() {
@@ -248,6 +252,10 @@ mod tests {
             assert_eq!((request.prompt.as_str(), request.negative.as_deref(), request.seed), (prompt, Some("fog"), 77));
             assert_eq!((request.steps, request.cfg, request.sampler), (12, 3.5, Some(Sampler::EulerAncestral)));
             assert_eq!((request.width, request.height), (320, 200));
+            for (recalled, asked) in [(json!(""), Some("")), (Value::Null, None)] {
+                panel.recall(&json!({ "prompt": prompt, "negative_prompt": recalled }));
+                assert_eq!(panel.request().negative.as_deref(), asked);
+            }
             let mut class_conditional = Prompt { class_conditional: true, width: 256, height: 256, ..Prompt::default() };
             let before = class_conditional.clone();
             class_conditional.recall(&settings);
