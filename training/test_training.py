@@ -137,6 +137,11 @@ def test_teachers_show_what_their_networks_make_of_the_latent():
     quarter = (z, (128, 128), [(8, 0, 8, 8)], torch.zeros(1, 3, 64, 64, dtype=torch.uint8), 2)
     there = of_vae[..., 32:, :32].repeat_interleave(2, 2).repeat_interleave(2, 3)
     close(teach((1, 0), quarter), there, 1e-5)
+    # beyond the latent's own size the network shows its picture of that size, beside one that it shows as it is
+    close(teach((0, 1), quarter), of_model[..., 32:, :32].repeat_interleave(2, 2).repeat_interleave(2, 3), 1e-5)
+    twice = (z, (128, 128), [(0, 0, 8, 8)], torch.zeros(1, 3, 64, 64, dtype=torch.uint8), 1)
+    large = F.interpolate(of_model, (128, 128), mode="bicubic", align_corners=False).clamp(-1, 1)[..., :64, :64]
+    close(teach((0, 1), twice, whole), torch.cat([large, of_model]), 1e-4)
 
 
 def test_views_are_encoded_shape_by_shape():

@@ -417,16 +417,34 @@ class Teachers:
         target = (1 - of_vae - of_before) * as_target(batch)
         with torch.autocast(target.device.type, torch.bfloat16, enabled=self.amp):
             if of_before:
-                out = decode_crops(self.before, batch)
-                target += of_before * reduced(out.float().clamp(-1, 1), batch)
+                target += of_before * self.of_before(batch)
             if of_vae:
                 zs = torch.stack([b[0] for b in batch]) * c["scaling_factor"]
                 wholes = self.vae(zs.contiguous(memory_format=torch.channels_last)).float().clamp(0, 1)
                 target += of_vae * torch.cat([self.enlarged(whole[None], *b[1:]) for whole, b in zip(wholes, batch)])
         return target
 
+    def of_before(self, batch):
+        """What the network made of each latent: at the picture's size, or where that is more than the latent's own, its picture of that size
+        enlarged, which is nearer to the original (weights/README.md)."""
+        parts = [None] * len(batch)
+        for large in (False, True):
+            some = [i for i, (z, size, *_) in enumerate(batch) if (size[0] * size[1] > 64 * z[0].numel()) == large]
+            alike = [batch[i] for i in some]
+            if not some:
+                continue
+            if large:
+                zs = torch.stack([b[0] for b in alike])
+                wholes = self.before(zs, 8 * zs.shape[2], 8 * zs.shape[3]).float().clamp(-1, 1) / 2 + 0.5
+                made = [self.enlarged(whole[None], *b[1:]) for whole, b in zip(wholes, alike)]
+            else:
+                made = reduced(decode_crops(self.before, alike).float().clamp(-1, 1), alike).split([len(b[2]) for b in alike])
+            for i, part in zip(some, made):
+                parts[i] = part
+        return torch.cat(parts)
+
     def enlarged(self, whole, size, rects, crops, reduce):
-        """One picture of TAESD's in [0, 1] at `size`, bicubic, cut as the crops are: in [-1, 1]."""
+        """A picture in [0, 1] at `size`, bicubic, cut as the crops are: in [-1, 1]."""
         (H, W), (h, w), p = size, crops.shape[-2:], self.before.config["patch"]
         pts = [grid_points(H // reduce, W // reduce, (i * p // reduce, j * p // reduce, h // reduce, w // reduce)) for i, j, _, _ in rects]
         at = torch.stack([2 * torch.stack([x, y], -1) - 1 for y, x in pts]).unflatten(1, (h // reduce, w // reduce)).to(whole.device)
