@@ -3,11 +3,8 @@
 mod common;
 
 use common::devices::{self, engine, skipped};
-use common::text_to_image::{Case, latents, models, relative_l2};
-use infgen::gpu::Elem;
-use infgen::models::unet::Unet;
-use infgen::nn::{Loader, Precision};
-use infgen::pipeline::{Keep, Parts, Pipeline, PipelineOptions, Request};
+use common::text_to_image::{Case, latents, models, one_call, relative_l2, strided};
+use infgen::pipeline::{Keep, Pipeline, PipelineOptions, Request};
 use infgen::schedulers::Sampler;
 use infgen::{Dtype, Observer};
 
@@ -63,43 +60,23 @@ fn every_block_is_diffusers() {
     let case = Case::open();
     let models = models(&case);
     let pipeline = Pipeline::open(&engine, &models.folder, &PipelineOptions::default()).unwrap();
-    let (ids, encoded) = pipeline.embed(&case.blocks.prompt, 0).unwrap();
+    let (_, encoded) = pipeline.embed(&case.blocks.prompt, 0).unwrap();
     let gpu = devices::open(&devices::options()).expect("there is an engine");
     for path in [&models.folder, &models.file] {
-        let parts = Parts::open(path).unwrap();
-        let (view, config) = (parts.denoiser_view().unwrap(), parts.unet().unwrap());
-        let unet = pollster::block_on(Unet::load(&Loader::new(&gpu, &view, Precision::F32), config, false)).unwrap();
-        let mut rec = gpu.recorder();
-        rec.keep_taps(true);
-        let noise = infgen::noise::torch_cpu_randn(case.blocks.seed, 4 * 8 * 8);
-        let last: Vec<f32> = (0..noise.len()).map(|i| noise[i % 4 * 64 + i / 4]).collect();
-        let latent = rec.upload(&last, 8, 8, 4, Elem::F32);
-        let context = rec.upload(&encoded.context, ids.len(), 1, config.cross_attention_dim, Elem::F32);
-        let prompt = unet.prompt(&mut rec, &context, None).unwrap();
-        let step = unet.step(&mut rec, case.blocks.timestep, None, &prompt);
-        let y = unet.forward(&mut rec, &latent, &step, &prompt).unwrap();
-        rec.output("sample", &y);
-        let mut outputs = devices::run(&gpu, rec.finish()).unwrap();
+        let mut outputs = one_call(&gpu, path, case.blocks.seed, case.blocks.timestep, &encoded.context, |_| None);
         assert!(case.blocks.taps.len() > 15);
         for tap in &case.blocks.taps {
             let (shape, want) = case.expected(&format!("block.{tap}"));
-            let [y, x, c] = case.blocks.stride;
             let values = outputs.numbers(tap);
             // Planes of this model are square; the time embedding is one row.
             let channels = match tap.as_str() {
                 "sample" => 4,
                 "time_embedding" => 128,
-                _ if shape[2] == 32usize.div_ceil(c) => 32,
+                _ if shape[2] == 32usize.div_ceil(case.blocks.stride[2]) => 32,
                 _ => 64,
             };
             let side = (values.len() / channels).isqrt();
-            assert_eq!(values.len(), side * side * channels, "{tap}");
-            let mut sampled = Vec::new();
-            for row in (0..side).step_by(y) {
-                for column in (0..side).step_by(x) {
-                    sampled.extend(values[(row * side + column) * channels..][..channels].iter().step_by(c));
-                }
-            }
+            let sampled = strided(&values, [side, side, channels], case.blocks.stride);
             let distance = relative_l2(&sampled, &want);
             assert!(distance < 1e-4, "{}: first block that drifts is {tap}, relative L2 {distance:.2e}", path.display());
         }

@@ -5,12 +5,11 @@ mod common;
 use std::path::Path;
 
 use common::devices::{self, engine, skipped};
-use common::text_to_image::{latents, relative_l2};
+use common::text_to_image::{latents, one_call, relative_l2, strided};
 use common::text_to_image_xl::{Case, models};
-use infgen::gpu::Elem;
-use infgen::models::unet::{Unet, added_features};
-use infgen::nn::{Loader, Precision};
-use infgen::pipeline::{Parts, Pipeline, PipelineOptions, Request};
+use infgen::models::unet::added_features;
+use infgen::models::unet_config::UnetConfig;
+use infgen::pipeline::{Pipeline, PipelineOptions, Request};
 use infgen::{Dtype, Engine};
 
 /// f32 against f32. torch's own f32 is up to 2e-6 from its f64 here.
@@ -87,37 +86,16 @@ fn every_block_is_diffusers() {
     let Some(engine) = engine(Dtype::F32) else { return skipped("every_block_is_diffusers") };
     let case = Case::open();
     let models = models(&case);
-    let (ids, encoded) = open(&engine, &models.folder).embed(&case.blocks.prompt, 0).unwrap();
+    let (_, encoded) = open(&engine, &models.folder).embed(&case.blocks.prompt, 0).unwrap();
     let pooled = encoded.pooled.expect("SDXL has a pooled vector");
     let gpu = devices::open(&devices::options()).expect("there is an engine");
     for path in [&models.folder, &models.file] {
-        let parts = Parts::open(path).unwrap();
-        let (view, config) = (parts.denoiser_view().unwrap(), parts.unet().unwrap());
-        let unet = pollster::block_on(Unet::load(&Loader::new(&gpu, &view, Precision::F32), config, false)).unwrap();
-        let mut rec = gpu.recorder();
-        rec.keep_taps(true);
-        let noise = infgen::noise::torch_cpu_randn(case.blocks.seed, 4 * 8 * 8);
-        let last: Vec<f32> = (0..noise.len()).map(|i| noise[i % 4 * 64 + i / 4]).collect();
-        let latent = rec.upload(&last, 8, 8, 4, Elem::F32);
-        let context = rec.upload(&encoded.context, ids.len(), 1, config.cross_attention_dim, Elem::F32);
-        let added = added_features(config, &pooled, case.blocks.time_ids);
-        let prompt = unet.prompt(&mut rec, &context, Some(&added)).unwrap();
-        let step = unet.step(&mut rec, case.blocks.timestep, None, &prompt);
-        let y = unet.forward(&mut rec, &latent, &step, &prompt).unwrap();
-        rec.output("sample", &y);
-        let mut outputs = devices::run(&gpu, rec.finish()).unwrap();
+        let added = |config: &UnetConfig| Some(added_features(config, &pooled, case.blocks.time_ids));
+        let mut outputs = one_call(&gpu, path, case.blocks.seed, case.blocks.timestep, &encoded.context, added);
         assert!(case.blocks.taps.len() > 25);
-        for (tap, [h, w, c]) in &case.blocks.taps {
+        for (tap, shape) in &case.blocks.taps {
             let (_, want) = case.expected(&format!("block.{tap}"));
-            let [rows, columns, channels] = case.blocks.stride;
-            let values = outputs.numbers(tap);
-            assert_eq!(values.len(), h * w * c, "{tap}");
-            let mut sampled = Vec::new();
-            for row in (0..*h).step_by(rows) {
-                for column in (0..*w).step_by(columns) {
-                    sampled.extend(values[(row * w + column) * c..][..*c].iter().step_by(channels));
-                }
-            }
+            let sampled = strided(&outputs.numbers(tap), *shape, case.blocks.stride);
             let distance = relative_l2(&sampled, &want);
             println!("{tap}: {distance:.2e}");
             assert!(distance < 2e-5, "{}: first block that drifts is {tap}, relative L2 {distance:.2e}", path.display());

@@ -3,7 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use infgen::pipeline::{Pipeline, Request};
+use infgen::gpu::{Elem, Gpu, Outputs};
+use infgen::models::unet::Unet;
+use infgen::models::unet_config::UnetConfig;
+use infgen::nn::{Loader, Precision};
+use infgen::pipeline::{Parts, Pipeline, Request};
 use infgen::schedulers::{Prediction, Sampler};
 use infgen::tokenizer::ClipTokenizer;
 use infgen::{Image, Latent, Observer};
@@ -11,7 +15,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{data, synthetic};
+use super::{data, devices, synthetic};
 
 /// Name, shape, amplitude, offset.
 pub type Spec = (String, Vec<usize>, f32, f32);
@@ -126,6 +130,38 @@ impl Run {
     }
 }
 
+/// One call of the UNet of the model at `path` on noise of 8x8, every tap kept, and `sample`: what comes out. `added` as [`Unet::prompt`] takes it.
+pub fn one_call(
+    gpu: &Gpu,
+    path: &Path,
+    seed: u64,
+    timestep: f64,
+    context: &[f32],
+    added: impl FnOnce(&UnetConfig) -> Option<Vec<f32>>,
+) -> Outputs {
+    let parts = Parts::open(path).unwrap();
+    let (view, config) = (parts.denoiser_view().unwrap(), parts.unet().unwrap());
+    let unet = pollster::block_on(Unet::load(&Loader::new(gpu, &view, Precision::F32), config, false)).unwrap();
+    let mut rec = gpu.recorder();
+    rec.keep_taps(true);
+    let noise = infgen::noise::torch_cpu_randn(seed, 4 * 8 * 8);
+    let last: Vec<f32> = (0..noise.len()).map(|i| noise[i % 4 * 64 + i / 4]).collect();
+    let latent = rec.upload(&last, 8, 8, 4, Elem::F32);
+    let context = rec.upload(context, context.len() / config.cross_attention_dim, 1, config.cross_attention_dim, Elem::F32);
+    let prompt = unet.prompt(&mut rec, &context, added(config).as_deref()).unwrap();
+    let step = unet.step(&mut rec, timestep, None, &prompt);
+    let y = unet.forward(&mut rec, &latent, &step, &prompt).unwrap();
+    rec.output("sample", &y);
+    devices::run(gpu, rec.finish()).unwrap()
+}
+
+/// Every so many rows, columns and channels of `values`, `[h, w, c]`.
+pub fn strided(values: &[f32], [h, w, c]: [usize; 3], [rows, columns, channels]: [usize; 3]) -> Vec<f32> {
+    assert_eq!(values.len(), h * w * c);
+    let pixels = (0..h).step_by(rows).flat_map(|y| (0..w).step_by(columns).map(move |x| (y * w + x) * c));
+    pixels.flat_map(|at| values[at..][..c].iter().step_by(channels).copied()).collect()
+}
+
 /// The latents that `request` gives.
 pub fn latents(pipeline: &Pipeline, request: &Request) -> Vec<f32> {
     pipeline.generate(request, &Observer::default(), &|_| {}).unwrap().latent.data().to_vec()
@@ -153,9 +189,7 @@ impl Case {
 
     /// The tensors of `unet`, `text_encoder`, `vae`, or of the first two in SD 2.x's form (`unet_sd2`, `text_encoder_sd2`).
     pub fn tensors(&self, part: &str) -> Vec<Tensor> {
-        let of = part.trim_end_matches("_nine");
-        let seed = self.seed ^ (synthetic::fnv1a64(of.as_bytes()) & 0xffff);
-        filled(&self.tensors[part], seed)
+        part_filled(&self.tensors[part], part, self.seed)
     }
 
     /// Writes a diffusers folder.
@@ -245,6 +279,11 @@ pub fn expected(case: &str, name: &str) -> (Vec<usize>, Vec<f32>) {
     let view = file.tensor(name).unwrap();
     let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     (view.shape().to_vec(), values)
+}
+
+/// [`filled`] for a part of a model, whose inpainting form (`_nine`) has the values of the other where it has the same shapes.
+pub fn part_filled(specs: &[Spec], part: &str, seed: u64) -> Vec<Tensor> {
+    filled(specs, seed ^ (synthetic::fnv1a64(part.trim_end_matches("_nine").as_bytes()) & 0xffff))
 }
 
 /// The tensors that a case lists.

@@ -7,8 +7,8 @@ use safetensors::tensor::Dtype;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::data;
 use super::text_to_image::{self, Run, Spec, Tensor};
-use super::{data, synthetic};
 
 #[derive(Deserialize)]
 pub struct Case {
@@ -64,9 +64,7 @@ impl Case {
 
     /// The tensors of `unet`, `text_encoder`, `text_encoder_2` or `vae`, or those of the inpainting form's UNet that are its own (`unet_nine`).
     pub fn tensors(&self, part: &str) -> Vec<Tensor> {
-        let of = part.trim_end_matches("_nine");
-        let seed = self.seed ^ (synthetic::fnv1a64(of.as_bytes()) & 0xffff);
-        text_to_image::filled(&self.tensors[part], seed)
+        text_to_image::part_filled(&self.tensors[part], part, self.seed)
     }
 
     /// Writes a diffusers folder.

@@ -86,14 +86,15 @@ def amplitude(part: str, name: str, shape) -> tuple[float, float]:
     return gain * (3.0 / fan) ** 0.5, 0.0
 
 
-def specs(modules) -> dict[str, list[Spec]]:
+def specs(modules, amplitude=amplitude) -> dict[str, list[Spec]]:
     parts = {}
     for part, module in modules.items():
         parts[part] = []
         for name, tensor in module.state_dict().items():
             if name.endswith("position_ids"):
                 continue
-            stored = name if not part.startswith("text_encoder") or name.startswith("text_model.") else f"text_model.{name}"
+            bare = part.startswith("text_encoder") and not name.startswith(("text_model.", "text_projection."))
+            stored = f"text_model.{name}" if bare else name
             parts[part].append(Spec(stored, tuple(tensor.shape), *amplitude(part, stored, tensor.shape)))
     return parts
 

@@ -21,7 +21,7 @@ import clip_vocabulary
 import unet as unet_case
 from golden import Taps, channels_last, relative_l2, write_or_check, write_run
 from synthetic import Spec, fnv1a64
-from text_to_image import LONG, SEED, TEXT as TEXT_SD, VAE as VAE_SD, amplitude, fill, mask, picture
+from text_to_image import LONG, SEED, TEXT as TEXT_SD, VAE as VAE_SD, amplitude, fill, mask, picture, specs
 
 OUT = Path(__file__).resolve().parents[2] / "tests" / "data" / "text-to-image-xl"
 
@@ -81,19 +81,6 @@ def calm(part: str, name: str, shape) -> tuple[float, float]:
              "conv_out.weight": 0.4 if part == "unet" else None}
     gain = next((gain for key, gain in gains.items() if key in name and gain), None)
     return (amp, offset) if gain is None or len(shape) == 1 else (gain * (3.0 / int(np.prod(shape[1:]))) ** 0.5, offset)
-
-
-def specs(modules) -> dict[str, list[Spec]]:
-    parts = {}
-    for part, module in modules.items():
-        parts[part] = []
-        for name, tensor in module.state_dict().items():
-            if name.endswith("position_ids"):
-                continue
-            bare = part == "text_encoder" and not name.startswith("text_model.")
-            stored = f"text_model.{name}" if bare else name
-            parts[part].append(Spec(stored, tuple(tensor.shape), *calm(part, stored, tensor.shape)))
-    return parts
 
 
 def widened(unet):
@@ -205,7 +192,7 @@ def filled():
     """Modules with their weights, the list of those, and the pipelines."""
     torch.manual_seed(0)
     modules = models()
-    parts = specs(modules)
+    parts = specs(modules, calm)
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
         fill(modules, parts)
         modules["unet_nine"], parts["unet_nine"] = widened(modules["unet"])

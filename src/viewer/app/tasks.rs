@@ -91,11 +91,8 @@ impl Shell {
     /// Where the decoder that is shown decodes latents of another space than the model makes, one that fits takes its place: the one that ships, or
     /// the model's VAE.
     fn suit_decoder(&mut self, model: &Pipeline) {
-        let made = model.parts().latent_space();
-        if self.other_space(model).is_none() {
-            return;
-        }
-        if made == Some(LatentSpace::Sd) {
+        let Some([made, _]) = self.other_space(model) else { return };
+        if made == LatentSpace::Sd {
             let engine = self.engine.clone();
             let open = move |_: &Observer| Ok(Done::Opened(Box::new((Opened::Decoder(files::builtin(&engine)?), Side::A))));
             self.run_task("opening the built-in decoder".into(), open);
