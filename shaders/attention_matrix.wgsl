@@ -1,14 +1,14 @@
 // attention_matrix: y[i, h] = sum_j softmax_j(scale * q[i, h] . k[j, h]) v[j, h] on matrix units
 // Source   Dao et al. 2022 (arXiv:2205.14135), online softmax with blocks of KEYS keys as unit. Rows of a sum inside matrix units cannot be
-//          scaled, so it is moved out and in again only when a query's peak has grown by more than 8 since it was last taken
+//          scaled, so it is moved out and in again only when a query's peak has grown by more than 11 binary orders since it was last taken
 // Layout   q, y [n, heads * D4]; k, v [m, heads * D4]; a head is a run of D4 quads
 // Grid     x: heads, y: RS * SIDE queries, z: ranges of `span` keys, as in attention_tile; RS x CS subgroups of SG invocations: subgroup (r, c)
 //          computes the scores of SIDE queries with keys c SN SIDE .. (c + 1) SN SIDE of a block, and of their result channels
 //          c ON SIDE .. (c + 1) ON SIDE
-// Memory   `stage` holds 64 channels of the queries and of a block's keys, then VK keys of values, rows 16 B longer than their values so that they
-//          meet other banks; `scores` KEYS f32 a query, likewise, through which sums leave and enter the matrix units too; `weights` the same in f16
-// Numerics products of f16 are exact in f32; f32 sums in the order that the unit has; exponentials relative to a peak at most 8 too small, below
-//          2981, rounded to f16, and it is the rounded ones that are summed. Blocks start at absolute key indices (span is a multiple) and each query decides for itself, so
+// Memory   `stage` holds up to 64 channels of the queries, for good where a head has no more, and of a block's keys, then VK keys of values, rows
+//          16 B longer than their values so that they meet other banks; `scores` KEYS f32 a query, likewise, through which sums leave and enter the matrix units too; `weights` the same in f16
+// Numerics products of f16 are exact in f32; f32 sums in the order that the unit has; exponentials of 2 relative to a peak at most 11 too small,
+//          up to 2048, rounded to f16, and it is the rounded ones that are summed. Blocks start at absolute key indices (span is a multiple) and each query decides for itself, so
 //          neither the grid nor the queries beside it change a bit
 override D4: u32 = 16u;
 override SIDE: u32 = 16u;
@@ -23,6 +23,9 @@ override VK: u32 = 32u;                                  // keys whose values ar
 override STAGE: u32 = 1728u;                             // quads: enough for both
 override SPLIT: u32 = 0u;                                // 1: q, k and v are f32, and they and the weights are staged as the two f16 that each is the
                                                          // sum of, to 21 bits: of the four products of two such sums three count
+// Quads of channels that are staged at a time, at most 16.
+override CHUNKS: u32 = (D4 + 15u) / 16u;
+override CHUNK: u32 = (D4 + 4u * CHUNKS - 1u) / (4u * CHUNKS) * 4u;
 struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, n: u32, m: u32, heads: u32, causal: u32, scale: f32, span: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> q: array<X4>;
@@ -30,14 +33,36 @@ struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, n: u32, m: u32, hea
 @group(0) @binding(3) var<storage, read> v: array<X4>;
 @group(0) @binding(4) var<storage, read_write> y: array<Y4>;
 
+const LOG2_E: f32 = 1.4426950408889634;
 const QP: u32 = 18u;                                     // quads from row to row of queries and keys: 16, and 2 between
-var<workgroup> stage: array<vec4<f16>, STAGE>;           // [RS SIDE queries][QP], [KEYS][QP]; or [VK keys][CS ON SIDE / 4 + 2]
+// [RS SIDE queries][QP], their second parts, [KEYS][QP], theirs; instead of the keys, or of all, [VK keys][CS ON SIDE / 4 + 2] and second parts
+var<workgroup> stage: array<vec4<f16>, STAGE>;
 var<workgroup> scores: array<vec4<f32>, RS * SIDE * (KEYS / 4u + 2u)>;
 var<workgroup> weights: array<vec4<f16>, RS * SIDE * (KEYS / 4u + 2u) * (1u + SPLIT)>;
 var<workgroup> part: array<f32, WG>;                     // what an invocation knows of its query
 var<workgroup> keep: array<f32, RS * SIDE>;              // what a query's result so far is multiplied with
 var<workgroup> grown: array<atomic<u32>, 4>;             // the first; 16 B each, so that matrices behind them stay aligned
 var<workgroup> again: vec4<u32>;                        // `grown` as all see it
+
+fn put_stage(at: u32, second: u32, x: X4, inside: bool) {
+    if SPLIT == 0u {
+        stage[at] = select(vec4<f16>(), x_half(x), inside);
+    } else {
+        let v = select(vec4<f32>(), x_get(x), inside);
+        let high = staged(v);
+        stage[at] = vec4<f16>(high);
+        stage[at + second] = vec4<f16>(v - high);
+    }
+}
+
+// Channels 4 c .. 4 (c + CHUNK) of the queries; zeros where a head ends, so that what stands there of the keys does not matter.
+fn put_queries(c: u32, first: u32, head: u32, lane: u32) {
+    for (var i = lane; i < RS * SIDE * CHUNK; i += WG) {
+        let quad = c + i % CHUNK;
+        let at = min(first + i / CHUNK, p.n - 1u) * p.heads * D4 + head + min(quad, D4 - 1u);
+        put_stage(i / CHUNK * QP + i % CHUNK, RS * SIDE * QP, q[at - p.b0.x], quad < D4);
+    }
+}
 
 // A sum leaves the matrix units, its rows are multiplied with `keep`, and it comes back. Called by all alike, since it waits.
 fn rescaled(c: MatC, sub: u32, lane: u32) -> MatC {
@@ -80,43 +105,37 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let head = g.x * D4;
     let vp = CS * ON * SIDE / 4u + 2u;                   // quads from row to row of values
     let wp = KEYS / 4u + 2u;                             // of scores, and of weights
-    // Where second parts are.
-    let low_x = (rows + KEYS) * QP;
+    let keys = rows * QP * (1u + SPLIT);                 // where they begin in `stage`
+    let values = select(0u, keys, CHUNKS == 1u);
+    // How far behind second parts are.
     let low_e = rows * wp;
     let low_v = VK * vp;
     // In the softmax an invocation has every `parts`-th quad of keys of one query.
     let parts = WG / rows;
     let row = lane / parts;
     let end = select(p.m, min(p.m, first + row + 1u), p.causal == 1u);
+    let whole = select(p.m, min(p.m, first + 1u), p.causal == 1u);   // keys that every query sees
     let stop = min(select(p.m, min(p.m, first + rows), p.causal == 1u), (g.z + 1u) * p.span);
     var o0 = MatC(); var o1 = MatC(); var o2 = MatC(); var o3 = MatC(); var o4 = MatC(); var o5 = MatC(); var o6 = MatC(); var o7 = MatC();
     var o8 = MatC(); var o9 = MatC(); var o10 = MatC(); var o11 = MatC(); var o12 = MatC(); var o13 = MatC(); var o14 = MatC(); var o15 = MatC();
-    var peak = -1e30;                                    // of the query, as last taken
+    let scale = p.scale * LOG2_E;
+    var peak = -1e30;                                    // of the query, as last taken, in binary orders as all exponents here
     var total = 0.0;                                     // of this invocation's keys
     if lane == 0u { atomicStore(&grown[0], 0u); }
+    if CHUNKS == 1u { put_queries(0u, first, head, lane); }
     for (var key = g.z * p.span; key < stop; key += KEYS) {
         var s0 = MatC(); var s1 = MatC(); var s2 = MatC(); var s3 = MatC();
-        for (var c = 0u; c < D4; c += 16u) {
-            for (var i = lane; i < (rows + KEYS) * 16u; i += WG) {
-                let at = i / 16u;
-                let quad = c + i % 16u;
-                var x = vec4<f32>();
-                if quad < D4 {
-                    if at < rows {
-                        x = x_get(q[min(first + at, p.n - 1u) * pitch + head + quad - p.b0.x]);
-                    } else {
-                        x = x_get(k[min(key + at - rows, p.m - 1u) * pitch + head + quad - p.b0.y]);
-                    }
-                }
-                let high = staged(x);
-                stage[at * QP + i % 16u] = vec4<f16>(high);
-                if SPLIT == 1u { stage[low_x + at * QP + i % 16u] = vec4<f16>(x - high); }
+        for (var c = 0u; c < D4; c += CHUNK) {
+            if CHUNKS > 1u { put_queries(c, first, head, lane); }
+            for (var i = lane; i < KEYS * CHUNK; i += WG) {
+                let at = min(key + i / CHUNK, p.m - 1u) * pitch + head + min(c + i % CHUNK, D4 - 1u);
+                put_stage(keys + i / CHUNK * QP + i % CHUNK, KEYS * QP, k[at - p.b0.y], true);
             }
             workgroupBarrier();
-            for (var s = 0u; s < min(64u, 4u * (D4 - c)); s += SIDE) {
+            for (var s = 0u; s < 4u * min(CHUNK, D4 - c); s += SIDE) {
                 for (var both = 0u; both < 1u + 2u * SPLIT; both += 1u) {
-                    let x = coopLoadT<MatA>(&stage[both % 2u * low_x + r0 * QP + s / 4u], QP);
-                    let at = both / 2u * low_x + (rows + sub % CS * SN * SIDE) * QP + s / 4u;
+                    let x = coopLoadT<MatA>(&stage[both % 2u * rows * QP + r0 * QP + s / 4u], QP);
+                    let at = keys + both / 2u * KEYS * QP + sub % CS * SN * SIDE * QP + s / 4u;
                     // Keys lie in rows, so columns of this operand.
                     s0 = coopMultiplyAdd(x, coopLoad<MatB>(&stage[at], QP), s0);
                     if SN > 1u { s1 = coopMultiplyAdd(x, coopLoad<MatB>(&stage[at + SIDE * QP], QP), s1); }
@@ -133,29 +152,32 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         if SN > 2u { coopStoreT(s2, &scores[to + SIDE / 2u], KEYS / 4u + 2u); }
         if SN > 3u { coopStoreT(s3, &scores[to + 3u * SIDE / 4u], KEYS / 4u + 2u); }
         workgroupBarrier();
-        var most = vec4(-1e30);
-        for (var i = 0u; i < KEYS / 4u / parts; i += 1u) {
-            let t = i * parts + lane % parts;
-            let seen = vec4(key + 4u * t) + vec4(0u, 1u, 2u, 3u) < vec4(end);
-            most = max(most, select(vec4(-1e30), scores[row * wp + t] * p.scale, seen));
+        // An invocation reads and writes its own quads from here to the weights.
+        if key + KEYS > whole {
+            for (var i = 0u; i < KEYS / 4u / parts; i += 1u) {
+                let t = i * parts + lane % parts;
+                let seen = vec4(key + 4u * t) + vec4(0u, 1u, 2u, 3u) < vec4(end);
+                scores[row * wp + t] = select(vec4(-1e37), scores[row * wp + t], seen);
+            }
         }
-        part[lane] = max(max(most.x, most.y), max(most.z, most.w));
+        var most = vec4(-1e37);
+        for (var i = 0u; i < KEYS / 4u / parts; i += 1u) { most = max(most, scores[row * wp + i * parts + lane % parts]); }
+        part[lane] = max(max(most.x, most.y), max(most.z, most.w)) * scale;
         workgroupBarrier();
         var next = -1e30;
         for (var t = 0u; t < parts; t += 1u) { next = max(next, part[row * parts + t]); }
-        next = select(peak, next, next - peak > 8.0);        // not next > peak + 8: that rounds from 2^27 on
-        let scale = exp(peak - next);                    // 1 unless the peak is taken anew
+        next = select(peak, next, next - peak > 11.0);       // not next > peak + 11: that rounds from 2^27 on
+        let shrink = exp2(peak - next);                  // 1 unless the peak is taken anew
         if next > peak { atomicStore(&grown[0], 1u); }
-        if lane % parts == 0u { keep[row] = scale; }
+        if lane % parts == 0u { keep[row] = shrink; }
         peak = next;
-        total *= scale;
+        total *= shrink;
         for (var i = 0u; i < KEYS / 4u / parts; i += 1u) {
-            let t = i * parts + lane % parts;
-            let seen = vec4(key + 4u * t) + vec4(0u, 1u, 2u, 3u) < vec4(end);
-            let e = select(vec4<f32>(), exp(scores[row * wp + t] * p.scale - peak), seen);
+            let at = row * wp + i * parts + lane % parts;
+            let e = exp2(fma(scores[at], vec4(scale), vec4(-peak)));
             let high = staged(e);
-            weights[row * wp + t] = vec4<f16>(high);
-            if SPLIT == 1u { weights[low_e + row * wp + t] = vec4<f16>(e - high); }
+            weights[at] = vec4<f16>(high);
+            if SPLIT == 1u { weights[low_e + at] = vec4<f16>(e - high); }
             let f = select(vec4<f32>(vec4<f16>(e)), e, SPLIT == 1u);
             total += (f.x + f.y) + (f.z + f.w);
         }
@@ -182,19 +204,15 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         }
         for (var j0 = 0u; j0 < min(KEYS, stop - key); j0 += VK) {
             for (var i = lane; i < VK * (vp - 2u); i += WG) {
-                let j = i / (vp - 2u);
-                let quad = i % (vp - 2u);
-                var x = vec4<f32>();
-                if quad < D4 { x = x_get(v[min(key + j0 + j, p.m - 1u) * pitch + head + quad - p.b0.z]); }
-                let high = staged(x);
-                stage[j * vp + quad] = vec4<f16>(high);
-                if SPLIT == 1u { stage[low_v + j * vp + quad] = vec4<f16>(x - high); }
+                let quad = i % (vp - 2u);                // those behind the head's are not stored
+                let at = min(key + j0 + i / (vp - 2u), p.m - 1u) * pitch + head + min(quad, D4 - 1u);
+                put_stage(values + i / (vp - 2u) * vp + quad, low_v, v[at - p.b0.z], true);
             }
             workgroupBarrier();
             for (var j = 0u; j < min(VK, stop - key - j0); j += SIDE) {
                 for (var both = 0u; both < 1u + 2u * SPLIT; both += 1u) {
                     let e = coopLoadT<MatA>(&weights[both % 2u * low_e + r0 * wp + (j0 + j) / 4u], wp);
-                    let at = both / 2u * low_v + j * vp + sub % CS * ON * SIDE / 4u;
+                    let at = values + both / 2u * low_v + j * vp + sub % CS * ON * SIDE / 4u;
                     o0 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at], vp), o0);
                     if ON > 1u { o1 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + SIDE / 4u], vp), o1); }
                     if ON > 2u { o2 = coopMultiplyAdd(e, coopLoadT<MatB>(&stage[at + 2u * SIDE / 4u], vp), o2); }
@@ -222,7 +240,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         total = 0.0;
         for (var t = 0u; t < parts; t += 1u) { total += part[lane + t]; }
         keep[row] = 1.0 / total;
-        if first + row < p.n { finished((g.z * p.n + first + row) * p.heads + g.x, peak, total); }
+        if first + row < p.n { finished((g.z * p.n + first + row) * p.heads + g.x, peak / LOG2_E, total); }
     }
     workgroupBarrier();
     put(o0, sub, own, first, g, 0u);

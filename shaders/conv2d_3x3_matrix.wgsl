@@ -71,7 +71,13 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let x1 = (m0 + SIDE) / 16u * 18u + (m0 + SIDE) % 16u;
     let x2 = (m0 + 2u * SIDE) / 16u * 18u + (m0 + 2u * SIDE) % 16u;
     let x3 = (m0 + 3u * SIDE) / 16u * 18u + (m0 + 3u * SIDE) % 16u;
+    // What lies outside is read from inside and no part of a result: pixels and outputs are not stored, quads of c are zeros of x.
     let part = lane % 4u;
+    let home = ((g.y * 8u + p.top) * p.w + g.z * 16u + p.left) * p.cin4 - p.b0.x;
+    let abreast = WG / width;                            // rows of weights that are staged at a time
+    let above = lane / width;
+    let o = min(g.x * width + lane % width, p.cout4 - 1u);
+    let w0 = o / 8u * p.cin4 * 288u + o % 8u - p.b0.y;
     var c00 = MatC(); var c01 = MatC(); var c10 = MatC(); var c11 = MatC();
     var c20 = MatC(); var c21 = MatC(); var c30 = MatC(); var c31 = MatC();
     var c02 = MatC(); var c03 = MatC(); var c12 = MatC(); var c13 = MatC();
@@ -79,39 +85,39 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     for (var k = 0u; k < p.cin4; k += 4u) {
         var scale = vec4<f32>();
         var shift = vec4<f32>();
-        if NORM > 0u && k + part < p.cin4 {
-            scale = affine[k + part - p.b0.w];
-            shift = affine[p.cin4 + k + part - p.b0.w];
+        if NORM > 0u {
+            let c = min(k + part, p.cin4 - 1u) - p.b0.w;
+            scale = affine[c];
+            shift = affine[p.cin4 + c];
         }
-        for (var n = 0u; n < 720u; n += WG) {
-            let slot = (n + lane) / 4u;
-            if slot < 180u {
-                let iy = g.y * 8u + p.top + slot / 18u - 1u;   // row and column -1 wrap to 2^32 - 1
-                let ix = g.z * 16u + p.left + slot % 18u - 1u;
-                var v = vec4<f32>();
-                if iy < p.h && ix < p.w && k + part < p.cin4 {
-                    v = x_get(x[(iy * p.w + ix) * p.cin4 + k + part - p.b0.x]);
-                    if NORM > 0u { v = v * scale + shift; }
-                    if NORM == 2u { v = silu(v); }
-                }
+        for (var slot = lane / 4u; slot < 180u; slot += WG / 4u) {
+            let iy = g.y * 8u + p.top + slot / 18u - 1u;   // row and column -1 wrap to 2^32 - 1
+            let ix = g.z * 16u + p.left + slot % 18u - 1u;
+            let inside = (iy < p.h) & (ix < p.w) & (k + part < p.cin4);
+            let at = select(home, (iy * p.w + ix) * p.cin4 + k + part - p.b0.x, inside);
+            if NORM == 0u && SPLIT == 0u {
+                xs[slot * XP + part] = select(vec4<f16>(), x_half(x[at]), inside);
+            } else {
+                var v = x_get(x[at]);
+                if NORM > 0u { v = v * scale + shift; }
+                if NORM == 2u { v = silu(v); }
                 if SPLIT == 0u { v = clamp(v, vec4(-65504.0), vec4(65504.0)); }
-                v = shrunk(v);
+                v = select(vec4<f32>(), shrunk(v), inside);
                 let high = staged(v);
                 xs[slot * XP + part] = vec4<f16>(high);
                 if SPLIT == 1u { xs[LOW + slot * XP + part] = vec4<f16>(v - high); }
             }
         }
         for (var dy = 0u; dy < 3u; dy += 1u) {
-            for (var n = 0u; n < 768u * WIDE; n += WG) {
-                let i = n + lane;                        // (dx * 16 + c) * width + output quad
-                let o = g.x * width + i % width;
-                let c = i / width % 16u;
-                var v = vec4<f16>();
-                if i < 768u * WIDE && o < p.cout4 && k + c / 4u < p.cin4 {
-                    let line = ((o / 8u * 3u + dy) * p.cin4 + k + c / 4u) * 3u + i / (16u * width);
-                    v = vec4<f16>(w_get(wt[(line * 4u + c % 4u) * 8u + o % 8u - p.b0.y]));
+            for (var t = 0u; t < 12u; t += max(abreast / 4u, 1u)) {   // dx * 4 + quad of c
+                let quad = t % 4u + above / 4u;
+                let at = w0 + (dy * p.cin4 + min(k + quad, p.cin4 - 1u)) * 96u + t / 4u * 32u;
+                let to = (t / 4u * 16u + quad * 4u) * pitch + lane % width;
+                if abreast >= 4u {
+                    ws[to + above % 4u * pitch] = w_half(wt[at + above % 4u * 8u]);
+                } else {
+                    for (var c = above; c < 4u; c += abreast) { ws[to + c * pitch] = w_half(wt[at + c * 8u]); }
                 }
-                if i < 768u * WIDE { ws[i / width * pitch + i % width] = v; }
             }
             workgroupBarrier();
             for (var dx = 0u; dx < 3u; dx += 1u) {

@@ -68,37 +68,42 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let x1 = (m0 + SIDE) / 16u * 18u + (m0 + SIDE) % 16u;
     let x2 = (m0 + 2u * SIDE) / 16u * 18u + (m0 + 2u * SIDE) % 16u;
     let x3 = (m0 + 3u * SIDE) / 16u * 18u + (m0 + 3u * SIDE) % 16u;
+    // What lies outside is read from inside and no part of a result: pixels and outputs are not stored, quads of c are zeros of x.
     let part = lane % 4u;
+    let home = ((g.y * 8u + p.top) * p.w + g.z * 16u + p.left) * p.cin4 - p.b0.x;
+    let abreast = WG / width;                            // rows of weights that are staged at a time
+    let above = lane / width;
+    let o = min(group * width + lane % width, p.cout4 - 1u);
+    let w0 = (phase * tiles + o / 8u) * p.cin4 * 128u + o % 8u - p.b0.y;
     var c00 = MatC(); var c01 = MatC(); var c10 = MatC(); var c11 = MatC();
     var c20 = MatC(); var c21 = MatC(); var c30 = MatC(); var c31 = MatC();
     var c02 = MatC(); var c03 = MatC(); var c12 = MatC(); var c13 = MatC();
     var c22 = MatC(); var c23 = MatC(); var c32 = MatC(); var c33 = MatC();
     for (var k = 0u; k < p.cin4; k += 4u) {
-        for (var n = 0u; n < 648u; n += WG) {
-            let slot = (n + lane) / 4u;
-            if slot < 162u {
-                let iy = g.y * 8u + p.top + slot / 18u + phase / 2u - 1u;    // -1 wraps to 2^32 - 1
-                let ix = g.z * 16u + p.left + slot % 18u + phase % 2u - 1u;
-                var v = vec4<f32>();
-                if iy < p.h && ix < p.w && k + part < p.cin4 {
-                    v = shrunk(x_get(x[(iy * p.w + ix) * p.cin4 + k + part - p.b0.x]));
-                }
+        for (var slot = lane / 4u; slot < 162u; slot += WG / 4u) {
+            let iy = g.y * 8u + p.top + slot / 18u + phase / 2u - 1u;    // -1 wraps to 2^32 - 1
+            let ix = g.z * 16u + p.left + slot % 18u + phase % 2u - 1u;
+            let inside = (iy < p.h) & (ix < p.w) & (k + part < p.cin4);
+            let at = select(home, (iy * p.w + ix) * p.cin4 + k + part - p.b0.x, inside);
+            if SPLIT == 0u {
+                xs[slot * XP + part] = select(vec4<f16>(), x_half(x[at]), inside);
+            } else {
+                let v = select(vec4<f32>(), shrunk(x_get(x[at])), inside);
                 let high = staged(v);
                 xs[slot * XP + part] = vec4<f16>(high);
-                if SPLIT == 1u { xs[LOW + slot * XP + part] = vec4<f16>(v - high); }
+                xs[LOW + slot * XP + part] = vec4<f16>(v - high);
             }
         }
         for (var d = 0u; d < 2u; d += 1u) {
-            for (var n = 0u; n < 512u * WIDE; n += WG) {
-                let i = n + lane;                        // (e * 16 + c) * width + output quad
-                let o = group * width + i % width;
-                let c = i / width % 16u;
-                var v = vec4<f16>();
-                if i < 512u * WIDE && o < p.cout4 && k + c / 4u < p.cin4 {
-                    let line = (((phase * tiles + o / 8u) * 2u + d) * p.cin4 + k + c / 4u) * 2u + i / (16u * width);
-                    v = vec4<f16>(w_get(wt[(line * 4u + c % 4u) * 8u + o % 8u - p.b0.y]));
+            for (var t = 0u; t < 8u; t += max(abreast / 4u, 1u)) {   // e * 4 + quad of c
+                let quad = t % 4u + above / 4u;
+                let at = w0 + (d * p.cin4 + min(k + quad, p.cin4 - 1u)) * 64u + t / 4u * 32u;
+                let to = (t / 4u * 16u + quad * 4u) * pitch + lane % width;
+                if abreast >= 4u {
+                    ws[to + above % 4u * pitch] = w_half(wt[at + above % 4u * 8u]);
+                } else {
+                    for (var c = above; c < 4u; c += abreast) { ws[to + c * pitch] = w_half(wt[at + c * 8u]); }
                 }
-                if i < 512u * WIDE { ws[i / width * pitch + i % width] = v; }
             }
             workgroupBarrier();
             for (var e = 0u; e < 2u; e += 1u) {

@@ -25,6 +25,17 @@ var<workgroup> xs: array<vec4<f16>, LOW * (1u + SPLIT)>; // [128 rows][8 quads o
 var<workgroup> ws: array<vec4<f16>, 32u * (16u * WIDE + 2u)>; // [32 k][16 WIDE quads of outputs]
 var<workgroup> cs: array<vec4<f32>, 256>;                // [subgroup][SIDE][SIDE / 4]
 
+fn stage(at: u32, value: X4, inside: bool) {
+    if SPLIT == 0u {
+        xs[at] = select(vec4<f16>(), x_half(value), inside);
+    } else {
+        let v = select(vec4<f32>(), shrunk(x_get(value)), inside);
+        let high = staged(v);
+        xs[at] = vec4<f16>(high);
+        xs[LOW + at] = vec4<f16>(v - high);
+    }
+}
+
 // Called by all invocations alike, since it waits.
 fn put(c: MatC, sub: u32, lane: u32, row: u32, quad: u32) {
     let region = sub * SIDE * SIDE / 4u;
@@ -53,31 +64,21 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let across = 32u / SIDE;                             // subgroups side by side
     let m0 = sub / across * 4u * SIDE;                   // the subgroup's first row and first output of the tile
     let n0 = sub % across * 2u * WIDE * SIDE;
+    // What lies outside is read from inside and no part of a result: rows and outputs are not stored, quads of k are zeros of x.
+    let part = lane % 8u;
+    let o = min(g.x * width + lane % width, p.n4 - 1u);
+    let w0 = o / 8u * p.k4 * 32u + o % 8u - p.b0.y;
     var c00 = MatC(); var c01 = MatC(); var c10 = MatC(); var c11 = MatC();
     var c20 = MatC(); var c21 = MatC(); var c30 = MatC(); var c31 = MatC();
     var c02 = MatC(); var c03 = MatC(); var c12 = MatC(); var c13 = MatC();
     var c22 = MatC(); var c23 = MatC(); var c32 = MatC(); var c33 = MatC();
     for (var k = 0u; k < p.k4; k += 8u) {
-        for (var n = 0u; n < 1024u; n += WG) {
-            let i = n + lane;
-            let r = g.y * 128u + i / 8u;
-            let q = k + i % 8u;
-            var v = vec4<f32>();
-            if r < p.rows && q < p.k4 { v = shrunk(x_get(x[r * p.k4 + q - p.b0.x])); }
-            let high = staged(v);
-            xs[i / 8u * XP + i % 8u] = vec4<f16>(high);
-            if SPLIT == 1u { xs[LOW + i / 8u * XP + i % 8u] = vec4<f16>(v - high); }
+        for (var r = lane / 8u; r < 128u; r += WG / 8u) {
+            let at = min(g.y * 128u + r, p.rows - 1u) * p.k4 + min(k + part, p.k4 - 1u) - p.b0.x;
+            stage(r * XP + part, x[at], k + part < p.k4);
         }
-        for (var n = 0u; n < 512u * WIDE; n += WG) {
-            let i = n + lane;
-            let o = g.x * width + i % width;
-            let c = i / width;
-            let q = k + c / 4u;
-            var v = vec4<f16>();
-            if o < p.n4 && q < p.k4 {
-                v = vec4<f16>(w_get(wt[((o / 8u * p.k4 + q) * 4u + c % 4u) * 8u + o % 8u - p.b0.y]));
-            }
-            ws[c * pitch + i % width] = v;
+        for (var c = lane / width; c < 32u; c += WG / width) {
+            ws[c * pitch + lane % width] = w_half(wt[w0 + min(4u * k + c, 4u * p.k4 - 1u) * 8u]);
         }
         workgroupBarrier();
         for (var s = 0u; s < 32u / SIDE; s += 1u) {

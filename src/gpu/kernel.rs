@@ -96,6 +96,10 @@ impl Variant {
                 text.push_str(&format!("alias {name} = coop_mat{side}x{side}<{scalar}, {role}>;\n"));
             }
             text.push_str(include_str!("../../shaders/common/split.wgsl"));
+            for (name, storage) in [("x", self.x), ("w", self.w)] {
+                let (kind, half) = (name.to_uppercase(), if storage == Storage::F16 { "v".into() } else { format!("vec4<f16>({name}_get(v))") });
+                text.push_str(&format!("fn {name}_half(v: {kind}4) -> vec4<f16> {{ return {half}; }}\n"));
+            }
         }
         for (name, storage) in [("x", self.x), ("w", self.w), ("y", self.y)] {
             let source = match storage {
