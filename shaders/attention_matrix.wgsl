@@ -21,11 +21,9 @@ override SN: u32 = 2u;                                   // at most 4
 override ON: u32 = 4u;                                   // at most 16
 override VK: u32 = 32u;                                  // keys whose values are staged at a time: a multiple of 16 that divides KEYS
 override STAGE: u32 = 1728u;                             // quads: enough for both
+override CHUNK: u32 = 16u;                               // quads of channels that are staged at a time: a multiple of 4, at most 16
 override SPLIT: u32 = 0u;                                // 1: q, k and v are f32, and they and the weights are staged as the two f16 that each is the
                                                          // sum of, to 21 bits: of the four products of two such sums three count
-// Quads of channels that are staged at a time, at most 16.
-override CHUNKS: u32 = (D4 + 15u) / 16u;
-override CHUNK: u32 = (D4 + 4u * CHUNKS - 1u) / (4u * CHUNKS) * 4u;
 struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, n: u32, m: u32, heads: u32, causal: u32, scale: f32, span: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> q: array<X4>;
@@ -106,7 +104,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let vp = CS * ON * SIDE / 4u + 2u;                   // quads from row to row of values
     let wp = KEYS / 4u + 2u;                             // of scores, and of weights
     let keys = rows * QP * (1u + SPLIT);                 // where they begin in `stage`
-    let values = select(0u, keys, CHUNKS == 1u);
+    let values = select(0u, keys, D4 <= CHUNK);
     // How far behind second parts are.
     let low_e = rows * wp;
     let low_v = VK * vp;
@@ -122,11 +120,11 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     var peak = -1e30;                                    // of the query, as last taken, in binary orders as all exponents here
     var total = 0.0;                                     // of this invocation's keys
     if lane == 0u { atomicStore(&grown[0], 0u); }
-    if CHUNKS == 1u { put_queries(0u, first, head, lane); }
+    if D4 <= CHUNK { put_queries(0u, first, head, lane); }
     for (var key = g.z * p.span; key < stop; key += KEYS) {
         var s0 = MatC(); var s1 = MatC(); var s2 = MatC(); var s3 = MatC();
         for (var c = 0u; c < D4; c += CHUNK) {
-            if CHUNKS > 1u { put_queries(c, first, head, lane); }
+            if D4 > CHUNK { put_queries(c, first, head, lane); }
             for (var i = lane; i < KEYS * CHUNK; i += WG) {
                 let at = min(key + i / CHUNK, p.m - 1u) * pitch + head + min(c + i % CHUNK, D4 - 1u);
                 put_stage(keys + i / CHUNK * QP + i % CHUNK, KEYS * QP, k[at - p.b0.y], true);

@@ -9,7 +9,7 @@
 //          turned (^) so that neither writing nor reading them meets a bank twice
 // Registers 16 for scores, 16 QN for the result. Four channels take 8 quads from workgroup memory for 64 multiply-adds, a value QN + 1 for 16 QN
 // Numerics f32; blocks start at absolute key indices 0, 4 T, 8 T ... (span is a multiple), and each query rescales by its own peak, so neither the
-//          grid nor the queries beside it change a bit; masked scores are -1e30, never an infinity
+//          grid nor the queries beside it change a bit; masked scores are -1e30, never an infinity; exponentials are of 2
 override D4: u32 = 16u;
 override T: u32 = 8u;
 override WG: u32 = 128u;                                 // 16 T
@@ -23,6 +23,7 @@ struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, n: u32, m: u32, hea
 @group(0) @binding(3) var<storage, read> v: array<X4>;
 @group(0) @binding(4) var<storage, read_write> y: array<Y4>;
 
+const LOG2_E: f32 = 1.4426950408889634;
 const K0: u32 = 256u;                                    // where keys begin in `stage`
 var<workgroup> stage: array<vec4<f32>, 256u + 16u * T>;  // [16 channels][16 quads of queries], [4 quads of channels][4 T keys]; or [VK][D4]
 var<workgroup> weights: array<vec4<f32>, 64u * T>;       // [4 T keys][16 quads of queries]
@@ -30,6 +31,9 @@ var<workgroup> part: array<vec4<f32>, 16u * T>;          // [T][16 quads of quer
 
 // Quad i of this invocation lies inside the head; a compile-time truth for all but the last.
 fn has(i: u32, t: u32) -> bool { return i < QN && (D4 % T == 0u || i * T + t < D4); }
+
+// Where it lies; for one outside, the head's last, whose sum nothing stores.
+fn place(i: u32, t: u32, last: u32) -> u32 { return select(i * T + t, last, i + 1u == QN); }
 
 fn put(query: u32, z: u32, quad: u32, v: vec4<f32>) {
     if query < p.n { y[(z * p.n + query) * p.heads * D4 + quad - p.b0.w] = y_put(v); }
@@ -40,6 +44,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let g = wid + p.wg.xyz;
     let t = lane % T;
     let group = lane / T;                                // of 4 queries
+    let last = min((QN - 1u) * T + t, D4 - 1u);
     let pitch = p.heads * D4;
     let head = g.x * D4;
     let first = g.y * 64u;
@@ -55,7 +60,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     var c4 = vec4<f32>(); var c5 = vec4<f32>(); var c6 = vec4<f32>(); var c7 = vec4<f32>();
     var d0 = vec4<f32>(); var d1 = vec4<f32>(); var d2 = vec4<f32>(); var d3 = vec4<f32>();
     var d4 = vec4<f32>(); var d5 = vec4<f32>(); var d6 = vec4<f32>(); var d7 = vec4<f32>();
-    var peak = vec4(-1e30);                              // of each of the 4 queries
+    let whole = select(p.m, min(p.m, first + 1u), p.causal == 1u);   // keys that every query sees
+    let scale = p.scale * LOG2_E;
+    var peak = vec4(-1e30);                              // of each of the 4 queries, in binary orders
     var total = vec4<f32>();                             // of this invocation's keys
     for (var key = g.z * p.span; key < stop; key += KEYS) {
         var s0 = vec4<f32>(); var s1 = vec4<f32>(); var s2 = vec4<f32>(); var s3 = vec4<f32>();
@@ -70,10 +77,10 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
                 let q2 = x_get(q[min(i + 2u, p.n - 1u) * pitch + at]);
                 let q3 = x_get(q[min(i + 3u, p.n - 1u) * pitch + at]);
                 let to = lane % 4u * 64u + ((lane / 4u) ^ (lane % 4u * 2u));
-                stage[to] = p.scale * vec4(q0.x, q1.x, q2.x, q3.x);
-                stage[to + 16u] = p.scale * vec4(q0.y, q1.y, q2.y, q3.y);
-                stage[to + 32u] = p.scale * vec4(q0.z, q1.z, q2.z, q3.z);
-                stage[to + 48u] = p.scale * vec4(q0.w, q1.w, q2.w, q3.w);
+                stage[to] = scale * vec4(q0.x, q1.x, q2.x, q3.x);
+                stage[to + 16u] = scale * vec4(q0.y, q1.y, q2.y, q3.y);
+                stage[to + 32u] = scale * vec4(q0.z, q1.z, q2.z, q3.z);
+                stage[to + 48u] = scale * vec4(q0.w, q1.w, q2.w, q3.w);
             }
             if lane % 4u < quads {
                 let at = head + c + lane % 4u - p.b0.y;
@@ -95,17 +102,19 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             }
             workgroupBarrier();
         }
-        s0 = select(vec4(-1e30), s0, vec4(key + t) < end);
-        s1 = select(vec4(-1e30), s1, vec4(key + T + t) < end);
-        s2 = select(vec4(-1e30), s2, vec4(key + 2u * T + t) < end);
-        s3 = select(vec4(-1e30), s3, vec4(key + 3u * T + t) < end);
+        if key + KEYS > whole {
+            s0 = select(vec4(-1e30), s0, vec4(key + t) < end);
+            s1 = select(vec4(-1e30), s1, vec4(key + T + t) < end);
+            s2 = select(vec4(-1e30), s2, vec4(key + 2u * T + t) < end);
+            s3 = select(vec4(-1e30), s3, vec4(key + 3u * T + t) < end);
+        }
         part[t * 16u + (group ^ (t % 8u))] = max(max(s0, s1), max(s2, s3));
         workgroupBarrier();
         var next = peak;
         for (var i = 0u; i < T; i += 1u) { next = max(next, part[i * 16u + (group ^ (i % 8u))]); }
-        let keep = exp(peak - next);
+        let keep = exp2(peak - next);
         peak = next;
-        s0 = exp(s0 - next); s1 = exp(s1 - next); s2 = exp(s2 - next); s3 = exp(s3 - next);
+        s0 = exp2(s0 - next); s1 = exp2(s1 - next); s2 = exp2(s2 - next); s3 = exp2(s3 - next);
         total = total * keep + ((s0 + s1) + (s2 + s3));
         let turned = group ^ (t % 8u);
         weights[t * 16u + turned] = s0;
@@ -125,17 +134,20 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
                 stage[i] = x_get(v[min(key + j0 + i / D4, p.m - 1u) * pitch + head + i % D4 - p.b0.z]);
             }
             workgroupBarrier();
-            for (var j = 0u; j < VK; j += 1u) {
-                let e = weights[(j0 + j) * 16u + (group ^ ((j0 + j) % 8u))];
-                let at = j * D4 + t;
-                if has(0u, t) { let x = stage[at]; a0 += e.x * x; b0 += e.y * x; c0 += e.z * x; d0 += e.w * x; }
-                if has(1u, t) { let x = stage[at + T]; a1 += e.x * x; b1 += e.y * x; c1 += e.z * x; d1 += e.w * x; }
-                if has(2u, t) { let x = stage[at + 2u * T]; a2 += e.x * x; b2 += e.y * x; c2 += e.z * x; d2 += e.w * x; }
-                if has(3u, t) { let x = stage[at + 3u * T]; a3 += e.x * x; b3 += e.y * x; c3 += e.z * x; d3 += e.w * x; }
-                if has(4u, t) { let x = stage[at + 4u * T]; a4 += e.x * x; b4 += e.y * x; c4 += e.z * x; d4 += e.w * x; }
-                if has(5u, t) { let x = stage[at + 5u * T]; a5 += e.x * x; b5 += e.y * x; c5 += e.z * x; d5 += e.w * x; }
-                if has(6u, t) { let x = stage[at + 6u * T]; a6 += e.x * x; b6 += e.y * x; c6 += e.z * x; d6 += e.w * x; }
-                if has(7u, t) { let x = stage[at + 7u * T]; a7 += e.x * x; b7 += e.y * x; c7 += e.z * x; d7 += e.w * x; }
+            for (var four = 0u; four < VK; four += 4u) {
+                let turn = group ^ ((j0 + four) % 8u);
+                for (var u = 0u; u < 4u; u += 1u) {      // compilers unroll as many
+                    let e = weights[(j0 + four + u) * 16u + (turn ^ u)];
+                    let at = (four + u) * D4;
+                    { let x = stage[at + place(0u, t, last)]; a0 += e.x * x; b0 += e.y * x; c0 += e.z * x; d0 += e.w * x; }
+                    if QN > 1u { let x = stage[at + place(1u, t, last)]; a1 += e.x * x; b1 += e.y * x; c1 += e.z * x; d1 += e.w * x; }
+                    if QN > 2u { let x = stage[at + place(2u, t, last)]; a2 += e.x * x; b2 += e.y * x; c2 += e.z * x; d2 += e.w * x; }
+                    if QN > 3u { let x = stage[at + place(3u, t, last)]; a3 += e.x * x; b3 += e.y * x; c3 += e.z * x; d3 += e.w * x; }
+                    if QN > 4u { let x = stage[at + place(4u, t, last)]; a4 += e.x * x; b4 += e.y * x; c4 += e.z * x; d4 += e.w * x; }
+                    if QN > 5u { let x = stage[at + place(5u, t, last)]; a5 += e.x * x; b5 += e.y * x; c5 += e.z * x; d5 += e.w * x; }
+                    if QN > 6u { let x = stage[at + place(6u, t, last)]; a6 += e.x * x; b6 += e.y * x; c6 += e.z * x; d6 += e.w * x; }
+                    if QN > 7u { let x = stage[at + place(7u, t, last)]; a7 += e.x * x; b7 += e.y * x; c7 += e.z * x; d7 += e.w * x; }
+                }
             }
             workgroupBarrier();
         }
@@ -146,7 +158,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     for (var i = 0u; i < T; i += 1u) { total += part[i * 16u + (group ^ (i % 8u))]; }
     if t == 0u {
         for (var i = 0u; i < 4u; i += 1u) {
-            if query + i < p.n { finished((g.z * p.n + query + i) * p.heads + g.x, peak[i], total[i]); }
+            if query + i < p.n { finished((g.z * p.n + query + i) * p.heads + g.x, peak[i] / LOG2_E, total[i]); }
         }
     }
     let norm = 1.0 / total;

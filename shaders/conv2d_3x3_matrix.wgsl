@@ -74,8 +74,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     // What lies outside is read from inside and no part of a result: pixels and outputs are not stored, quads of c are zeros of x.
     let part = lane % 4u;
     let home = ((g.y * 8u + p.top) * p.w + g.z * 16u + p.left) * p.cin4 - p.b0.x;
-    let abreast = WG / width;                            // rows of weights that are staged at a time
-    let above = lane / width;
+    let above = lane / width;                            // 1, 2, 4, 8 or 16 rows of weights are staged at a time
     let o = min(g.x * width + lane % width, p.cout4 - 1u);
     let w0 = o / 8u * p.cin4 * 288u + o % 8u - p.b0.y;
     var c00 = MatC(); var c01 = MatC(); var c10 = MatC(); var c11 = MatC();
@@ -90,7 +89,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             scale = affine[c];
             shift = affine[p.cin4 + c];
         }
-        for (var slot = lane / 4u; slot < 180u; slot += WG / 4u) {
+        for (var n = 0u; n < 720u; n += WG) {
+            let slot = n / 4u + lane / 4u;
+            if slot >= 180u { continue; }
             let iy = g.y * 8u + p.top + slot / 18u - 1u;   // row and column -1 wrap to 2^32 - 1
             let ix = g.z * 16u + p.left + slot % 18u - 1u;
             let inside = (iy < p.h) & (ix < p.w) & (k + part < p.cin4);
@@ -109,15 +110,12 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             }
         }
         for (var dy = 0u; dy < 3u; dy += 1u) {
-            for (var t = 0u; t < 12u; t += max(abreast / 4u, 1u)) {   // dx * 4 + quad of c
-                let quad = t % 4u + above / 4u;
-                let at = w0 + (dy * p.cin4 + min(k + quad, p.cin4 - 1u)) * 96u + t / 4u * 32u;
-                let to = (t / 4u * 16u + quad * 4u) * pitch + lane % width;
-                if abreast >= 4u {
-                    ws[to + above % 4u * pitch] = w_half(wt[at + above % 4u * 8u]);
-                } else {
-                    for (var c = above; c < 4u; c += abreast) { ws[to + c * pitch] = w_half(wt[at + c * 8u]); }
-                }
+            for (var n = 0u; n < 768u * WIDE; n += WG) {   // (dx * 4 + quad) * 4 + c rows of outputs
+                let c = n / width % 4u + above % 4u;
+                let quad = n / (4u * width) % 4u + above / 4u;
+                let dx = n / (16u * width);
+                let at = w0 + (dy * p.cin4 + min(k + quad, p.cin4 - 1u)) * 96u + dx * 32u + c * 8u;
+                ws[(dx * 16u + quad * 4u + c) * pitch + lane % width] = w_half(wt[at]);
             }
             workgroupBarrier();
             for (var dx = 0u; dx < 3u; dx += 1u) {

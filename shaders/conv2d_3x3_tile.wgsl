@@ -51,6 +51,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let row = run % 8u;
     let column = run / 8u * LC;
     let part = lane % 2u;
+    let home = (g.y * 8u + p.top) * p.w + g.z * 16u + p.left;   // a pixel inside, read where zeros are wanted
     var a0 = vec4<f32>(); var a1 = vec4<f32>(); var a2 = vec4<f32>(); var a3 = vec4<f32>();
     var a4 = vec4<f32>(); var a5 = vec4<f32>(); var a6 = vec4<f32>(); var a7 = vec4<f32>();
     var b0 = vec4<f32>(); var b1 = vec4<f32>(); var b2 = vec4<f32>(); var b3 = vec4<f32>();
@@ -59,21 +60,21 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         let quads = min(2u, p.cin4 - k);
         var scale = vec4<f32>();
         var shift = vec4<f32>();
-        if NORM > 0u && part < quads {
-            scale = affine[k + part - p.b0.w];
-            shift = affine[p.cin4 + k + part - p.b0.w];
+        let c = min(k + part, p.cin4 - 1u);
+        if NORM > 0u {
+            scale = affine[c - p.b0.w];
+            shift = affine[p.cin4 + c - p.b0.w];
         }
         for (var n = 0u; n < 3u; n += 1u) {
             let slot = (n * 128u + lane) / 2u;
             if slot < SLOTS {
                 let iy = g.y * 8u + p.top + slot / 18u - 1u;   // row and column -1 wrap to 2^32 - 1
                 let ix = g.z * 16u + p.left + slot % 18u - 1u;
-                var v = vec4<f32>();
-                if iy < p.h && ix < p.w && part < quads {
-                    v = x_get(x[(iy * p.w + ix) * p.cin4 + k + part - p.b0.x]);
-                    if NORM > 0u { v = v * scale + shift; }
-                    if NORM == 2u { v = silu(v); }
-                }
+                let inside = (iy < p.h) & (ix < p.w);
+                var v = x_get(x[select(home, iy * p.w + ix, inside) * p.cin4 + c - p.b0.x]);
+                if NORM > 0u { v = v * scale + shift; }
+                if NORM == 2u { v = silu(v); }
+                v = select(vec4<f32>(), v, inside);
                 stage[part * SLOTS + slot] = v;
             }
         }

@@ -71,8 +71,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     // What lies outside is read from inside and no part of a result: pixels and outputs are not stored, quads of c are zeros of x.
     let part = lane % 4u;
     let home = ((g.y * 8u + p.top) * p.w + g.z * 16u + p.left) * p.cin4 - p.b0.x;
-    let abreast = WG / width;                            // rows of weights that are staged at a time
-    let above = lane / width;
+    let above = lane / width;                            // 1, 2, 4, 8 or 16 rows of weights are staged at a time
     let o = min(group * width + lane % width, p.cout4 - 1u);
     let w0 = (phase * tiles + o / 8u) * p.cin4 * 128u + o % 8u - p.b0.y;
     var c00 = MatC(); var c01 = MatC(); var c10 = MatC(); var c11 = MatC();
@@ -80,7 +79,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     var c02 = MatC(); var c03 = MatC(); var c12 = MatC(); var c13 = MatC();
     var c22 = MatC(); var c23 = MatC(); var c32 = MatC(); var c33 = MatC();
     for (var k = 0u; k < p.cin4; k += 4u) {
-        for (var slot = lane / 4u; slot < 162u; slot += WG / 4u) {
+        for (var n = 0u; n < 648u; n += WG) {
+            let slot = n / 4u + lane / 4u;
+            if slot >= 162u { continue; }
             let iy = g.y * 8u + p.top + slot / 18u + phase / 2u - 1u;    // -1 wraps to 2^32 - 1
             let ix = g.z * 16u + p.left + slot % 18u + phase % 2u - 1u;
             let inside = (iy < p.h) & (ix < p.w) & (k + part < p.cin4);
@@ -95,15 +96,12 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             }
         }
         for (var d = 0u; d < 2u; d += 1u) {
-            for (var t = 0u; t < 8u; t += max(abreast / 4u, 1u)) {   // e * 4 + quad of c
-                let quad = t % 4u + above / 4u;
-                let at = w0 + (d * p.cin4 + min(k + quad, p.cin4 - 1u)) * 64u + t / 4u * 32u;
-                let to = (t / 4u * 16u + quad * 4u) * pitch + lane % width;
-                if abreast >= 4u {
-                    ws[to + above % 4u * pitch] = w_half(wt[at + above % 4u * 8u]);
-                } else {
-                    for (var c = above; c < 4u; c += abreast) { ws[to + c * pitch] = w_half(wt[at + c * 8u]); }
-                }
+            for (var n = 0u; n < 512u * WIDE; n += WG) {   // (e * 4 + quad) * 4 + c rows of outputs
+                let c = n / width % 4u + above % 4u;
+                let quad = n / (4u * width) % 4u + above / 4u;
+                let e = n / (16u * width);
+                let at = w0 + (d * p.cin4 + min(k + quad, p.cin4 - 1u)) * 64u + e * 32u + c * 8u;
+                ws[(e * 16u + quad * 4u + c) * pitch + lane % width] = w_half(wt[at]);
             }
             workgroupBarrier();
             for (var e = 0u; e < 2u; e += 1u) {

@@ -45,6 +45,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let row = run % 8u;
     let column = run / 8u * LC;
     let part = lane % 2u;
+    let home = (g.y * 8u + p.top) * p.w + g.z * 16u + p.left;   // a pixel inside, read where zeros are wanted
     var a0 = vec4<f32>(); var a1 = vec4<f32>(); var a2 = vec4<f32>(); var a3 = vec4<f32>();
     var a4 = vec4<f32>(); var a5 = vec4<f32>(); var a6 = vec4<f32>(); var a7 = vec4<f32>();
     var b0 = vec4<f32>(); var b1 = vec4<f32>(); var b2 = vec4<f32>(); var b3 = vec4<f32>();
@@ -56,19 +57,17 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             if slot < SLOTS {
                 let iy = g.y * 8u + p.top + slot / 18u + phase / 2u - 1u;    // -1 wraps to 2^32 - 1
                 let ix = g.z * 16u + p.left + slot % 18u + phase % 2u - 1u;
-                var v = vec4<f32>();
-                if iy < p.h && ix < p.w && part < quads {
-                    v = x_get(x[(iy * p.w + ix) * p.cin4 + k + part - p.b0.x]);
-                }
-                xs[part * SLOTS + slot] = v;
+                let inside = (iy < p.h) & (ix < p.w);
+                let v = x_get(x[select(home, iy * p.w + ix, inside) * p.cin4 + min(k + part, p.cin4 - 1u) - p.b0.x]);
+                xs[part * SLOTS + slot] = select(vec4<f32>(), v, inside);
             }
         }
         for (var n = 0u; n < 32u * LC * LT; n += 128u) {
             let s = n + lane;
-            let q = s / (8u * LC) % 2u;
-            if s < 32u * LC * LT && q < quads {
+            if s < 32u * LC * LT {
+                let q = min(k + s / (8u * LC) % 2u, p.cin4 - 1u);
                 let line = s / (16u * LC);               // tile * 2 + d
-                ws[s] = w_get(wt[((tile * 2u + line) * p.cin4 + k + q) * 8u * LC + s % (8u * LC) - p.b0.y]);
+                ws[s] = w_get(wt[((tile * 2u + line) * p.cin4 + q) * 8u * LC + s % (8u * LC) - p.b0.y]);
             }
         }
         workgroupBarrier();

@@ -73,11 +73,13 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     var c02 = MatC(); var c03 = MatC(); var c12 = MatC(); var c13 = MatC();
     var c22 = MatC(); var c23 = MatC(); var c32 = MatC(); var c33 = MatC();
     for (var k = 0u; k < p.k4; k += 8u) {
-        for (var r = lane / 8u; r < 128u; r += WG / 8u) {
+        for (var n = 0u; n < 1024u; n += WG) {
+            let r = n / 8u + lane / 8u;
             let at = min(g.y * 128u + r, p.rows - 1u) * p.k4 + min(k + part, p.k4 - 1u) - p.b0.x;
             stage(r * XP + part, x[at], k + part < p.k4);
         }
-        for (var c = lane / width; c < 32u; c += WG / width) {
+        for (var n = 0u; n < 512u * WIDE; n += WG) {
+            let c = n / width + lane / width;
             ws[c * pitch + lane % width] = w_half(wt[w0 + min(4u * k + c, 4u * p.k4 - 1u) * 8u]);
         }
         workgroupBarrier();

@@ -40,22 +40,21 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let groups = 64u / LC;
     let group = lane / LC;
     let part = lane % 4u;
+    let w0 = g.x * LT * p.k4 * 4u * LC - p.b0.y;         // what lies outside, here as in x, is read from inside and used for nothing
     var a0 = vec4<f32>(); var a1 = vec4<f32>(); var a2 = vec4<f32>(); var a3 = vec4<f32>();
     var a4 = vec4<f32>(); var a5 = vec4<f32>(); var a6 = vec4<f32>(); var a7 = vec4<f32>();
     var b0 = vec4<f32>(); var b1 = vec4<f32>(); var b2 = vec4<f32>(); var b3 = vec4<f32>();
     var b4 = vec4<f32>(); var b5 = vec4<f32>(); var b6 = vec4<f32>(); var b7 = vec4<f32>();
     for (var k = 0u; k < p.k4; k += 4u) {
         let quads = min(4u, p.k4 - k);
-        for (var n = 0u; n < 4u; n += 1u) {
-            let r = n * 16u + lane / 4u;
-            var v = vec4<f32>();
-            if m0 + r < p.rows && part < quads { v = x_get(x[(m0 + r) * p.k4 + k + part - p.b0.x]); }
-            xs[part * PITCH + r] = v;
+        for (var r = lane / 4u; r < 64u; r += 16u) {
+            xs[part * PITCH + r] = x_get(x[min(m0 + r, p.rows - 1u) * p.k4 + min(k + part, p.k4 - 1u) - p.b0.x]);
         }
         for (var n = 0u; n < 16u * LC * LT; n += 64u) {
             let s = n + lane;
-            if s < 16u * LC * LT && s / (4u * LC) % 4u < quads {
-                ws[s] = w_get(wt[((g.x * LT + s / (16u * LC)) * p.k4 + k) * 4u * LC + s % (16u * LC) - p.b0.y]);
+            if s < 16u * LC * LT {
+                let at = s / (16u * LC) * p.k4 * 4u * LC + k * 4u * LC + s % (16u * LC);
+                ws[s] = w_get(wt[w0 + min(at, LT * p.k4 * 4u * LC - 1u)]);
             }
         }
         workgroupBarrier();

@@ -27,34 +27,34 @@ fn mac(a: vec4<f32>, v: vec4<f32>, w0: vec4<f32>, w1: vec4<f32>, w2: vec4<f32>, 
     return a + v.x * w0 + v.y * w1 + v.z * w2 + v.w * w3;
 }
 
-// Input quad k of the patch's pixel `slot`, whose first is x(top, left).
-fn pixel(slot: u32, k: u32, top: u32, left: u32) -> vec4<f32> {
-    let iy = top + slot / PITCH;
-    let ix = left + slot % PITCH;                        // row and column -1 are 2^32 - 1
-    if iy >= p.h || ix >= p.w { return vec4<f32>(); }
-    var v = x_get(x[(iy * p.w + ix) * p.cin4 + k - p.b0.x]);
+// Input quad k of a pixel of the patch that begins at `at`; where that lies outside, `at` is some pixel inside.
+fn pixel(at: u32, k: u32, inside: bool) -> vec4<f32> {
+    var v = x_get(x[at + k]);
     if NORM > 0u { v = v * affine[k - p.b0.w] + affine[p.cin4 + k - p.b0.w]; }
     if NORM == 2u { v = silu(v); }
-    return v;
+    return select(vec4<f32>(), v, inside);
 }
 
-fn weight(i: u32, k: u32, tile: u32) -> vec4<f32> {
-    return w_get(wt[((tile * ALL + i / 32u) * p.cin4 + k) * 32u + i % 32u - p.b0.y]);
-}
+// Where quad i of the weights of a step begins.
+fn weight(i: u32, tile: u32) -> u32 { return (tile * ALL + i / 32u) * p.cin4 * 32u + i % 32u - p.b0.y; }
 
 // Where column c of a row of the patch lies in it; those of the squares beside it lie beside it.
 fn place(c: u32) -> u32 { return select(c, c % 2u * (PITCH / 2u) + c / 2u, STEP == 2u); }
 
-fn column(at: u32, c: u32) -> vec4<f32> { return pixels[at + place(c)]; }
+// What product i / 32 takes of square i % 32: two columns of two rows of the patch, and the signs of the second ones. The same in every step.
+struct Corners { a: u32, b: u32, c: u32, d: u32, column: f32, row: f32 }
 
-// Of product i / 32 what square i % 32 has for it.
-fn transformed(i: u32) -> vec4<f32> {
+fn corners(i: u32) -> Corners {
     let r = i / 32u / PRODUCTS;
     let q = i / 32u % PRODUCTS;
     let corner = i % 32u / 8u * STEP * PITCH + i % 8u;
     let above = corner + first(r) * PITCH;
     let below = corner + second(r) * PITCH;
-    return (column(above, first(q)) + sign(q) * column(above, second(q))) + sign(r) * (column(below, first(q)) + sign(q) * column(below, second(q)));
+    return Corners(above + place(first(q)), above + place(second(q)), below + place(first(q)), below + place(second(q)), sign(q), sign(r));
+}
+
+fn transformed(s: Corners) -> vec4<f32> {
+    return (pixels[s.a] + s.column * pixels[s.b]) + s.row * (pixels[s.c] + s.column * pixels[s.d]);
 }
 
 fn put(i: u32, j: u32, quad: u32, v: vec4<f32>) {
@@ -86,6 +86,15 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let top = g.y * 4u * STEP - p.odd_row + p.top - 1u;
     let left = g.z * 8u * STEP - p.odd_column + p.left - 1u;
     let slot = lane / PITCH * PITCH + place(lane % PITCH);
+    let iy = top + lane / PITCH;                         // row and column -1 are 2^32 - 1
+    let ix = left + lane % PITCH;
+    let inside = (iy < p.h) & (ix < p.w);
+    let home = vec2(max(g.y * 4u * STEP, p.odd_row) - p.odd_row + p.top, max(g.z * 8u * STEP, p.odd_column) - p.odd_column + p.left);
+    let at = select(home.x * p.w + home.y, iy * p.w + ix, inside) * p.cin4 - p.b0.x;
+    let w0 = weight(lane, g.x);
+    let w1 = weight(lane + WG, g.x);
+    let s0 = corners(lane);
+    let s1 = corners(lane + WG);
     let t = lane % 16u;
     let xi = lane / 16u * 32u + t % 4u;
     let wi = W0 + lane / 16u * 32u + t / 4u;
@@ -93,20 +102,20 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     var a4 = vec4<f32>(); var a5 = vec4<f32>(); var a6 = vec4<f32>(); var a7 = vec4<f32>();
     var b0 = vec4<f32>(); var b1 = vec4<f32>(); var b2 = vec4<f32>(); var b3 = vec4<f32>();
     var b4 = vec4<f32>(); var b5 = vec4<f32>(); var b6 = vec4<f32>(); var b7 = vec4<f32>();
-    if lane < SLOTS { pixels[slot] = pixel(lane, 0u, top, left); }
-    var n0 = weight(lane, 0u, g.x);
-    var n1 = weight(lane + WG, 0u, g.x);
+    if lane < SLOTS { pixels[slot] = pixel(at, 0u, inside); }
+    var n0 = w_get(wt[w0]);
+    var n1 = w_get(wt[w1]);
     for (var k = 0u; k < p.cin4; k += 1u) {
         stage[W0 + lane] = n0;
         stage[W0 + WG + lane] = n1;
         workgroupBarrier();
-        stage[lane] = transformed(lane);
-        stage[lane + WG] = transformed(lane + WG);
+        stage[lane] = transformed(s0);
+        stage[lane + WG] = transformed(s1);
         workgroupBarrier();
         if k + 1u < p.cin4 {
-            if lane < SLOTS { pixels[slot] = pixel(lane, k + 1u, top, left); }
-            n0 = weight(lane, k + 1u, g.x);
-            n1 = weight(lane + WG, k + 1u, g.x);
+            if lane < SLOTS { pixels[slot] = pixel(at, k + 1u, inside); }
+            n0 = w_get(wt[w0 + (k + 1u) * 32u]);
+            n1 = w_get(wt[w1 + (k + 1u) * 32u]);
         }
         let x0 = stage[xi]; let x1 = stage[xi + 4u]; let x2 = stage[xi + 8u]; let x3 = stage[xi + 12u];
         let x4 = stage[xi + 16u]; let x5 = stage[xi + 20u]; let x6 = stage[xi + 24u]; let x7 = stage[xi + 28u];

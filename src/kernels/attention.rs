@@ -278,6 +278,7 @@ impl Flash {
             ("ON", sums),
             ("VK", staged),
             ("STAGE", stage),
+            ("CHUNK", d4.div_ceil(d4.div_ceil(16)).next_multiple_of(4)),
             ("SPLIT", split),
         ];
         let consts = consts.map(|(name, value)| (name, value as u32)).to_vec();
