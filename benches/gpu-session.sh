@@ -86,7 +86,7 @@ step check 300 $infgen bench "${device[@]}" --check --repeat ${REPEAT:-7} --outp
 
 # 2. Every family at every shape, then what the tuner makes of it (twice: the second is from its cache).
 step variants 300 $infgen bench "${device[@]}" --variants --repeat ${REPEAT:-7} --output "$out/variants.json" conv2d linear attention || true
-step unchecked 200 $infgen bench "${device[@]}" --check --unchecked --repeat ${REPEAT:-7} --output "$out/unchecked.json" conv2d linear attention || true
+step checked 200 $infgen bench "${device[@]}" --check --bounds-checks true --repeat ${REPEAT:-7} --output "$out/checked.json" conv2d linear attention || true
 for run in first second; do
     step "tuned-$run" 120 $infgen decode "${device[@]}" --latent examples/sample.safetensors --size 512x512 -v --json -o "$out/$run.png" || true
 done
@@ -108,7 +108,7 @@ fi
 echo "== summary"
 {
     cat "$out/machine.txt" | head -n 2
-    for file in variants check unchecked decodes decodes-f32 compare; do
+    for file in variants check checked decodes decodes-f32 compare; do
         [[ -s "$out/$file.txt" ]] && echo "-- $file" && cat "$out/$file.txt"
     done
     echo "failed: ${failed[*]:-nothing}"

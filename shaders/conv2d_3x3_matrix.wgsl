@@ -74,7 +74,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     // What lies outside is read from inside and no part of a result: pixels and outputs are not stored, quads of c are zeros of x.
     let part = lane % 4u;
     let home = ((g.y * 8u + p.top) * p.w + g.z * 16u + p.left) * p.cin4 - p.b0.x;
-    let above = lane / width;                            // 1, 2, 4, 8 or 16 rows of weights are staged at a time
+    let abreast = WG / width;                            // rows of weights that are staged at a time, a power of two
+    let above = lane / width;
     let o = min(g.x * width + lane % width, p.cout4 - 1u);
     let w0 = o / 8u * p.cin4 * 288u + o % 8u - p.b0.y;
     var c00 = MatC(); var c01 = MatC(); var c10 = MatC(); var c11 = MatC();
@@ -112,8 +113,10 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         for (var dy = 0u; dy < 3u; dy += 1u) {
             for (var n = 0u; n < 768u * WIDE; n += WG) {   // (dx * 4 + quad) * 4 + c rows of outputs
                 let c = n / width % 4u + above % 4u;
-                let quad = n / (4u * width) % 4u + above / 4u;
-                let dx = n / (16u * width);
+                let u = n / (4u * width) + above / 4u;   // quads of rows
+                if abreast > 16u && u >= 12u { continue; }
+                let quad = select(n / (4u * width) % 4u + above / 4u, u % 4u, abreast > 16u);
+                let dx = select(n / (16u * width), u / 4u, abreast > 16u);
                 let at = w0 + (dy * p.cin4 + min(k + quad, p.cin4 - 1u)) * 96u + dx * 32u + c * 8u;
                 ws[(dx * 16u + quad * 4u + c) * pitch + lane % width] = w_half(wt[at]);
             }

@@ -71,7 +71,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     // What lies outside is read from inside and no part of a result: pixels and outputs are not stored, quads of c are zeros of x.
     let part = lane % 4u;
     let home = ((g.y * 8u + p.top) * p.w + g.z * 16u + p.left) * p.cin4 - p.b0.x;
-    let above = lane / width;                            // 1, 2, 4, 8 or 16 rows of weights are staged at a time
+    let abreast = WG / width;                            // rows of weights that are staged at a time, a power of two
+    let above = lane / width;
     let o = min(group * width + lane % width, p.cout4 - 1u);
     let w0 = (phase * tiles + o / 8u) * p.cin4 * 128u + o % 8u - p.b0.y;
     var c00 = MatC(); var c01 = MatC(); var c10 = MatC(); var c11 = MatC();
@@ -98,8 +99,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         for (var d = 0u; d < 2u; d += 1u) {
             for (var n = 0u; n < 512u * WIDE; n += WG) {   // (e * 4 + quad) * 4 + c rows of outputs
                 let c = n / width % 4u + above % 4u;
-                let quad = n / (4u * width) % 4u + above / 4u;
-                let e = n / (16u * width);
+                let u = n / (4u * width) + above / 4u;   // quads of rows
+                let quad = select(n / (4u * width) % 4u + above / 4u, u % 4u, abreast > 16u);
+                let e = select(n / (16u * width), u / 4u, abreast > 16u);
                 let at = w0 + (d * p.cin4 + min(k + quad, p.cin4 - 1u)) * 64u + e * 32u + c * 8u;
                 ws[(e * 16u + quad * 4u + c) * pitch + lane % width] = w_half(wt[at]);
             }

@@ -87,9 +87,9 @@ pub struct EngineOptions {
     /// For planning only: see [`GpuOptions::as_discrete`].
     #[doc(hidden)]
     pub as_discrete: bool,
-    /// For measuring only: see [`GpuOptions::unchecked`].
+    /// For measuring only: see [`GpuOptions::bounds_checks`].
     #[doc(hidden)]
-    pub unchecked: bool,
+    pub bounds_checks: Option<bool>,
 }
 
 /// Where weights come from.
@@ -221,7 +221,7 @@ impl Engine {
             cache_folder: options.cache_folder.clone(),
             kernels: options.kernels,
             as_discrete: options.as_discrete,
-            unchecked: options.unchecked,
+            bounds_checks: options.bounds_checks,
             ..GpuOptions::default()
         })
         .await?;

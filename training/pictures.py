@@ -30,13 +30,15 @@ from PIL import Image, ImageCms, ImageOps
 
 # Globs of lower-case paths: classical test pictures, and what is no picture to look at.
 NEVER = ("*lena*", "*lenna*", "*baboon*", "*mandril*", "*barbara*", "*cameraman*", "*kodim*", "*kodak*", "*astronaut*", "*peppers*", "*goldhill*", "*zelda*",
-         "*airplane*", "*butterfly*", "*normal*", "*_nrm*", "*_nor.*", "*_nm.*", "*_n.*", "*height*", "*specular*", "*_spec*", "*_gloss*", "*bump*", "*mask*",
-         "*displace*", "*sprite*", "*tileset*", "*atlas*", "*lightmap*", "*_luma*", "*font*", "*cursor*", "*/icons/*", "*/models/*", "*/skins/*", "*/players/*", "*/units/*", "*_uv*", "*favicon*", "*_glow*", "*roughness*")
+         "*airplane*", "*butterfly*", "*normal*", "*_nrm*", "*_nor.*", "*_norm.*", "*_nm.*", "*_n.*", "*height*", "*specular*", "*_spec*", "*_gloss*", "*bump*", "*mask*",
+         "*displace*", "*sprite*", "*tileset*",
+         "*atlas*", "*lightmap*", "*_luma*", "*font*", "*cursor*", "*/icons/*", "*/models/*", "*/skins/*", "*/players/*", "*/units/*", "*_uv*", "*favicon*", "*_glow*", "*roughness*")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".tga", ".tif", ".tiff", ".bmp", ".avif")
 ARCHIVES = (".zip", ".pk3", ".pk4", ".wz", ".ora", ".kra", ".bundle", ".otp", ".odp", ".ott", ".odt", ".sdg", ".jar", ".sh3f", ".sh3t", ".ykpack")
 
 # A line: kind, most pictures of each package, packages, + globs of paths to take, - globs of paths to leave. Licences: of `main`, thus free; per file in the manifest.
-# Looked at and left out: lebiniou-data, boswars-data (grey), python-skimage-doc, cimg-examples (hold classical test pictures), 0ad-data, flightgear-data-base (large, block-compressed textures).
+# Looked at and left out: lebiniou-data (grey), flare-game, fillets-ng-data, plee-the-bear-data (sprite sheets), krita-data, sweethome3d-furniture (parts); texlive-*-doc
+# (parts show commercial pictures). opencv-doc holds Lena: only what is named is taken.
 PACKAGES = """
 photo 20 kphotoalbum
 photo 10 python3-skimage - *camera* *moon* *brick* *grass* *gravel*
@@ -54,15 +56,12 @@ photo 2 linuxcnc-doc-en
 photo 8 expeyes-doc-en
 photo 10 calligrastage-data - *configure*
 photo 20 libreoffice-common
-photo 40 texlive-publishers-doc - *uestcthesis* *bjfuthesis* *yazd-thesis*
-photo 50 texlive-latex-extra-doc - *fancyslides/doc/*.png *trigontheme*
-photo 40 texlive-pictures-doc texlive-humanities-doc texlive-science-doc texlive-latex-recommended-doc texlive-latex-base-doc
 photo 20 mandelbulber2-data - *envmap2* *envmap4* *occlusion* *transparency*
 photo 10 renpy-thequestion qtdeclarative5-examples qtquickcontrols5-examples qtbase5-examples gthumb-data imagination-common hugin-data
-photo 15 afterstep-data wmaker-common fvwm-crystal xscreensaver-gl fotoxx-common debian-paketmanagement-buch terminology-data
+photo 15 wmaker-common fvwm-crystal fotoxx-common
 drawing 15 supertux-data
 drawing 60 wesnoth-1.16-data
-drawing 20 wesnoth-1.16-httt wesnoth-1.16-trow wesnoth-1.16-low wesnoth-1.16-tsg wesnoth-1.16-nr wesnoth-1.16-sof wesnoth-1.16-sota wesnoth-1.16-thot wesnoth-1.16-did wesnoth-1.16-ei
+drawing 20 wesnoth-1.16-httt wesnoth-1.16-trow wesnoth-1.16-low wesnoth-1.16-tsg wesnoth-1.16-nr wesnoth-1.16-sof wesnoth-1.16-sota wesnoth-1.16-did wesnoth-1.16-ei
 drawing 20 naev-data freeorion-data freecol unknown-horizons
 map 40 kgeography-data
 map 15 marble-data kstars-data gpredict xplanet-images
@@ -71,22 +70,21 @@ screen 30 gimp-help-en
 screen 12 python-sklearn-doc - *face* *recognition*
 screen 12 kicad-doc-en freedombox-doc-en povray-doc
 screen 6 gnucash-docs kdenlive-data debian-edu-doc-en wireshark-doc qtcreator-doc imagemagick-6-doc
-game 40 renpy-demo flare-game fillets-ng-data
-screen 12 desktop-base debian-edu-artwork-emerald debian-edu-artwork-homeworld debian-edu-artwork-softwaves debian-edu-artwork-spacefun
-game 40 warzone2100-data + *backdrops*
-game 40 supertuxkart-data + *screenshot* */gui/* *sign* *_ad*
-game 40 ufoai-data + */pics/*
-texture 20 colobot-common-textures ufoai-textures nexuiz-textures krita-data mypaint-data-extras morse-simulator-data flightgear-data-models
-texture 10 sweethome3d-furniture povray-examples openarena-081-textures
+game 40 renpy-demo
+screen 12 desktop-base debian-edu-artwork-softwaves debian-edu-artwork-spacefun
+game 40 warzone2100-data + *drops/*
+game 40 supertuxkart-data + *screenshot* */gui/* */sign_*
+game 40 ufoai-data + */pics/* - */hud/* */ui/* */pics/base/* */sfx/*
 drawing 25 hedgewars-data warmux-data
-game 30 widelands-data freedroidrpg-data openclonk-data
-game 20 enigma-data brainparty-data pokerth-data plee-the-bear-data starfighter-data lincity-ng-data caveexpress-data xmoto-data trackballs-data 7kaa-data
-game 20 asc-data scorched3d-data torcs-data trigger-rally-data extremetuxracer-data neverball-data foobillardplus-data berusky2-data redeclipse-data nexuiz-data
-game 20 openarena-data marsshooter-data searchandrescue-data planetblupi-common lugaru-data bzflag-data minetest-data pingus-data freeciv-data gigalomania-data
-game 15 megaglest-data + *screens* *loading* *menu* */data/core/*
-game 12 frozen-bubble-data tuxmath-data tuxtype-data ardentryst adonthell-data freedink-data tanglet-data glob2-data lordsawar-data pychess tuxfootball
-game 10 beneath-a-steel-sky blobwars-data btanks-data amoebax-data raincat-data powermanga-data performous dreamchess-data ksirk gearhead2-data dustracing2d-data crrcsim-data
-game 8 crawl-tiles-data opencity-data teeworlds-data micropolis-data neverputt-data sdl-ball-data criticalmass-data open-invaders-data pathological kgoldrunner pinball-data
+texture 20 colobot-common-textures - *effect0* *button* */objects/*
+texture 20 ufoai-textures
+texture 20 nexuiz-textures - *flag* *pickups* *ldar* *fborange* *shock* *mulder* *pyria* *pomp* *_alien*
+texture 10 openarena-081-textures mypaint-data-extras
+game 20 widelands-data - */tribes/* */worlds/*
+game 20 freedroidrpg-data + */backgrounds/*
+game 20 brainparty-data pokerth-data lincity-ng-data extremetuxracer-data
+game 15 pingus-data freeciv-data tuxmath-data tuxtype-data - *tiles.png *cities.png
+game 10 starfighter-data foobillardplus-data - *camin*
 """
 Image.MAX_IMAGE_PIXELS = None  # candidate() looks at the size
 SHORT, AREA, NEAR = 512, 1.2e6, 10  # least short side; pixels that larger pictures are reduced to; bits
@@ -168,7 +166,7 @@ def load(f, name):
 
 
 def licence(text, path, package):
-    """Licence of an installed file by the last paragraph of Debian's machine-readable copyright file that fits an end of its path, else all that the file names."""
+    """Licence of an installed file: that of the last paragraph of a machine-readable copyright file that fits an end of its path, else all of them."""
     found, names = None, []
     parts = path.replace("@2x", "").split("/")
     tails = ["/".join(parts[i:]) for i in range(len(parts))]

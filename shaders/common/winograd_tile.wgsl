@@ -41,20 +41,12 @@ fn weight(i: u32, tile: u32) -> u32 { return (tile * ALL + i / 32u) * p.cin4 * 3
 // Where column c of a row of the patch lies in it; those of the squares beside it lie beside it.
 fn place(c: u32) -> u32 { return select(c, c % 2u * (PITCH / 2u) + c / 2u, STEP == 2u); }
 
-// What product i / 32 takes of square i % 32: two columns of two rows of the patch, and the signs of the second ones. The same in every step.
-struct Corners { a: u32, b: u32, c: u32, d: u32, column: f32, row: f32 }
+// Where a row and column of square i % 32 lie in the patch.
+fn corner(i: u32, row: u32, c: u32) -> u32 { return i % 32u / 8u * STEP * PITCH + i % 8u + row * PITCH + place(c); }
 
-fn corners(i: u32) -> Corners {
-    let r = i / 32u / PRODUCTS;
-    let q = i / 32u % PRODUCTS;
-    let corner = i % 32u / 8u * STEP * PITCH + i % 8u;
-    let above = corner + first(r) * PITCH;
-    let below = corner + second(r) * PITCH;
-    return Corners(above + place(first(q)), above + place(second(q)), below + place(first(q)), below + place(second(q)), sign(q), sign(r));
-}
-
-fn transformed(s: Corners) -> vec4<f32> {
-    return (pixels[s.a] + s.column * pixels[s.b]) + s.row * (pixels[s.c] + s.column * pixels[s.d]);
+// What a product takes of a square: two columns of two rows, `column` and `row` are the signs of the second ones.
+fn transformed(a: u32, b: u32, c: u32, d: u32, column: f32, row: f32) -> vec4<f32> {
+    return (pixels[a] + column * pixels[b]) + row * (pixels[c] + column * pixels[d]);
 }
 
 fn put(i: u32, j: u32, quad: u32, v: vec4<f32>) {
@@ -93,8 +85,17 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let at = select(home.x * p.w + home.y, iy * p.w + ix, inside) * p.cin4 - p.b0.x;
     let w0 = weight(lane, g.x);
     let w1 = weight(lane + WG, g.x);
-    let s0 = corners(lane);
-    let s1 = corners(lane + WG);
+    // The corners of this invocation's two squares are the same in every step.
+    let r = lane / 32u / PRODUCTS;
+    let q = lane / 32u % PRODUCTS;
+    let sa = corner(lane, first(r), first(q)); let sb = corner(lane, first(r), second(q));
+    let sc = corner(lane, second(r), first(q)); let sd = corner(lane, second(r), second(q));
+    let next = lane + WG;
+    let u = next / 32u / PRODUCTS;
+    let v = next / 32u % PRODUCTS;
+    let ta = corner(next, first(u), first(v)); let tb = corner(next, first(u), second(v));
+    let tc = corner(next, second(u), first(v)); let td = corner(next, second(u), second(v));
+    let signs = vec4(sign(q), sign(r), sign(v), sign(u));
     let t = lane % 16u;
     let xi = lane / 16u * 32u + t % 4u;
     let wi = W0 + lane / 16u * 32u + t / 4u;
@@ -109,8 +110,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         stage[W0 + lane] = n0;
         stage[W0 + WG + lane] = n1;
         workgroupBarrier();
-        stage[lane] = transformed(s0);
-        stage[lane + WG] = transformed(s1);
+        stage[lane] = transformed(sa, sb, sc, sd, signs.x, signs.y);
+        stage[lane + WG] = transformed(ta, tb, tc, td, signs.z, signs.w);
         workgroupBarrier();
         if k + 1u < p.cin4 {
             if lane < SLOTS { pixels[slot] = pixel(at, k + 1u, inside); }

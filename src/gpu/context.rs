@@ -54,9 +54,9 @@ pub struct GpuOptions {
     /// then cannot be run here.
     #[doc(hidden)]
     pub as_discrete: bool,
-    /// For measuring only: kernels without naga's checks of every index, to see what those cost.
+    /// For measuring only: kernels with or without naga's checks of indices, instead of with them everywhere but on Vulkan.
     #[doc(hidden)]
-    pub unchecked: bool,
+    pub bounds_checks: Option<bool>,
 }
 
 /// Largest binding that drivers of discrete GPUs offer. (wgpu 30 lets bindings have 2 GiB less a byte on Vulkan and DX12, and buffers on Linux
@@ -327,7 +327,7 @@ impl Gpu {
             cache_folder,
             pipelines: Arc::new(Pipelines::new(
                 device.clone(),
-                options.unchecked,
+                options.bounds_checks.unwrap_or(adapter.get_info().backend != wgpu::Backend::Vulkan),
                 #[cfg(not(target_arch = "wasm32"))]
                 store,
             )),

@@ -97,7 +97,8 @@ impl Variant {
             }
             text.push_str(include_str!("../../shaders/common/split.wgsl"));
             for (name, storage) in [("x", self.x), ("w", self.w)] {
-                let (kind, half) = (name.to_uppercase(), if storage == Storage::F16 { "v".into() } else { format!("vec4<f16>({name}_get(v))") });
+                let (kind, half) =
+                    (name.to_uppercase(), if storage == Storage::F16 { "v".into() } else { format!("vec4<f16>({name}_get(v))") });
                 text.push_str(&format!("fn {name}_half(v: {kind}4) -> vec4<f16> {{ return {half}; }}\n"));
             }
         }

@@ -28,6 +28,7 @@ pub use gate::Turn;
 pub use kernel::{Bind, HEADER_BYTES, Kernel, Storage, Variant};
 pub use observer::{Observer, Progress};
 pub use outputs::{Outputs, Plane, Timing};
+pub use pipelines::PROVEN_HEADS;
 pub use plan::{Plan, align};
 pub use recorder::{
     Binding, DeviceProfile, Dispatch, Families, Footprint, KernelFamily, KernelPlan, MatrixUnits, Operator, Recorder, Recording,

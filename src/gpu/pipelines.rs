@@ -17,12 +17,15 @@ pub(crate) struct Pipeline {
     pub id: usize,
 }
 
+/// Widest heads, in quads, for which `tests/shader_bounds.rs` goes through the variants of attention: kernels for wider ones keep their checks.
+pub const PROVEN_HEADS: u32 = 256;
+
 type Key = (&'static str, Variant);
 
 /// The pipelines of an open device.
 pub(crate) struct Pipelines {
     device: wgpu::Device,
-    unchecked: bool,
+    bounds_checks: bool,
     #[cfg(not(target_arch = "wasm32"))]
     store: PipelineStore,
     /// A cell is filled once; who comes while another thread fills it waits.
@@ -32,10 +35,10 @@ pub(crate) struct Pipelines {
 }
 
 impl Pipelines {
-    pub fn new(device: wgpu::Device, unchecked: bool, #[cfg(not(target_arch = "wasm32"))] store: PipelineStore) -> Pipelines {
+    pub fn new(device: wgpu::Device, bounds_checks: bool, #[cfg(not(target_arch = "wasm32"))] store: PipelineStore) -> Pipelines {
         Pipelines {
             device,
-            unchecked,
+            bounds_checks,
             #[cfg(not(target_arch = "wasm32"))]
             store,
             cells: Mutex::default(),
@@ -67,14 +70,16 @@ impl Pipelines {
         #[cfg(target_arch = "wasm32")]
         let cache = None;
         let source = format!("{}{}", variant.prelude(), kernel.wgsl);
-        let bounds_checks = !self.unchecked;
+        let bounds_checks = self.bounds_checks || variant.consts.iter().any(|&(name, value)| name == "D4" && value > PROVEN_HEADS);
         let checks = wgpu::ShaderRuntimeChecks { bounds_checks, force_loop_bounding: false, ..wgpu::ShaderRuntimeChecks::checked() };
         let descriptor = wgpu::ShaderModuleDescriptor { label: Some(kernel.name), source: wgpu::ShaderSource::Wgsl(source.into()) };
         // SAFETY: `force_loop_bounding: false` requires that no shader loops forever. Every module here is one of the
         // crate's own kernels (`Kernel` values are `'static` constants of `src/kernels`), and each of their loops counts
-        // up by a positive constant, some by the size of a workgroup or subgroup, to a bound that does not change inside it. Bounds checks
-        // stay on, except in a benchmark that was asked to leave them out: the kernels compute no index outside their arrays that
-        // reaches memory (guard bands around every tensor in the tests see writes), so that the checks are a second line.
+        // up by a positive constant, some by the size of a workgroup or subgroup, to a bound that does not change inside it (`tests/shaders.rs`).
+        // `bounds_checks: false` requires that no index leaves its array. On Vulkan, where that is the default, accesses to buffers are kept inside
+        // by the device: wgpu asks for robustBufferAccess, and robustBufferAccess2 where there is one, whatever is said here. Indices into workgroup
+        // memory and all else are proven to be inside for every variant by `tests/shader_bounds.rs`. Other backends keep the checks, unless a
+        // benchmark leaves them out: the kernels compute no index outside a buffer that reaches memory, as guard bands around every tensor in the tests see.
         let module = unsafe { self.device.create_shader_module_trusted(descriptor, checks) };
         let uniform = wgpu::BindGroupLayoutEntry {
             binding: 0,

@@ -205,6 +205,16 @@ pub fn attention_into(rec: &mut Recorder, [q, k, v]: [&Tensor; 3], heads: usize,
     });
 }
 
+/// For tests: the kernels that go through the keys once, with the constants that heads of `d4` quads give them on a device, whatever it prefers.
+#[doc(hidden)]
+pub fn flash_kernels(profile: &DeviceProfile, d4: usize) -> Vec<(&'static Kernel, Vec<(&'static str, u32)>)> {
+    let families = [KernelFamily::Matrix, KernelFamily::NarrowMatrix];
+    let matrix = families.into_iter().flat_map(|family| [Elem::Half, Elem::F32].map(|elem| Flash::matrix(profile, family, d4, elem)));
+    let others = [Flash::tile(profile, d4), Some(Flash::shared(false, d4)), Some(Flash::shared(true, d4))];
+    let kernels = |flash: Flash| std::iter::once(flash.kernel).chain(flash.range).map(move |kernel| (kernel, flash.consts.clone()));
+    matrix.chain(others).flatten().flat_map(kernels).collect()
+}
+
 /// A kernel that goes through the keys once.
 struct Flash {
     kernel: &'static Kernel,

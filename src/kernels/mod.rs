@@ -160,8 +160,8 @@ pub(crate) fn matrix(
     let split = x.elem == Elem::F32;
     let more = if split { MATRIX_STAGED_BYTES } else { 0 };
     let room = profile.max_workgroup_storage >= MATRIX_WORKGROUP_BYTES + more && profile.max_invocations >= invocations;
-    // Loops stage 512 quads or more in steps of a workgroup.
-    if !half || !room || !invocations.is_power_of_two() || invocations > 512 || channel_lanes(cout4) < 8 {
+    // Loops stage 512 quads or more, in rows of 32 at most, in steps of a workgroup.
+    if !half || !room || !invocations.is_power_of_two() || !(64..=512).contains(&invocations) || channel_lanes(cout4) < 8 {
         return None;
     }
     let wide =

@@ -420,9 +420,9 @@ pub struct BenchArgs {
     /// Write the JSON report to this file as well
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Leave the bounds checks out of the kernels, to see what they cost
-    #[arg(long)]
-    pub unchecked: bool,
+    /// Kernels with or without checks of indices, to see what they cost [default: without on Vulkan]
+    #[arg(long, value_name = "true|false")]
+    pub bounds_checks: Option<bool>,
     /// Whole planes on software devices too, where they lose rows to be done in time
     #[arg(long)]
     pub full: bool,

@@ -59,7 +59,7 @@ impl Report<'_> {
 pub fn bench(run: &Run, args: &BenchArgs) -> Result<()> {
     check_names(&args.names)?;
     args.output.as_deref().map_or(Ok(()), check_writable)?;
-    let engine = run.engine_with(EngineOptions { unchecked: args.unchecked, ..EngineOptions::default() })?;
+    let engine = run.engine_with(EngineOptions { bounds_checks: args.bounds_checks, ..EngineOptions::default() })?;
     let gpu = engine.gpu();
     let software = engine.device().kind == "software";
     let bench = Bench { gpu, software, repeat: args.repeat, observer: run.observer.quiet() };
@@ -129,7 +129,7 @@ pub fn bench(run: &Run, args: &BenchArgs) -> Result<()> {
     }
     decodes(run, args, &engine, &bench, &mut report, &wanted)?;
     let facts = json!({
-        "command": "bench", "kind": engine.device().kind, "clock": clock, "bounds_checks": !args.unchecked, "dtype": if dtype == Dtype::F16 { "f16" } else { "f32" },
+        "command": "bench", "kind": engine.device().kind, "clock": clock, "bounds_checks": args.bounds_checks, "dtype": if dtype == Dtype::F16 { "f16" } else { "f32" },
         "cores": std::thread::available_parallelism().map_or(1, |n| n.get()), "wrong": wrong,
         "peak_gflops": peaks.flops * 1e-9, "peak_gbytes_per_s": peaks.bytes * 1e-9, "results": report.rows,
     });

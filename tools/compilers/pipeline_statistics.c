@@ -1,6 +1,6 @@
 // A Vulkan layer that asks the driver what its compiler made of every compute pipeline (VK_KHR_pipeline_executable_properties: registers, spills,
 // instructions, occupancy) and prints it to stderr, one line a pipeline: `statistics: name = value; ...`. With PIPELINE_ASSEMBLY=FOLDER the
-// driver's representations (assembly, mostly) are written there too, a file each. Used by scripts/compiler-statistics; any Vulkan program can run under it.
+// driver's representations (assembly, mostly) are written there too, a file each. scripts/compilers uses it; any Vulkan program can run under it.
 //
 //   cc -shared -fPIC -O1 -o libpipeline_statistics.so pipeline_statistics.c
 #include <stdio.h>
