@@ -19,7 +19,8 @@ from PIL import Image
 
 import taesd
 
-SETS = ("train", "train-hires")  # eval is never read here
+SETS = ("train", "train-hires", "more")  # the last is pictures.py's and need not be there; eval is never read here
+SUFFIXES = (".webp", ".avif", ".png", ".jpg")
 
 
 def decode_all(data: Path, cache: Path):
@@ -35,7 +36,7 @@ def decode_all(data: Path, cache: Path):
             tmp.rename(npy)
         return npy.stem, np.load(npy, mmap_mode="r")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(decode, [f for s in SETS for f in sorted((data / s).iterdir())]))
+        return list(pool.map(decode, [f for s in SETS for f in sorted((data / s).glob("*")) if f.suffix in SUFFIXES]))
 
 
 def resample(a, box, size):

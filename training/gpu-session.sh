@@ -34,8 +34,8 @@ pack)
     for f in "$here"/*.py "$here/gpu-session.sh"; do put "$f" training; done
     for f in "$here"/../weights/infgen-*.safetensors; do put "$f" weights; done
     for f in "$data"/weights/*.safetensors; do put "$f" data/weights; done
-    for set in train train-hires; do
-        for f in "$data/$set"/*; do put "$f" "data/$set"; done
+    for set in train train-hires more; do
+        for f in "$data/$set"/*.{webp,avif,png,jpg}; do [[ ! -e $f ]] || put "$f" "data/$set"; done
     done
     du -sh "$to"/part-*
     ;;

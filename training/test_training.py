@@ -142,6 +142,15 @@ def test_teachers_show_what_their_networks_make_of_the_latent():
     twice = (z, (128, 128), [(0, 0, 8, 8)], torch.zeros(1, 3, 64, 64, dtype=torch.uint8), 1)
     large = F.interpolate(of_model, (128, 128), mode="bicubic", align_corners=False).clamp(-1, 1)[..., :64, :64]
     close(teach((0, 1), twice, whole), torch.cat([large, of_model]), 1e-4)
+    # --repair: what the network made, with the picture's colours but none of its detail
+    for name, v in m.named_parameters():
+        v.data *= 0.2 if "conv_out" in name else 1
+    of_model = m(z[None], 64, 64)
+    shown = lambda v: (*whole[:3], ((of_model + v).clamp(-1, 1) * 127.5 + 127.5).round().byte(), 1)
+    repaired = lambda picture: Teachers(vae, m, (0, 0), False, True)([picture]) - of_model
+    checks = 0.2 * (1 - 2 * ((torch.arange(64)[:, None] + torch.arange(64)) % 2))
+    assert of_model.abs().max() < 0.7
+    assert (repaired(shown(0.25)) - 0.25).abs().max() < 0.01 and repaired(shown(checks)).abs().max() < 0.01
 
 
 def test_views_are_encoded_shape_by_shape():

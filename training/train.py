@@ -242,6 +242,8 @@ def main():
     ap.add_argument("--gan-from", type=float, default=0.7)
     ap.add_argument("--teach", type=float, nargs=2, metavar=("TAESD", "BEFORE"),
                     help="shares in the targets of what TAESD makes of the latent, and of what the network made of it before this run (--init)")
+    ap.add_argument("--repair", action="store_true",
+                    help="targets are what the network made before this run (--init), but what is coarser than a place of the latent: that is of the picture, and of TAESD (--teach SHARE 0)")
     ap.add_argument("--f32", action="store_true")
     ap.add_argument("--seed", type=int, default=0)
     ap.add_argument("--max-steps", type=int, default=10 ** 9)
@@ -253,6 +255,8 @@ def main():
         a.teach = 0.4, 0.3
     elif a.teach and (min(a.teach) < 0 or sum(a.teach) > 1 or a.teach[1] > 0 and not a.init):
         ap.error("--teach wants shares from 0 to 1 with a sum of at most 1, and --init for the second")
+    elif a.repair and (not a.init or a.teach and a.teach[1]):
+        ap.error("--repair wants --init, and no second share of --teach")
     device = torch.device("cuda" if torch.cuda.is_available() and not a.smoke else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
@@ -297,11 +301,11 @@ def main():
     ema.load_state_dict(model.state_dict())
     ema.use_attention = model.use_attention
     targets = as_target
-    if a.teach:
+    if a.teach or a.repair:
         vae = taesd.decoder().eval().requires_grad_(False)
         if not a.smoke:
             vae = taesd.load(vae, weights / f"{name}_decoder.safetensors")
-        targets = Teachers(vae.to(device, memory_format=torch.channels_last), copy.deepcopy(ema), a.teach, amp)
+        targets = Teachers(vae.to(device, memory_format=torch.channels_last), copy.deepcopy(ema), a.teach or (0, 0), amp, a.repair)
     opts = optimizers(model, a.lr, a.optimizer)
     feats = Features(enc)
     disc = Patch().to(device, memory_format=torch.channels_last) if a.gan else None
@@ -407,8 +411,8 @@ class Teachers:
     """Targets that follow from the latent: of the picture, of what TAESD makes of the latent and of what the network made of it when the run began, a
     weighted mean. The errors of the last two differ, so their mean is better than both (weights/README.md), and no detail is in it that no latent tells."""
 
-    def __init__(self, vae, before, shares, amp):
-        self.vae, self.before, self.shares, self.amp = vae, before, shares, amp
+    def __init__(self, vae, before, shares, amp, repair=False):
+        self.vae, self.before, self.shares, self.amp, self.repair = vae, before, shares, amp, repair
 
     @torch.no_grad()
     def __call__(self, batch):
@@ -416,13 +420,25 @@ class Teachers:
         c, (of_vae, of_before) = self.before.config, self.shares
         target = (1 - of_vae - of_before) * as_target(batch)
         with torch.autocast(target.device.type, torch.bfloat16, enabled=self.amp):
-            if of_before:
+            if self.repair:
+                before = reduced(decode_crops(self.before, batch).float().clamp(-1, 1), batch)
+            elif of_before:
                 target += of_before * self.of_before(batch)
             if of_vae:
                 zs = torch.stack([b[0] for b in batch]) * c["scaling_factor"]
                 wholes = self.vae(zs.contiguous(memory_format=torch.channels_last)).float().clamp(0, 1)
                 target += of_vae * torch.cat([self.enlarged(whole[None], *b[1:]) for whole, b in zip(wholes, batch)])
+        if self.repair:
+            parts = (target - before).split([len(b[2]) for b in batch])
+            return before + torch.cat([self.coarse(e, b) for e, b in zip(parts, batch)])
         return target
+
+    def coarse(self, e, picture):
+        """What is smooth over the pixels of a place in the latent; at larger sizes over as many more, at most those of a crop."""
+        z, (H, W), *_ = picture
+        e = e * inside([picture], self.before.config["patch"]).to(e.device)  # crops do not know their rims
+        k = min(8 * 2 ** max(0, round(math.log2(max(H, W) / 8 / max(z.shape[1:])))), e.shape[-2], e.shape[-1])
+        return F.interpolate(F.avg_pool2d(e, k), e.shape[-2:], mode="bilinear", align_corners=False)
 
     def of_before(self, batch):
         """What the network made of each latent: at the picture's size, or where that is more than the latent's own, its picture of that size
