@@ -9,7 +9,7 @@ use common::devices::{self, Config};
 use common::operands::{ACTS, MATRIX, MIXED, packed, staged, start_gpu, values, vector};
 use common::synthetic::fill;
 use common::wide;
-use infgen::gpu::{DeviceProfile, Elem, GpuOptions, KernelFamily, KernelPlan, Operator, Recorder, Tensor};
+use infgen::gpu::{DeviceProfile, Elem, GpuOptions, KernelFamily, KernelPlan, MatrixUnits, Operator, Recorder, Tensor};
 use infgen::kernels::conv2d::{self, ConvWeights, Packing};
 use infgen::kernels::group_norm::{self, Norm};
 use infgen::kernels::linear::{self, LinearWeights};
@@ -194,12 +194,14 @@ fn conv2d_3x3_tile_agrees_with_its_definition() {
     suite.finish(80);
 }
 
+/// A workgroup's share of the output channels, and for matrix units subgroups of half the size that the kernels count on.
 #[test]
-fn narrow_tiles_change_no_bit() {
-    let Some((mut suite, configs)) = start_gpu("narrow_tiles_change_no_bit") else { return };
+fn narrow_tiles_and_smaller_subgroups_change_no_bit() {
+    let Some((mut suite, configs)) = start_gpu("narrow_tiles_and_smaller_subgroups_change_no_bit") else { return };
     for config in configs.iter().filter(|c| matches!(c.name, "f32" | "packed" | MATRIX | MIXED)) {
-        let run = |family: KernelFamily, record: Record| {
-            let profile = DeviceProfile { kernels: KernelPlan::uniform(family), ..config.profile };
+        let run = |family: KernelFamily, times: u32, record: Record| {
+            let matrix = config.profile.matrix.map(|units| MatrixUnits { subgroup: times * units.subgroup, ..units });
+            let profile = DeviceProfile { kernels: KernelPlan::uniform(family), matrix, ..config.profile };
             common::suite::evaluate(&Config { profile, ..*config }, |rec| record(rec, config.precision())).unwrap().0
         };
         let (wide, narrow, recordings) = match config.name {
@@ -207,10 +209,14 @@ fn narrow_tiles_change_no_bit() {
             _ => (KernelFamily::Tile, KernelFamily::NarrowTile, RECORDINGS),
         };
         for (name, record) in recordings {
-            let (wide, narrow) = (run(wide, record), run(narrow, record));
-            let differ = wide.iter().zip(&narrow).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-            let outcome = if differ == 0 && wide.len() == narrow.len() { Ok(0.0) } else { Err(format!("{differ} values differ")) };
-            suite.outcome(&format!("{name} {}", config.name), outcome);
+            let expected = run(wide, 1, record);
+            let others = [("narrow", narrow, 1), ("subgroups", wide, 2)];
+            for (what, family, times) in &others[..1 + matches!(config.name, MATRIX | MIXED) as usize] {
+                let values = run(*family, *times, record);
+                let differ = expected.iter().zip(&values).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+                let outcome = if differ == 0 && values.len() == expected.len() { Ok(0.0) } else { Err(format!("{differ} values differ")) };
+                suite.outcome(&format!("{name} {} {what}", config.name), outcome);
+            }
         }
     }
     suite.finish(6);

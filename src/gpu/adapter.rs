@@ -68,13 +68,13 @@ pub(crate) fn facts(index: usize, adapter: &wgpu::Adapter) -> AdapterFacts {
 }
 
 /// The matrix units that kernels can use: f16 products with f32 sums, through Vulkan (naga writes no matrices for DX12, and for Metal none
-/// that load quads), on devices with one subgroup size, since wgpu cannot ask for one.
+/// that load quads). wgpu cannot ask for a subgroup size: where a device has several, kernels are written for the largest. A smaller one that the driver chose
+/// computes and stores the same as those beside it in what was meant to be one subgroup: the same result, and more work.
 pub(crate) fn matrix_units(adapter: &wgpu::Adapter) -> Option<MatrixUnits> {
     use wgpu::CooperativeScalarType as Scalar;
     let (info, features) = (adapter.get_info(), adapter.features());
     let needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16;
-    let known = info.subgroup_min_size == info.subgroup_max_size;
-    if info.backend != wgpu::Backend::Vulkan || !features.contains(needed) || !known {
+    if info.backend != wgpu::Backend::Vulkan || !features.contains(needed) {
         return None;
     }
     let usable = |side: u32| {
@@ -83,7 +83,7 @@ pub(crate) fn matrix_units(adapter: &wgpu::Adapter) -> Option<MatrixUnits> {
         adapter.cooperative_matrix_properties().iter().any(|p| square(p) && typed(p))
     };
     let side = [16, 8].into_iter().find(|&side| usable(side))?;
-    Some(MatrixUnits { side, subgroup: info.subgroup_min_size })
+    Some(MatrixUnits { side, subgroup: info.subgroup_max_size })
 }
 
 /// The backends that this crate runs on.

@@ -92,10 +92,19 @@ pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
 }
 
 fn units() -> Vec<Vec<(&'static str, u32)>> {
-    [(16, 32, 128, 1), (16, 32, 128, 2), (16, 64, 256, 1), (8, 32, 512, 1), (8, 32, 512, 2), (8, 8, 128, 1), (16, 16, 64, 2)]
-        .into_iter()
-        .flat_map(|(side, sg, wg, wide)| [0, 1].map(|split| vec![("SIDE", side), ("SG", sg), ("WG", wg), ("WIDE", wide), ("SPLIT", split)]))
-        .collect()
+    [
+        (16, 32, 128, 1),
+        (16, 32, 128, 2),
+        (16, 64, 256, 1),
+        (16, 64, 256, 2),
+        (8, 32, 512, 1),
+        (8, 32, 512, 2),
+        (8, 8, 128, 1),
+        (16, 16, 64, 2),
+    ]
+    .into_iter()
+    .flat_map(|(side, sg, wg, wide)| [0, 1].map(|split| vec![("SIDE", side), ("SG", sg), ("WG", wg), ("WIDE", wide), ("SPLIT", split)]))
+    .collect()
 }
 
 /// Invocations and bytes of workgroup memory that the variant may take: WebGPU's defaults, but for those that run only where a device has more.

@@ -97,7 +97,7 @@ def main():
         for f in a.folder.glob(f"{number:03d}-*ssembly.txt"):
             kinds, parse = (NVK, nvk_blocks) if "NAK" in f.name else (RADV, radv_blocks)
             blocks, succ = parse(f.read_text(errors="replace"))
-            bodies = natural_loops(succ)
+            bodies = natural_loops(succ) if succ else []  # other drivers' assembly is not read
             for body in sorted(bodies, key=len):
                 own = body.difference(*(b for b in bodies if b < body))
                 ops = [o for b in own for o in blocks[b]]
