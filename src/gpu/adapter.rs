@@ -32,6 +32,13 @@ pub struct AdapterFacts {
     pub timestamps: bool,
 }
 
+impl AdapterFacts {
+    /// Apple's GPUs have 128 registers of 32 bits an invocation: kernels with two tiles of channels spill there, those with one do not (`scripts/compilers apple-m1`).
+    pub(crate) fn has_few_registers(&self) -> bool {
+        self.name.contains("Apple")
+    }
+}
+
 pub(crate) fn facts(index: usize, adapter: &wgpu::Adapter) -> AdapterFacts {
     let info = adapter.get_info();
     let limits = adapter.limits();

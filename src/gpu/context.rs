@@ -284,7 +284,7 @@ impl Gpu {
 
         let profile = DeviceProfile {
             software,
-            kernels: options.kernels.map_or(KernelPlan::fixed(software, broadcast), KernelPlan::uniform),
+            kernels: options.kernels.map_or(KernelPlan::fixed(software, broadcast, facts.has_few_registers()), KernelPlan::uniform),
             native_f16: features.contains(wgpu::Features::SHADER_F16),
             matrix,
             broadcast,
@@ -304,7 +304,7 @@ impl Gpu {
                 AdapterFacts { kind: "discrete".into(), ..facts },
                 DeviceProfile {
                     software: false,
-                    kernels: KernelPlan::fixed(false, false),
+                    kernels: KernelPlan::fixed(false, false, false),
                     broadcast: false,
                     native_f16: true,
                     fill: super::pace::fill("discrete"),

@@ -154,10 +154,11 @@ impl KernelPlan {
         if elem == Elem::Half { &self.f16 } else { &self.f32 }
     }
 
-    /// The choice without measuring, for a device whose subgroups allow `*_broadcast` kernels or not.
-    pub fn fixed(software: bool, broadcast: bool) -> KernelPlan {
+    /// The choice without measuring, for a device whose subgroups allow `*_broadcast` kernels or not, and of whose registers two tiles of channels take more
+    /// than there are (`narrow`).
+    pub fn fixed(software: bool, broadcast: bool, narrow: bool) -> KernelPlan {
         if !software {
-            return KernelPlan::uniform(KernelFamily::Tile);
+            return KernelPlan::uniform(if narrow { KernelFamily::NarrowTile } else { KernelFamily::Tile });
         }
         if !broadcast {
             return KernelPlan::uniform(KernelFamily::Pairs);

@@ -22,6 +22,7 @@ use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::future_to_promise;
 
 use crate::engine::{DecoderFacts, EncoderFacts, Form, MAX_SIDE, Rows, check_region};
+use crate::gpu::KernelFamily;
 use crate::image::ResizeFilter;
 use crate::weights::Builtin;
 use crate::{Decoder, Decoding, Dtype, Encoder, Engine, EngineOptions, Error, Image, Latent, Observer, Rect, Result};
@@ -203,10 +204,13 @@ pub struct WebEngine(Rc<Engine>);
 
 #[wasm_bindgen(js_class = WasmEngine)]
 impl WebEngine {
-    /// Opens a device: `half` for f16 storage, `memory` a ceiling in bytes.
-    pub fn open(half: bool, memory: Option<f64>, default_limits: bool) -> Promise {
+    /// Opens a device: `half` for f16 storage, `memory` a ceiling in bytes, `vendor` that of the GPU, which wgpu does not tell in a browser.
+    pub fn open(half: bool, memory: Option<f64>, default_limits: bool, vendor: Option<String>) -> Promise {
         let dtype = if half { Dtype::F16 } else { Dtype::F32 };
-        let options = EngineOptions { dtype, memory: memory.map(|bytes| bytes as u64), default_limits, ..EngineOptions::default() };
+        // As natively (`AdapterFacts::has_few_registers`).
+        let kernels = (vendor.as_deref() == Some("apple")).then_some(KernelFamily::NarrowTile);
+        let options =
+            EngineOptions { dtype, memory: memory.map(|bytes| bytes as u64), default_limits, kernels, ..EngineOptions::default() };
         promise(async move { Ok(WebEngine(Rc::new(Engine::new_async(options, &Observer::default()).await?))) })
     }
 

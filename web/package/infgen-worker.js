@@ -112,7 +112,8 @@ const methods = {
     const core = await init({ module_or_path: new URL('./infgen_core_bg.wasm', import.meta.url) });
     memory = core.memory;
     builtin = JSON.parse(wasm.builtinFiles());
-    engine = await wasm.WasmEngine.open(dtype !== 'f32', ceiling, defaultLimits === true);
+    const adapter = await navigator.gpu?.requestAdapter({ powerPreference: 'high-performance' });
+    engine = await wasm.WasmEngine.open(dtype !== 'f32', ceiling, defaultLimits === true, adapter?.info?.vendor);
     return { device: JSON.parse(engine.device()) };
   },
 
