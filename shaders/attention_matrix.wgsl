@@ -20,7 +20,7 @@ override KEYS: u32 = 32u;                                // CS * SN * SIDE, a bl
 override SN: u32 = 2u;                                   // at most 4
 override ON: u32 = 4u;                                   // at most 16
 override VK: u32 = 32u;                                  // keys whose values are staged at a time: a multiple of 16 that divides KEYS
-override STAGE: u32 = 1728u;                             // quads: enough for both
+override STAGE: u32 = 1728u;                             // quads: enough for queries with keys, and for values (D4 <= CHUNK: queries with values)
 override CHUNK: u32 = 16u;                               // quads of channels that are staged at a time: a multiple of 4, at most 16
 override SPLIT: u32 = 0u;                                // 1: q, k and v are f32, and they and the weights are staged as the two f16 that each is the
                                                          // sum of, to 21 bits: of the four products of two such sums three count
@@ -32,6 +32,7 @@ struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, n: u32, m: u32, hea
 @group(0) @binding(4) var<storage, read_write> y: array<Y4>;
 
 const LOG2_E: f32 = 1.4426950408889634;
+const LN_2: f32 = 0.6931471805599453;
 const QP: u32 = 18u;                                     // quads from row to row of queries and keys: 16, and 2 between
 // [RS SIDE queries][QP], their second parts, [KEYS][QP], theirs; instead of the keys, or of all, [VK keys][CS ON SIDE / 4 + 2] and second parts
 var<workgroup> stage: array<vec4<f16>, STAGE>;
@@ -238,7 +239,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         total = 0.0;
         for (var t = 0u; t < parts; t += 1u) { total += part[lane + t]; }
         keep[row] = 1.0 / total;
-        if first + row < p.n { finished((g.z * p.n + first + row) * p.heads + g.x, peak / LOG2_E, total); }
+        if first + row < p.n { finished((g.z * p.n + first + row) * p.heads + g.x, peak * LN_2, total); }
     }
     workgroupBarrier();
     put(o0, sub, own, first, g, 0u);

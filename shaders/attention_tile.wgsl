@@ -24,6 +24,7 @@ struct Params { wg: vec4<u32>, b0: vec4<u32>, b1: vec4<u32>, n: u32, m: u32, hea
 @group(0) @binding(4) var<storage, read_write> y: array<Y4>;
 
 const LOG2_E: f32 = 1.4426950408889634;
+const LN_2: f32 = 0.6931471805599453;
 const K0: u32 = 256u;                                    // where keys begin in `stage`
 var<workgroup> stage: array<vec4<f32>, 256u + 16u * T>;  // [16 channels][16 quads of queries], [4 quads of channels][4 T keys]; or [VK][D4]
 var<workgroup> weights: array<vec4<f32>, 64u * T>;       // [4 T keys][16 quads of queries]
@@ -158,7 +159,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     for (var i = 0u; i < T; i += 1u) { total += part[i * 16u + (group ^ (i % 8u))]; }
     if t == 0u {
         for (var i = 0u; i < 4u; i += 1u) {
-            if query + i < p.n { finished((g.z * p.n + query + i) * p.heads + g.x, peak[i] / LOG2_E, total[i]); }
+            if query + i < p.n { finished((g.z * p.n + query + i) * p.heads + g.x, peak[i] * LN_2, total[i]); }
         }
     }
     let norm = 1.0 / total;

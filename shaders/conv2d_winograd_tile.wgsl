@@ -7,6 +7,6 @@
 // Memory   19 KiB: a patch of 10 x 18 pixels by one quad, even and odd columns apart, so that squares side by side lie side by side; 8 KiB of
 //          transformed squares and 8 KiB of weights, later the products of 16 squares by 4 quads. The next patch and weights are under way
 //          during the products
-// Registers 64 for sums, 32 for squares, 16 for weights. Four channels take 16 quads from workgroup memory for 256 multiply-adds: 16 a quad
+// Registers 64 for sums, 32 for squares, 16 for weights, 8 for weights under way, 12 for where squares lie. Four channels take 16 quads from workgroup memory for 256 multiply-adds: 16 a quad
 // Numerics f32 sums of each product in the order of the channels, then over the products, whatever the grid
 const STEP: u32 = 2u;

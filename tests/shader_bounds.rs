@@ -607,8 +607,7 @@ fn source(kernel: &Kernel, variant: &Variant) -> String {
 
 /// What the kernels of attention get for each head up to the widest that runs without checks.
 fn heads(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
-    let units = [(8, 8), (8, 32), (16, 16), (16, 32), (16, 64)].map(|(side, subgroup)| MatrixUnits { side, subgroup });
-    let profiles = units.map(|matrix| DeviceProfile {
+    let profiles = MatrixUnits::KNOWN.map(|matrix| DeviceProfile {
         software: false,
         kernels: KernelPlan::uniform(KernelFamily::Tile),
         native_f16: true,
@@ -617,7 +616,7 @@ fn heads(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
         max_binding: 1 << 30,
         max_buffer: 1 << 30,
         fill: 256,
-        max_workgroup_storage: 64 << 10,
+        max_workgroup_storage: 128 << 10,
         max_invocations: 1024,
         offset_alignment: 256,
     });

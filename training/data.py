@@ -36,7 +36,7 @@ def decode_all(data: Path, cache: Path):
             tmp.rename(npy)
         return npy.stem, np.load(npy, mmap_mode="r")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(decode, [f for s in SETS for f in sorted((data / s).glob("*")) if f.suffix in SUFFIXES]))
+        return list(pool.map(decode, [f for s in SETS if s != "more" or (data / s).is_dir() for f in sorted((data / s).iterdir()) if f.suffix in SUFFIXES]))
 
 
 def resample(a, box, size):

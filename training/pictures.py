@@ -304,8 +304,9 @@ def main():
     (a.out / "copyright").mkdir(parents=True, exist_ok=True)
     manifest = a.out / "manifest.csv"
     rows = list(csv.DictReader(manifest.open(newline="", encoding="utf-8"))) if manifest.exists() else []
+    rows = [r for r in rows if (a.out / "copyright" / r["package"]).exists()]
     with ProcessPoolExecutor(a.jobs) as pool:
-        files = [f for d in [a.eval, *a.known] if d for f in sorted(d.iterdir())] + [a.out / r["file"] for r in rows]
+        files = [f for d in [a.eval, *a.known] if d for f in sorted(d.iterdir()) if f.suffix.lower() in IMAGES] + [a.out / r["file"] for r in rows]
         known = np.concatenate([np.zeros((0, 64), np.int8), *pool.map(file_hashes, files, chunksize=8)])
         for row in table():
             package = row[2]

@@ -252,7 +252,7 @@ def main():
 
     if a.smoke:
         a.config, a.max_steps, a.features, a.features_from, a.gan, a.gan_from = "smoke", 6, 0.1, 0, 0.1, 0
-        a.teach = 0.4, 0.3
+        a.teach = 0.4, 0.0 if a.repair else 0.3
     elif a.teach and (min(a.teach) < 0 or sum(a.teach) > 1 or a.teach[1] > 0 and not a.init):
         ap.error("--teach wants shares from 0 to 1 with a sum of at most 1, and --init for the second")
     elif a.repair and (not a.init or a.teach and a.teach[1]):

@@ -76,7 +76,8 @@ pub(crate) fn facts(index: usize, adapter: &wgpu::Adapter) -> AdapterFacts {
 
 /// The matrix units that kernels can use: f16 products with f32 sums, through Vulkan (naga writes no matrices for DX12, and for Metal none
 /// that load quads). wgpu cannot ask for a subgroup size: where a device has several, kernels are written for the largest. A smaller one that the driver chose
-/// computes and stores the same as those beside it in what was meant to be one subgroup: the same result, and more work.
+/// computes and stores the same as those beside it in what was meant to be one subgroup: the same result, and more work. (That two store equal values at one place
+/// between two barriers is formally a race.)
 pub(crate) fn matrix_units(adapter: &wgpu::Adapter) -> Option<MatrixUnits> {
     use wgpu::CooperativeScalarType as Scalar;
     let (info, features) = (adapter.get_info(), adapter.features());
@@ -90,7 +91,7 @@ pub(crate) fn matrix_units(adapter: &wgpu::Adapter) -> Option<MatrixUnits> {
         adapter.cooperative_matrix_properties().iter().any(|p| square(p) && typed(p))
     };
     let side = [16, 8].into_iter().find(|&side| usable(side))?;
-    Some(MatrixUnits { side, subgroup: info.subgroup_max_size })
+    Some(MatrixUnits { side, subgroup: info.subgroup_max_size }).filter(|units| MatrixUnits::KNOWN.contains(units))
 }
 
 /// The backends that this crate runs on.

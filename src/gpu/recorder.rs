@@ -195,13 +195,26 @@ impl std::str::FromStr for Families {
     }
 }
 
-/// Matrix units as WGSL sees them: products of f16 matrices of `side x side` with f32 sums, by subgroups of a known size.
+/// Matrix units as WGSL sees them: products of f16 matrices of `side x side` with f32 sums, by subgroups of a known size (or smaller ones, which do the work
+/// more than once).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MatrixUnits {
     /// 8 or 16.
     pub side: u32,
     /// Invocations of a subgroup.
     pub subgroup: u32,
+}
+
+impl MatrixUnits {
+    /// Those that kernels are used with: what `tests/shaders.rs` and `tests/shader_bounds.rs` go through.
+    pub const KNOWN: [MatrixUnits; 6] = [
+        MatrixUnits { side: 16, subgroup: 16 },
+        MatrixUnits { side: 16, subgroup: 32 },
+        MatrixUnits { side: 16, subgroup: 64 },
+        MatrixUnits { side: 8, subgroup: 8 },
+        MatrixUnits { side: 8, subgroup: 16 },
+        MatrixUnits { side: 8, subgroup: 32 },
+    ];
 }
 
 /// The facts about a device that choose kernels. Everything that can change bits is in here.

@@ -149,6 +149,8 @@ pub fn attention(rec: &mut Recorder, q: &Tensor, k: &Tensor, v: &Tensor, heads: 
 /// [`attention`] into `y`, which may be some rows of a larger tensor. `whole`: how many queries there are in all, if `q` is some of them:
 /// how keys are split follows from it, so that every part has the bits that it has in the whole.
 pub fn attention_into(rec: &mut Recorder, [q, k, v]: [&Tensor; 3], heads: usize, scale: f32, causal: bool, y: &Tensor, whole: usize) {
+    // Masked scores are far below all others only if they are multiplied with something of ordinary size.
+    assert!((1e-6..1e6).contains(&scale), "attention: scale {scale}");
     let d4 = q.channels / heads / 4;
     assert_eq!(d4 * 4 * heads, q.channels, "attention: head dim must be a multiple of 4");
     assert!(k.shape() == v.shape() && k.channels == q.channels && y.shape() == q.shape(), "attention: shapes");

@@ -1,6 +1,6 @@
 //! Every variant of a kernel that must compile: with naga (tests/shaders.rs) and in a browser (tests/web.rs).
 
-use infgen::gpu::{Bind, Kernel, Storage};
+use infgen::gpu::{Bind, Kernel, MatrixUnits, Storage};
 
 /// Values of the `override` constants in use: lanes of a CPU and of a GPU, heads of the networks' widths.
 pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
@@ -91,20 +91,14 @@ pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
     }
 }
 
+/// As `kernels::matrix` has it: 128 rows by 64 channels in products of 4 x 2 a subgroup.
 fn units() -> Vec<Vec<(&'static str, u32)>> {
-    [
-        (16, 32, 128, 1),
-        (16, 32, 128, 2),
-        (16, 64, 256, 1),
-        (16, 64, 256, 2),
-        (8, 32, 512, 1),
-        (8, 32, 512, 2),
-        (8, 8, 128, 1),
-        (16, 16, 64, 2),
-    ]
-    .into_iter()
-    .flat_map(|(side, sg, wg, wide)| [0, 1].map(|split| vec![("SIDE", side), ("SG", sg), ("WG", wg), ("WIDE", wide), ("SPLIT", split)]))
-    .collect()
+    let shapes = MatrixUnits::KNOWN.into_iter().flat_map(|units| [(units, 1, 0), (units, 1, 1), (units, 2, 0), (units, 2, 1)]);
+    let consts = |(MatrixUnits { side, subgroup }, wide, split)| {
+        let invocations = 128 / (4 * side) * (64 / (2 * side)) * subgroup;
+        vec![("SIDE", side), ("SG", subgroup), ("WG", invocations), ("WIDE", wide), ("SPLIT", split)]
+    };
+    shapes.map(consts).collect()
 }
 
 /// Invocations and bytes of workgroup memory that the variant may take: WebGPU's defaults, but for those that run only where a device has more.
