@@ -8,7 +8,7 @@ use common::devices::Config;
 use common::operands::{MATRIX, MIXED, start, start_gpu, values};
 use common::suite::{Suite, evaluate};
 use common::wide;
-use infgen::gpu::{DeviceProfile, KernelFamily, Recorder};
+use infgen::gpu::{DeviceProfile, KernelFamily, MatrixUnits, Recorder};
 use infgen::kernels::attention::{attention, attention_into};
 use infgen::reference::{self, Bounded};
 
@@ -198,6 +198,22 @@ fn attention_over_ranges_of_keys_agrees_with_its_definition() {
         ranges(config, &BLOCKS);
     }
     suite.finish(28);
+}
+
+/// Matrix units whose subgroups are half as large as the kernels count on: two of them do the work of one.
+#[test]
+fn attention_by_smaller_subgroups_agrees_with_its_definition() {
+    let Some((mut suite, configs)) = start_gpu("attention_by_smaller_subgroups_agrees_with_its_definition") else { return };
+    const CASES: [Attention; 4] =
+        [(66, 97, 2, 32, false, 40.0), (72, 72, 2, 64, true, 2.0), (33, 40, 1, 160, false, 2.0), (9, 70, 1, 512, false, 2.0)];
+    for config in configs.iter().filter(|c| matches!(c.name, MATRIX | MIXED)) {
+        let matrix = config.profile.matrix.map(|units| MatrixUnits { subgroup: 2 * units.subgroup, ..units });
+        let config = Config { profile: DeviceProfile { matrix, ..config.profile }, ..*config };
+        for case in CASES {
+            attention_case(&mut suite, &config, case);
+        }
+    }
+    suite.finish(0);
 }
 
 /// Few queries and many keys on a device that has room for more workgroups: the keys are split, and some rows of the queries have the bits that
