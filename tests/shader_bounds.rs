@@ -11,19 +11,21 @@
 //! Assumed  pipelines have the constants of tests/common/variants.rs, attention also those of any head up to 1024 channels, and workgroups the size that the kernel declares; naga translates what it shows here;
 //!          strides of `coopLoad` and `coopStore` count elements of the array, as SPIR-V has it
 
+#[path = "common/modules.rs"]
+mod modules;
 #[path = "common/variants.rs"]
 #[allow(dead_code)]
 mod variants;
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::mem::{replace, take};
 
-use infgen::gpu::{DeviceProfile, Kernel, KernelFamily, KernelPlan, MatrixUnits, PROVEN_HEADS, Variant};
+use infgen::gpu::{DeviceProfile, KernelFamily, KernelPlan, MatrixUnits, PROVEN_HEADS, Variant};
 use infgen::kernels;
-use naga::back::PipelineConstants;
+use modules::{parse, resolved};
 use naga::proc::{IndexableLength, IndexableLengthError};
-use naga::valid::{Capabilities, FunctionInfo, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
+use naga::valid::{FunctionInfo, ModuleInfo};
 use naga::{AddressSpace, BinaryOperator as Op, Binding, Block, BuiltIn, CooperativeData, Expression, Function, Handle, Literal};
 use naga::{LocalVariable, MathFunction, Module, Scalar, ScalarKind, Statement, TypeInner, UnaryOperator};
 use variants::{constants, storages};
@@ -578,16 +580,8 @@ fn stores(function: &Function, block: &Block, found: &mut Vec<Handle<LocalVariab
 }
 
 /// How many accesses are inside, and those that might not be.
-fn check(source: &str, consts: &[(&'static str, u32)]) -> (usize, Vec<String>) {
-    let module = naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{}", e.emit_to_string(source)));
-    let info = Validator::new(ValidationFlags::all(), Capabilities::all())
-        .subgroup_stages(ShaderStages::COMPUTE)
-        .subgroup_operations(SubgroupOperationSet::all())
-        .validate(&module)
-        .unwrap_or_else(|e| panic!("{}", e.emit_to_string(source)));
-    let values: PipelineConstants = consts.iter().map(|&(name, value)| (name.to_owned(), value as f64)).collect();
-    let stage = Some((naga::ShaderStage::Compute, "main"));
-    let (module, info) = naga::back::pipeline_constants::process_overrides(&module, &info, stage, &values).expect("constants");
+fn check(parsed: &(Module, ModuleInfo), source: &str, consts: &[(&'static str, u32)]) -> (usize, Vec<String>) {
+    let (module, info) = resolved(parsed, consts, "constants");
     let entry = &module.entry_points[0];
     let mut analysis = Analysis { module: &module, info: &info, source, terms: Terms::default(), proven: 0, faults: vec![] };
     let invocations = Range::new(0, entry.workgroup_size.iter().product::<u32>() as u64 - 1, 1);
@@ -601,12 +595,8 @@ fn check(source: &str, consts: &[(&'static str, u32)]) -> (usize, Vec<String>) {
     (analysis.proven, analysis.faults)
 }
 
-fn source(kernel: &Kernel, variant: &Variant) -> String {
-    format!("{}{}", variant.prelude(), kernel.wgsl)
-}
-
-/// What the kernels of attention get for each head up to the widest that runs without checks.
-fn heads(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
+/// What the kernels of attention, by their names, get for each head up to the widest that runs without checks.
+fn heads() -> HashMap<&'static str, BTreeSet<Vec<(&'static str, u32)>>> {
     let profiles = MatrixUnits::KNOWN.map(|matrix| DeviceProfile {
         software: false,
         kernels: KernelPlan::uniform(KernelFamily::Tile),
@@ -621,21 +611,26 @@ fn heads(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
         offset_alignment: 256,
     });
     let of_one = |d4| profiles.iter().flat_map(move |profile| kernels::attention::flash_kernels(profile, d4));
-    let mut all: Vec<_> =
-        (1..=PROVEN_HEADS as usize).flat_map(of_one).filter(|(k, _)| k.name == kernel.name).map(|(_, consts)| consts).collect();
-    all.sort();
-    all.dedup();
+    let mut all = HashMap::<_, BTreeSet<_>>::new();
+    for (kernel, consts) in (1..=PROVEN_HEADS as usize).flat_map(of_one) {
+        all.entry(kernel.name).or_default().insert(consts);
+    }
     all
 }
 
 #[test]
 fn no_index_leaves_its_array() {
     let (mut variants, mut proven, mut faults) = (0, 0, vec![]);
+    let heads = heads();
     for kernel in kernels::ALL {
         for [x, w, y] in storages(kernel) {
-            for consts in constants(kernel).into_iter().chain(heads(kernel)) {
+            // Constants change little of a source, often nothing.
+            let mut parsed = HashMap::new();
+            for consts in constants(kernel).into_iter().chain(heads.get(kernel.name).into_iter().flatten().cloned()) {
                 let variant = Variant { x, w, y, consts };
-                let (inside, outside) = check(&source(kernel, &variant), &variant.consts);
+                let source = kernel.source(&variant);
+                let module = parsed.entry(source.clone()).or_insert_with(|| parse(&source, kernel.name));
+                let (inside, outside) = check(module, &source, &variant.consts);
                 let label = format!("{} {x:?} {w:?} {y:?} {:?}", kernel.name, variant.consts);
                 faults.extend(outside.into_iter().map(|fault| format!("{label}: {fault}")));
                 variants += 1;
@@ -672,9 +667,10 @@ fn planted_faults_are_seen() {
         let [x, w, y] = storages(kernel)[0];
         let seen = constants(kernel).into_iter().any(|consts| {
             let variant = Variant { x, w, y, consts };
-            let source = source(kernel, &variant);
+            let source = kernel.source(&variant);
             assert!(source.contains(from), "{name}: {from}");
-            !check(&source.replacen(from, to, 1), &variant.consts).1.is_empty()
+            let faulty = source.replacen(from, to, 1);
+            !check(&parse(&faulty, name), &faulty, &variant.consts).1.is_empty()
         });
         assert!(seen, "{name}: not seen: {to}");
     }

@@ -1,6 +1,8 @@
 //! Every kernel in every variant without a GPU: naga parses, validates and translates it, and its bindings, `Params` and
 //! sizes are what the Rust side and WebGPU's default limits say.
 
+#[path = "common/modules.rs"]
+mod modules;
 #[path = "common/variants.rs"]
 mod variants;
 
@@ -8,34 +10,14 @@ use std::collections::HashMap;
 
 use infgen::gpu::{Bind, HEADER_BYTES, Kernel, Storage, Variant};
 use infgen::kernels;
-use naga::back::{PipelineConstants, hlsl, msl, spv, wgsl};
-use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
+use modules::{parse, resolved};
+use naga::back::{hlsl, msl, spv, wgsl};
+use naga::valid::ModuleInfo;
 use naga::{AddressSpace, Module, Scalar, ScalarKind, StorageAccess, TypeInner};
-use variants::{constants, limits, on_matrix_units, storages, uses_subgroups};
+use variants::{constants, limits, on_matrix_units, storages};
 
 /// WebGPU's default limits.
 const MAX_STORAGE_BUFFERS: usize = 8;
-
-/// Packing f16 in u32 is core WGSL; native f16 is the feature shader-f16.
-const CAPABILITIES: Capabilities =
-    Capabilities::SHADER_FLOAT16.union(Capabilities::SHADER_FLOAT16_IN_FLOAT32).union(Capabilities::COOPERATIVE_MATRIX);
-
-fn parse(source: &str, label: &str) -> (Module, ModuleInfo) {
-    // Only kernels whose lanes read for each other may use subgroups.
-    let (capabilities, stages, operations) = match uses_subgroups(source) {
-        true => {
-            (CAPABILITIES | Capabilities::SUBGROUP, ShaderStages::COMPUTE, SubgroupOperationSet::BALLOT | SubgroupOperationSet::SHUFFLE)
-        }
-        false => (CAPABILITIES, ShaderStages::empty(), SubgroupOperationSet::empty()),
-    };
-    let module = naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
-    let info = Validator::new(ValidationFlags::all(), capabilities)
-        .subgroup_stages(stages)
-        .subgroup_operations(operations)
-        .validate(&module)
-        .unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
-    (module, info)
-}
 
 /// What the WGSL declares against what the Rust side says; a description of the first difference.
 fn check_interface(kernel: &Kernel, variant: &Variant, module: &Module) -> Result<(), String> {
@@ -172,16 +154,13 @@ fn every_variant_is_valid_and_translates_to_every_backend() {
             for (n, consts) in constants(kernel).into_iter().enumerate() {
                 let variant = Variant { x, w, y, consts };
                 let label = format!("{} {x:?} {w:?} {y:?} {:?}", kernel.name, variant.consts);
-                let source = format!("{}{}", variant.prelude(), kernel.wgsl);
-                let (module, info) = parsed.entry(source.clone()).or_insert_with(|| parse(&source, &label));
+                let source = kernel.source(&variant);
+                let parsed = parsed.entry(source.clone()).or_insert_with(|| parse(&source, &label));
                 if n == 0 {
-                    check_interface(kernel, &variant, module).unwrap_or_else(|e| panic!("{label}: {e}"));
+                    check_interface(kernel, &variant, &parsed.0).unwrap_or_else(|e| panic!("{label}: {e}"));
                 }
-                let constants: PipelineConstants = variant.consts.iter().map(|&(name, value)| (name.to_owned(), value as f64)).collect();
-                check_overrides(module, &variant, &label);
-                let stage = (naga::ShaderStage::Compute, "main");
-                let (module, info) = naga::back::pipeline_constants::process_overrides(module, info, Some(stage), &constants)
-                    .unwrap_or_else(|e| panic!("{label}: {e}"));
+                check_overrides(&parsed.0, &variant, &label);
+                let (module, info) = resolved(parsed, &variant.consts, &label);
                 check_sizes(&module, limits(kernel, &variant.consts), &label);
                 translate_spirv(&module, &info, &label);
                 if !on_matrix_units(kernel) {
@@ -298,7 +277,7 @@ fn body(code: &str) -> &str {
 fn planted_faults_are_seen() {
     let kernel = &kernels::linear::LINEAR_LANES;
     let variant = Variant { x: Storage::F32, w: Storage::Packed, y: Storage::Packed, consts: vec![] };
-    let source = format!("{}{}", variant.prelude(), kernel.wgsl);
+    let source = kernel.source(&variant);
     let verdict = |from: &str, to: &str, variant: &Variant| {
         assert!(source.contains(from), "{from}");
         let planted = source.replacen(from, to, 1);

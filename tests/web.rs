@@ -70,7 +70,7 @@ fn every_kernel() -> Value {
             }
             // What naga takes for granted, browsers want to be told.
             let enable = if variants::uses_subgroups(kernel.wgsl) { "enable subgroups;\n" } else { "" };
-            let source = format!("{enable}{}{}", Variant { x, w, y, consts: vec![] }.prelude(), kernel.wgsl);
+            let source = format!("{enable}{}", kernel.source(&Variant { x, w, y, consts: vec![] }));
             let storage = kernel.bindings.iter().map(|bind: &Bind| if bind.writes() { "storage" } else { "read-only-storage" });
             let bindings: Vec<&str> = std::iter::once("uniform").chain(storage).collect();
             let sets = variants::constants(kernel).into_iter().filter(|set| variants::limits(kernel, set).1 <= 32 << 10);

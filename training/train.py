@@ -421,7 +421,7 @@ class Teachers:
         target = (1 - of_vae - of_before) * as_target(batch)
         with torch.autocast(target.device.type, torch.bfloat16, enabled=self.amp):
             if self.repair:
-                before = reduced(decode_crops(self.before, batch).float().clamp(-1, 1), batch)
+                before = self.made(batch)
             elif of_before:
                 target += of_before * self.of_before(batch)
             if of_vae:
@@ -440,6 +440,9 @@ class Teachers:
         k = min(8 * 2 ** max(0, round(math.log2(max(H, W) / 8 / max(z.shape[1:])))), e.shape[-2], e.shape[-1])
         return F.interpolate(F.avg_pool2d(e, k), e.shape[-2:], mode="bilinear", align_corners=False)
 
+    def made(self, batch):
+        return reduced(decode_crops(self.before, batch).float().clamp(-1, 1), batch)
+
     def of_before(self, batch):
         """What the network made of each latent: at the picture's size, or where that is more than the latent's own, its picture of that size
         enlarged, which is nearer to the original (weights/README.md)."""
@@ -454,7 +457,7 @@ class Teachers:
                 wholes = self.before(zs, 8 * zs.shape[2], 8 * zs.shape[3]).float().clamp(-1, 1) / 2 + 0.5
                 made = [self.enlarged(whole[None], *b[1:]) for whole, b in zip(wholes, alike)]
             else:
-                made = reduced(decode_crops(self.before, alike).float().clamp(-1, 1), alike).split([len(b[2]) for b in alike])
+                made = self.made(alike).split([len(b[2]) for b in alike])
             for i, part in zip(some, made):
                 parts[i] = part
         return torch.cat(parts)

@@ -34,7 +34,7 @@ pub struct AdapterFacts {
 
 impl AdapterFacts {
     /// Apple's GPUs have 128 registers of 32 bits an invocation: kernels with two tiles of channels spill there, those with one do not (`scripts/compilers apple-m1`).
-    pub(crate) fn has_few_registers(&self) -> bool {
+    pub fn has_few_registers(&self) -> bool {
         self.name.contains("Apple")
     }
 }

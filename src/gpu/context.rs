@@ -358,6 +358,12 @@ impl Gpu {
         &self.facts
     }
 
+    /// Whether kernels have naga's checks of indices.
+    #[doc(hidden)]
+    pub fn bounds_checks(&self) -> bool {
+        self.pipelines.bounds_checks
+    }
+
     /// What chooses kernels on this device.
     pub fn profile(&self) -> &DeviceProfile {
         &self.profile

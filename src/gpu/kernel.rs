@@ -51,6 +51,13 @@ pub struct Kernel {
     pub bindings: &'static [Bind],
 }
 
+impl Kernel {
+    /// The whole source in `variant`, whose constants are left to the pipeline.
+    pub fn source(&self, variant: &Variant) -> String {
+        format!("{}{}", variant.prelude(), self.wgsl)
+    }
+}
+
 /// Every `Params` starts with `wg: vec4<u32>` (origin of this dispatch in workgroups), `b0`, `b1: vec4<u32>`
 /// (for storage binding `i + 1`, the index of the first unit that is bound; subtract it from every index).
 /// The executor writes them when it cuts a dispatch.

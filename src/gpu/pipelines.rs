@@ -25,7 +25,7 @@ type Key = (&'static str, Variant);
 /// The pipelines of an open device.
 pub(crate) struct Pipelines {
     device: wgpu::Device,
-    bounds_checks: bool,
+    pub bounds_checks: bool,
     #[cfg(not(target_arch = "wasm32"))]
     store: PipelineStore,
     /// A cell is filled once; who comes while another thread fills it waits.
@@ -69,7 +69,7 @@ impl Pipelines {
         let cache = self.store.cache();
         #[cfg(target_arch = "wasm32")]
         let cache = None;
-        let source = format!("{}{}", variant.prelude(), kernel.wgsl);
+        let source = kernel.source(variant);
         let bounds_checks = self.bounds_checks || variant.consts.iter().any(|&(name, value)| name == "D4" && value > PROVEN_HEADS);
         let checks = wgpu::ShaderRuntimeChecks { bounds_checks, force_loop_bounding: false, ..wgpu::ShaderRuntimeChecks::checked() };
         let descriptor = wgpu::ShaderModuleDescriptor { label: Some(kernel.name), source: wgpu::ShaderSource::Wgsl(source.into()) };

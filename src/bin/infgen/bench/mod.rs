@@ -129,7 +129,7 @@ pub fn bench(run: &Run, args: &BenchArgs) -> Result<()> {
     }
     decodes(run, args, &engine, &bench, &mut report, &wanted)?;
     let facts = json!({
-        "command": "bench", "kind": engine.device().kind, "clock": clock, "bounds_checks": args.bounds_checks.unwrap_or(engine.device().backend != "vulkan"), "dtype": if dtype == Dtype::F16 { "f16" } else { "f32" },
+        "command": "bench", "kind": engine.device().kind, "clock": clock, "bounds_checks": gpu.bounds_checks(), "dtype": if dtype == Dtype::F16 { "f16" } else { "f32" },
         "cores": std::thread::available_parallelism().map_or(1, |n| n.get()), "wrong": wrong,
         "peak_gflops": peaks.flops * 1e-9, "peak_gbytes_per_s": peaks.bytes * 1e-9, "results": report.rows,
     });
