@@ -64,7 +64,7 @@ pub enum Tuning {
 /// How to open an [`Engine`].
 #[derive(Debug, Clone, Default)]
 pub struct EngineOptions {
-    /// Adapter index or a part of its name; none: the best one ([`crate::gpu::adapters`] lists them).
+    /// Adapter index, a part of its name, or a backend; none: the best one ([`crate::gpu::adapters`] lists them).
     pub device: Option<String>,
     /// Storage type.
     pub dtype: Dtype,

@@ -21,7 +21,7 @@ mod recorder;
 mod share;
 mod tensor;
 
-pub use adapter::{AdapterFacts, adapters};
+pub use adapter::{AdapterFacts, NO_DRIVER, adapters};
 pub use context::{Gpu, GpuOptions, MemoryUse};
 pub use convert::to_units;
 pub use gate::Turn;

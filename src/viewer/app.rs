@@ -43,7 +43,7 @@ const REOPEN_SPELL: Duration = Duration::from_secs(30);
 /// How to open the viewer.
 #[derive(Debug, Clone, Default)]
 pub struct ViewerOptions {
-    /// Adapter index or a part of its name; none: the best that can present.
+    /// Adapter index, a part of its name, or a backend; none: the best that can present.
     pub device: Option<String>,
     /// Storage type.
     pub dtype: Dtype,

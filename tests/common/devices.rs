@@ -51,7 +51,7 @@ pub fn device(name: &'static str) -> Option<&'static Device> {
     cell.get_or_init(open).as_ref()
 }
 
-/// Options for the adapter that tests use: `INFGEN_DEVICE` (an index or a part of a name), else the best one.
+/// Options for the adapter that tests use: `INFGEN_DEVICE` (an index, a part of a name, or a backend), else the best one.
 pub fn options() -> GpuOptions {
     GpuOptions { device: std::env::var("INFGEN_DEVICE").ok(), ..GpuOptions::default() }
 }

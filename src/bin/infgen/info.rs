@@ -2,7 +2,7 @@
 
 use infgen::Result;
 use infgen::error::human_bytes;
-use infgen::gpu::adapters;
+use infgen::gpu::{NO_DRIVER, adapters};
 use infgen::image::PngFacts;
 use infgen::pipeline::Parts;
 use infgen::pipeline::parts::Denoiser;
@@ -19,8 +19,7 @@ pub fn devices(run: &Run) -> Result<()> {
         return run.print(json!({ "command": "devices", "devices": all }));
     }
     if all.is_empty() {
-        return run
-            .print("no adapter found; on Debian or Ubuntu `apt-get install mesa-vulkan-drivers` brings drivers and a software fallback");
+        return run.print(NO_DRIVER);
     }
     for device in all {
         run.print(format_args!("{}  {}  ({}, {}, {})", device.index, device.name, device.kind, device.backend, device.driver))?;
