@@ -29,7 +29,7 @@ const SUBMISSION: Duration = Duration::from_millis(16);
 /// How to open a device.
 #[derive(Debug, Clone, Default)]
 pub struct GpuOptions {
-    /// Index or part of a name; none: the best adapter.
+    /// Index, a part of a name, or a backend; none: the best adapter.
     pub device: Option<String>,
     /// Ceiling on GPU memory in bytes, counted over every buffer of this device.
     pub memory_ceiling: Option<u64>,
@@ -54,7 +54,7 @@ pub struct GpuOptions {
     /// then cannot be run here.
     #[doc(hidden)]
     pub as_discrete: bool,
-    /// For measuring only: kernels with or without naga's checks of indices, instead of with them everywhere but on Vulkan.
+    /// For measuring only: kernels with or without naga's checks of indices, instead of with them everywhere but on Vulkan and DX12.
     #[doc(hidden)]
     pub bounds_checks: Option<bool>,
 }
@@ -327,7 +327,7 @@ impl Gpu {
             cache_folder,
             pipelines: Arc::new(Pipelines::new(
                 device.clone(),
-                options.bounds_checks.unwrap_or(adapter.get_info().backend != wgpu::Backend::Vulkan),
+                options.bounds_checks.unwrap_or(!matches!(facts.backend.as_str(), "vulkan" | "dx12")),
                 #[cfg(not(target_arch = "wasm32"))]
                 store,
             )),

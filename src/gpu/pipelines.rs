@@ -76,9 +76,10 @@ impl Pipelines {
         // SAFETY: `force_loop_bounding: false` requires that no shader loops forever. Every module here is one of the
         // crate's own kernels (`Kernel` values are `'static` constants of `src/kernels`), and each of their loops counts
         // up by a positive constant, some by the size of a workgroup or subgroup, to a bound that does not change inside it (`tests/shaders.rs`).
-        // `bounds_checks: false` requires that no index leaves its array. On Vulkan, where that is the default, the device keeps accesses inside the
-        // buffer, and with robustBufferAccess2 inside the binding: wgpu asks for both (where there is the second), whatever is said here. Indices into workgroup
-        // memory and all else are proven to be inside for every variant by `tests/shader_bounds.rs`. Other backends keep the checks, unless a
+        // `bounds_checks: false` requires that no index leaves its array. On Vulkan and DX12, where that is the default, the device keeps accesses inside the
+        // buffer, whatever is said here: on Vulkan wgpu asks for robustBufferAccess, and for robustBufferAccess2 where there is that, which keeps them inside the
+        // binding; on DX12 it binds storage as raw views of the binding's extent, outside of which reads give zero and writes go nowhere, and naga
+        // never checks these accesses itself. Indices into workgroup memory and all else are proven to be inside for every variant by `tests/shader_bounds.rs`. Other backends keep the checks, unless a
         // benchmark leaves them out: the kernels compute no index outside a buffer that reaches memory, as guard bands around every tensor in the tests see.
         let module = unsafe { self.device.create_shader_module_trusted(descriptor, checks) };
         let uniform = wgpu::BindGroupLayoutEntry {

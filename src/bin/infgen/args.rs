@@ -26,7 +26,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Args)]
 pub struct Common {
-    /// Adapter to use: its number in `infgen devices`, or a part of its name [default: the best]
+    /// Adapter to use: its number in `infgen devices`, a part of its name, or a backend such as `dx12` [default: the best]
     #[arg(long, global = true, help_heading = "Every command", value_name = "N|NAME")]
     pub device: Option<String>,
     /// Storage of weights and of activations (text to image: of weights); sums are f32 in both
@@ -420,7 +420,7 @@ pub struct BenchArgs {
     /// Write the JSON report to this file as well
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Kernels with or without checks of indices, to see what they cost [default: without on Vulkan]
+    /// Kernels with or without checks of indices, to see what they cost [default: without on Vulkan and DX12]
     #[arg(long, value_name = "true|false")]
     pub bounds_checks: Option<bool>,
     /// Whole planes on software devices too, where they lose rows to be done in time
