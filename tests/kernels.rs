@@ -249,6 +249,40 @@ fn bilinear_resampling_agrees_with_its_definition() {
 }
 
 #[test]
+fn bicubic_resampling_of_any_part_agrees_with_its_definition() {
+    let Some((mut suite, configs)) = start("bicubic_resampling_of_any_part_agrees_with_its_definition") else { return };
+    // Source and target heights and widths, rows and columns of the target.
+    let cases = [
+        ((1, 1), (3, 2), 0..3, 0..2),
+        ((5, 7), (13, 16), 0..13, 0..16),
+        ((5, 7), (13, 16), 4..9, 3..14),
+        ((29, 23), (4, 9), 0..4, 0..9),
+        ((29, 23), (4, 9), 1..3, 5..8),
+        ((8, 8), (8, 8), 2..7, 1..8),
+        ((3, 90), (11, 147), 5..11, 7..140),
+    ];
+    for config in &configs {
+        for ((h, w), to, rows, columns) in &cases {
+            let label = format!("{h}x{w} to {to:?}, rows {rows:?}, columns {columns:?}");
+            let x = values(&label, "x", h * w * 3, 1.7, config.elem);
+            let sizes = resample::Bicubic { from: (*h, *w), to: *to };
+            let (down, across) = (sizes.reads(0, rows), sizes.reads(1, columns));
+            let record = |rec: &mut Recorder| {
+                // Only what it says that it reads.
+                let part: Vec<f32> = down.clone().flat_map(|i| &x[(i * w + across.start) * 3..(i * w + across.end) * 3]).copied().collect();
+                let part = rec.upload(&part, down.len(), across.len(), 3, config.elem);
+                resample::resample_bicubic(rec, (&part, (down.start, across.start)), sizes, rows, columns, config.elem)
+            };
+            suite.case(config, &label, record, || {
+                let whole = reference::resample_bicubic(&wide(&x), (*h, *w, 3), to.0, to.1);
+                rows.clone().flat_map(|i| whole[(i * to.1 + columns.start) * 3..(i * to.1 + columns.end) * 3].to_vec()).collect()
+            });
+        }
+    }
+    suite.finish(40);
+}
+
+#[test]
 fn pixels_are_rounded_half_to_even_and_clamped() {
     let Some((mut suite, configs)) = start("pixels_are_rounded_half_to_even_and_clamped") else { return };
     for config in &configs {
@@ -332,7 +366,7 @@ fn cutting_dispatches_changes_no_bit() {
 type Record = fn(&mut Recorder, Elem) -> Tensor;
 
 /// One call of each kernel, with planes of more than 16 KiB and weights of less than 12 KiB: only what has a footprint can be cut.
-const RECORDINGS: [(&str, Record); 15] = [
+const RECORDINGS: [(&str, Record); 16] = [
     ("upsample2x_conv2d_3x3 by winograd, where it runs", |rec, elem| {
         let packing = if rec.profile().broadcast { Packing::Winograd } else { Packing::Taps };
         let (x, weights) = Conv::new("cut", (151, 5, 3), 29, 3, elem).record(rec, elem, |w| conv2d::pack_upsample(w, 29, 3, packing));
@@ -404,6 +438,11 @@ const RECORDINGS: [(&str, Record); 15] = [
     ("resample_bilinear", |rec, elem| {
         let x = rec.upload(&values("cut", "x", 11 * 13 * 9, 1.7, elem), 11, 13, 9, elem);
         resample::resample_bilinear(rec, &x, inpe::GridRows { grid: (41, 37), row0: 1, rows: 39 }, elem)
+    }),
+    ("resample_bicubic", |rec, elem| {
+        let x = rec.upload(&values("cut", "x", 25 * 29 * 3, 1.7, elem), 25, 29, 3, elem);
+        let sizes = resample::Bicubic { from: (25, 29), to: (90, 150) };
+        resample::resample_bicubic(rec, (&x, (0, 0)), sizes, &(3..90), &(5..150), elem)
     }),
     ("image_to_rgba8", |rec, elem| {
         let x = rec.upload(&values("cut", "x", 71 * 99 * 3, 1.2, elem), 71, 99, 3, elem);

@@ -153,6 +153,8 @@ cases! {
     infgen_patch4_equals_pytorch "infgen-small-patch4";
     infgen_patch16_equals_pytorch "infgen-small-patch16";
     infgen_without_blocks_equals_pytorch "infgen-small-no-blocks";
+    infgen_with_a_base_picture_equals_pytorch "infgen-small-base";
+    infgen_with_a_base_picture_that_is_reduced_equals_pytorch "infgen-small-base-reduced";
     infgen_with_zeroed_parts_is_the_plain_vae "infgen-plain-vae";
     infgen_table1_equals_pytorch "infgen-table1";
     infgen_sd4_equals_pytorch "infgen-sd4";

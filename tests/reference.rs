@@ -105,6 +105,7 @@ impl Case<'_> {
             }
             "geglu" => reference::geglu(x, self.shape("x")[1] / 2),
             "bilinear_resample" => reference::resample_bilinear(x, self.plane(), self.count("height"), self.count("width")),
+            "bicubic_resample" => reference::resample_bicubic(x, self.plane(), self.count("height"), self.count("width")),
             "image_to_unit" => x.iter().map(|&v| Bounded::exact(reference::image_to_unit(v))).collect(),
             "image_to_u8" => reference::image_to_rgba8(x).iter().flat_map(|p| p[..3].to_vec()).map(|v| Bounded::exact(v as f64)).collect(),
             "gelu_erf" => return map(Activation::GeluErf),

@@ -4,6 +4,7 @@
   python export.py decoder RUN-A/checkpoint.pt RUN-B/checkpoint.pt OUT     the mean of runs that began at the same weights
   python export.py encoder RUN/checkpoint.pt weights/encoder-tiny-sd.safetensors
   python export.py mix A.safetensors B.safetensors SHARE OUT               exported decoders, SHARE of the second
+  python export.py join DECODER.safetensors TAESD_DECODER.safetensors SHARE OUT     with TAESD as the base decoder: SHARE of its picture, the rest of the decoder's
   python export.py sums weights            rewrites weights/SHA256SUMS
 """
 import hashlib
@@ -16,6 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import taesd
 from infgen_model import InfGenDecoder, validate
 
 
@@ -71,6 +73,27 @@ def write_encoder(state, space, widths, path):
     save_file(half(state), str(path), meta)
 
 
+@torch.no_grad()
+def join(model, vae, share):
+    """State and config of one network whose output is `share` of what TAESD's decoder makes of the latent, enlarged, and the rest of what `model` makes."""
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    for k in ("weight", "bias"):
+        state[f"decoder.conv_out.{k}"] *= 1 - share
+    blocks, widths = [0], []
+    for layer in vae[1:]:
+        if isinstance(layer, torch.nn.Upsample):
+            blocks.append(0)
+        elif isinstance(layer, taesd.Block):
+            blocks[-1] += 1
+            widths[len(blocks) - 1:] = [layer.conv[0].out_channels]
+    config = validate({**model.config, "base_channels": widths, "base_blocks": blocks})
+    base = {f"base.layers.{k}": v.clone() for k, v in torch.nn.Sequential(*vae[1:]).state_dict().items()}
+    last = len(vae) - 2
+    base[f"base.layers.{last}.weight"] *= 2 * share  # [0, 1] to [-1, 1]
+    base[f"base.layers.{last}.bias"] = share * (2 * base[f"base.layers.{last}.bias"] - 1)
+    return {**state, **base}, config
+
+
 def read_decoder(path, dtype=torch.float32):
     with safe_open(str(path), "pt") as f:
         config = json.loads(f.metadata()["infgen_config"])
@@ -81,7 +104,6 @@ def read_decoder(path, dtype=torch.float32):
 
 
 def read_encoder(path, dtype=torch.float32):
-    import taesd
     with safe_open(str(path), "pt") as f:
         widths = json.loads(f.metadata()["widths"])
     return taesd.load(taesd.encoder(widths=widths), path, dtype)
@@ -98,6 +120,11 @@ def main(kind, *args):
         other = b.state_dict()
         write_decoder({k: v.lerp(other[k], share) for k, v in a.state_dict().items()}, a.config, out)
         Path(out).chmod(0o644)
+        return
+    if kind == "join":
+        vae = taesd.load(taesd.decoder(), args[1])
+        write_decoder(*join(read_decoder(args[0]), vae, float(args[2])), args[3])
+        Path(args[3]).chmod(0o644)
         return
     *runs, out = args
     checkpoints = [torch.load(run, map_location="cpu", weights_only=True) for run in runs]

@@ -1,7 +1,8 @@
 """The InfGen decoder in PyTorch: a latent of fixed size in, a picture of any size out.
 
 This file is the golden reference of the engine: it holds the network of specs/infgen.md and
-nothing else (no training code, no file formats). Section numbers below refer to that document.
+nothing else (no training code, no file formats). Section numbers below refer to that document; the base picture
+is an extension of ours (ARCHITECTURE.md).
 
 Shapes: B batch, hl x wl latent grid (m = hl*wl tokens), Hl x Wl query grid (n = Hl*Wl tokens,
 one per `patch` x `patch` pixels of the target), D hidden_size.
@@ -12,6 +13,8 @@ import math
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+import taesd
 
 SCALING = {"sd": 0.18215, "sdxl": 0.13025}
 
@@ -24,6 +27,8 @@ _COMMON = dict(
     mid_block_add_attention=True, layers_per_up_block=3, up_block_channels=[512, 256, 128],
     up_block_upsample=[True, True, True], norm_num_groups=32, norm_eps=1e-6, encode_mode="mode",
     max_step_scale=4.0)
+# Fields that a config may have besides: channels between the stem's two 3x3 convolutions, and the base decoder (BaseDecoder).
+_MORE = {"stem_channels", "base_channels", "base_blocks"}
 PRESETS = {
     "table1": _COMMON,
     "sd4": {**_COMMON, "preset": "sd4", "stem": "sd", "up_block_channels": [512, 512, 256, 128],
@@ -38,7 +43,7 @@ def preset(name: str, **changes) -> dict:
 def validate(config: dict) -> dict:
     """The config with absent fields filled from its preset; ValueError for anything not of section 3."""
     base = PRESETS.get(config.get("preset"), _COMMON)
-    unknown = set(config) - set(base)
+    unknown = set(config) - set(base) - _MORE
     if unknown:
         raise ValueError(f"unknown config fields: {sorted(unknown)}")
     c = {**copy.deepcopy(base), **config}
@@ -55,13 +60,14 @@ def validate(config: dict) -> dict:
                              mlp_act=tuple(ACT), inpe_act=tuple(ACT), encode_mode=("mode", "sample")).items():
         need(c[field] in legal, f"{field} must be one of {legal}")
     for field in ("latent_channels", "patch", "hidden_size", "num_heads", "mlp_hidden", "inpe_features",
-                  "inpe_hidden", "layers_per_up_block", "norm_num_groups"):
-        need(isinstance(c[field], int) and c[field] > 0, f"{field} must be a positive integer")
+                  "inpe_hidden", "layers_per_up_block", "norm_num_groups", "stem_channels"):
+        need(isinstance(c.get(field, 1), int) and c.get(field, 1) > 0, f"{field} must be a positive integer")
     need(isinstance(c["num_blocks"], int) and c["num_blocks"] >= 0, "num_blocks")
     need(len(c["base_latent_size"]) == 2, "base_latent_size")
     need(len(c["up_block_channels"]) == len(c["up_block_upsample"]) > 0, "up_block lists differ in length")
     need(2 ** sum(c["up_block_upsample"]) == c["patch"], "2^upsamples must equal patch")
     need(c["hidden_size"] % c["num_heads"] == 0, "hidden_size % num_heads")
+    need(len(c.get("base_channels", [])) == len(c.get("base_blocks", [])), "base_channels and base_blocks differ in length")
     need(all(ch % c["norm_num_groups"] == 0 for ch in [c["hidden_size"], *c["up_block_channels"]]),
          "channels must be multiples of norm_num_groups")
     return c
@@ -229,16 +235,38 @@ class ConvDecoder(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
+class BaseDecoder(nn.Module):
+    """A small convolutional decoder of the latent at its own size, of TAESD's layers; keys as diffusers' DecoderTiny has them."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.scaling_factor = c["scaling_factor"]
+        self.clamp, *layers = taesd.decoder(latent_channels=c["latent_channels"], widths=c["base_channels"], blocks=c["base_blocks"])
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z):  # [B,C,h,w] in VAE units -> [B,3,s*h,s*w], s = 2^(stages - 1)
+        return self.layers(self.clamp(z * self.scaling_factor))
+
+
+def resample_bicubic(x, height, width):
+    """As Pillow's BICUBIC: Keys' cubic (a = -1/2), stretched where it reduces, weights of what lies inside made 1."""
+    with torch.autocast(x.device.type, enabled=False):
+        x = x if x.dtype == torch.float64 else x.float()
+        return F.interpolate(x, (height, width), mode="bicubic", antialias=True, align_corners=False)
+
+
 class InfGenDecoder(nn.Module):
     def __init__(self, config: dict):
         super().__init__()
         c = self.config = validate(config)
         d, lc = c["hidden_size"], c["latent_channels"]
-        self.post_quant_conv = conv3(lc, d) if c["stem"] == "conv3x3" else nn.Conv2d(lc, lc, 1)
-        self.decoder = ConvDecoder(c, stem_in=d if c["stem"] == "conv3x3" else lc)
+        between = c.get("stem_channels", d) if c["stem"] == "conv3x3" else lc
+        self.post_quant_conv = conv3(lc, between) if c["stem"] == "conv3x3" else nn.Conv2d(lc, lc, 1)
+        self.decoder = ConvDecoder(c, stem_in=between)
         self.mask_token = nn.Parameter(torch.randn(d) * 0.02)
         self.inpe = Inpe(c) if c["inpe_shared"] else nn.ModuleDict({"latent": Inpe(c), "mask": Inpe(c)})
         self.blocks = nn.ModuleList([Block(c) for _ in range(c["num_blocks"])])
+        self.base = BaseDecoder(c) if c.get("base_channels") else None
         self.use_attention = True  # runtime switch of the ablation; not part of the config
 
     # Steps 1-2. z [B,4,hl,wl] in VAE units -> features x [B,D,hl,wl], latent tokens L [B,hl*wl,D]
@@ -278,6 +306,10 @@ class InfGenDecoder(nn.Module):
         M = self.run_blocks(self.mask_tokens(x, y_, x_), L)
         M = M.transpose(1, 2).unflatten(2, (rows, cols))  # [B,D,rows,cols]
         out = self.decoder(M)
+        if self.base:
+            top, left = (p * rect[0], p * rect[1]) if rect else (0, 0)
+            base = resample_bicubic(self.base(z_unscaled), p * Hl, p * Wl)
+            out = out + base[..., top:top + p * rows, left:left + p * cols]
         return out if rect else out[..., :height, :width]
 
 

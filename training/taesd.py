@@ -38,13 +38,15 @@ def encoder(width=64, latent_channels=4, widths=None):
                          down(c, d), Block(d, d), Block(d, d), Block(d, d), conv(d, latent_channels))
 
 
-def decoder(width=64, latent_channels=4):
-    """Scaled latents -> [B,3,8h,8w], about [0,1], not clamped."""
-    w = width
-    up = lambda: [nn.Upsample(scale_factor=2), conv(w, w, bias=False)]
-    return nn.Sequential(Clamp(), conv(latent_channels, w), nn.ReLU(), Block(w, w), Block(w, w), Block(w, w), *up(),
-                         Block(w, w), Block(w, w), Block(w, w), *up(), Block(w, w), Block(w, w), Block(w, w), *up(),
-                         Block(w, w), conv(w, 3))
+def decoder(width=64, latent_channels=4, widths=None, blocks=(3, 3, 3, 1)):
+    """Scaled latents -> [B,3,8h,8w], about [0,1], not clamped. `widths`, `blocks`: channels and blocks at 1/8, 1/4, 1/2, 1/1."""
+    widths = widths or [width] * len(blocks)
+    layers = [Clamp(), conv(latent_channels, widths[0]), nn.ReLU()]
+    for before, w, n in zip([None, *widths], widths, blocks):
+        if before:
+            layers += [nn.Upsample(scale_factor=2), conv(before, w, bias=False)]
+        layers += [Block(w, w) for _ in range(n)]
+    return nn.Sequential(*layers, conv(widths[-1], 3))
 
 
 def load(net, path, dtype=torch.float32):

@@ -10,12 +10,13 @@ mod run;
 mod schedule;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 pub use run::{Prepared, Rows, Sink};
 pub use schedule::{Budget, Schedule, Sweep};
 
 use crate::error::Result;
-use crate::gpu::{Elem, Gpu, Recorder, Tensor};
+use crate::gpu::{Elem, Gpu, Recorder, Tensor, to_units};
 use crate::kernels::group_norm::{BLOCK_ROWS, statistics};
 use crate::kernels::output::{image_to_picture, image_to_rgba8};
 use crate::nn::chain::{Area, Chain, Part, PlaneShape, Planes};
@@ -70,6 +71,8 @@ pub struct Job<'a> {
     pub gpu: &'a Gpu,
     pub chain: &'a Chain<'a>,
     pub source: Source<'a>,
+    /// The base picture, where the chain has one and this is not only planned.
+    pub base: Option<Arc<HostPlane>>,
     /// Form of the results.
     pub form: Form,
     /// Columns and rows of the last plane that are asked for, from its top-left corner.
@@ -79,12 +82,17 @@ pub struct Job<'a> {
 
 /// A plane in host memory, in units of its storage type.
 #[derive(Debug)]
-pub(crate) struct HostPlane {
-    pub shape: PlaneShape,
-    pub units: Vec<u8>,
+pub struct HostPlane {
+    pub(crate) shape: PlaneShape,
+    pub(crate) units: Vec<u8>,
 }
 
 impl HostPlane {
+    /// The plane of `shape`, of its `[height, width, channels]` values.
+    pub(crate) fn new(shape: PlaneShape, values: &[f32]) -> HostPlane {
+        HostPlane { shape, units: to_units(values, shape.channels, shape.elem) }
+    }
+
     /// The units of `area`, row-major.
     fn cut(&self, area: &Area) -> Vec<u8> {
         let row = self.shape.row_bytes() as usize;
@@ -147,6 +155,16 @@ impl Planes for Have<'_> {
             Some(affines) => affines[index].clone().expect("statistics come before their use"),
             None => Tensor::outside(2, 1, self.job.chain.planes[index].channels.next_multiple_of(4), Elem::F32),
         }
+    }
+
+    fn base(&self, rec: &mut Recorder, area: &Area) -> Part {
+        let PlaneShape { channels, elem, .. } = self.job.chain.base.expect("this chain has a base picture");
+        let (rows, columns) = (area.rows.len(), area.columns.len());
+        let tensor = match &self.job.base {
+            Some(plane) => rec.upload_units(plane.cut(area), rows, columns, channels, elem),
+            None => rec.upload_later(rows, columns, channels, elem),
+        };
+        Part { tensor, top: area.rows.start, left: area.columns.start }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Carrying a schedule out.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::schedule::{Budget, Schedule, Sweep};
 use super::{BAND, Form, Have, HostPlane, Job, Purpose, Source, Store, Stored, bindable};
@@ -25,6 +26,7 @@ pub enum Rows {
 pub struct Prepared {
     stored: Vec<Option<Stored>>,
     affines: Vec<Option<Tensor>>,
+    base: Option<Arc<HostPlane>>,
 }
 
 impl Prepared {
@@ -39,7 +41,13 @@ impl Prepared {
             _ => 0,
         };
         let affines: u64 = self.affines.iter().flatten().map(Tensor::bytes).sum();
-        (affines + self.stored.iter().map(device).sum::<u64>(), self.stored.iter().map(host).sum())
+        let base = self.base.as_ref().map_or(0, |plane| plane.units.len() as u64);
+        (affines + self.stored.iter().map(device).sum::<u64>(), base + self.stored.iter().map(host).sum::<u64>())
+    }
+
+    /// The base picture, where the chain has one.
+    pub fn base(&self) -> Option<Arc<HostPlane>> {
+        self.base.clone()
     }
 }
 
@@ -53,7 +61,7 @@ impl Job<'_> {
     /// As [`crate::gpu::Gpu::run`], and what `sink` returns.
     pub async fn run(&self, schedule: &Schedule, observer: &Observer, sink: &mut Sink<'_>) -> Result<Prepared> {
         let planes = self.chain.planes.len();
-        let mut prepared = Prepared { stored: (0..planes).map(|_| None).collect(), affines: vec![None; planes] };
+        let mut prepared = Prepared { stored: (0..planes).map(|_| None).collect(), affines: vec![None; planes], base: self.base.clone() };
         let all: f64 = schedule.seconds.max(1e-9);
         let mut done = 0.0;
         for sweep in &schedule.sweeps {

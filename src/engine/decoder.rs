@@ -18,7 +18,7 @@ use crate::image::Image;
 use crate::latent::{Latent, LatentSpace};
 use crate::models::autoencoder_kl::VaeDecoder;
 use crate::models::infgen::InfgenDecoder;
-use crate::models::taesd::Taesd;
+use crate::models::taesd::{self, Taesd};
 use crate::nn::TOKENS_A_CHUNK;
 use crate::nn::chain::{Area, Chain};
 
@@ -272,7 +272,7 @@ impl Decoder {
         let scale = |v: f32| (v as f64 / facts.scaling_factor + facts.shift_factor) as f32;
         let mut z = channels_last(values, latent.channels());
         match &self.0.network {
-            Network::Taesd(_) => z.iter_mut().for_each(|v| *v = (*v / 3.0).tanh() * 3.0),
+            Network::Taesd(_) => z.iter_mut().for_each(|v| *v = taesd::squashed(*v)),
             _ => z.iter_mut().for_each(|v| *v = scale(*v)),
         }
         Ok(Input { z, latent: (latent.height(), latent.width()), width, height })
@@ -281,7 +281,7 @@ impl Decoder {
     /// The network behind its first plane, and which plane regions start from.
     fn chain(&self, input: &Input) -> (Chain<'_>, usize) {
         match &self.0.network {
-            Network::Infgen(network) => network.chain(network.grid(input.width, input.height)),
+            Network::Infgen(network) => network.chain(network.grid(input.width, input.height), input.latent),
             Network::Vae(network) => network.chain(input.latent),
             Network::Taesd(network) => (network.chain(input.latent), 0),
         }

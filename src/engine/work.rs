@@ -1,14 +1,14 @@
 //! One network applied to one input: in one recording where that fits, by a schedule where it does not.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::bounded::{Budget, DeviceSource, Form, HostRows, Job, Prepared, Rows, Schedule, Sink, Source, upload_rows};
+use crate::bounded::{Budget, DeviceSource, Form, HostPlane, HostRows, Job, Prepared, Rows, Schedule, Sink, Source, upload_rows};
 use crate::error::{Error, Result, human_bytes};
 use crate::gpu::{Elem, Gpu, Observer, Recorder, Recording, Tensor, align};
 use crate::kernels::output::{image_to_picture, image_to_rgba8};
 use crate::models::infgen::{InfgenContext, InfgenDecoder};
-use crate::nn::chain::{Area, Chain};
+use crate::nn::chain::{Area, Chain, PlaneShape};
 
 /// What makes plane 0 of a chain.
 pub(super) enum Front<'a> {
@@ -90,7 +90,15 @@ impl Work<'_> {
                 network.tokens(&mut rec, &context, (plane.height, plane.width), 0..plane.height, *tokens_a_chunk)
             }
         };
-        let image = self.chain.forward(&mut rec, &x);
+        let base = self.base().map(|Base { chain, values }| {
+            let plane = chain.planes[0];
+            let x = rec.upload(&values, plane.height, plane.width, plane.channels, plane.elem);
+            chain.forward(&mut rec, &x, None)
+        });
+        if let Some(base) = &base {
+            rec.tap("base", base);
+        }
+        let image = self.chain.forward(&mut rec, &x, base.as_ref());
         match self.form {
             Form::Rgba8 => {
                 let words = image_to_rgba8(&mut rec, &image, self.width, self.height, (0, 0));
@@ -108,13 +116,47 @@ impl Work<'_> {
         Some(network.context(rec, &z))
     }
 
-    /// The chain behind its source, which is `tokens` where the network is an InfGen decoder.
-    fn job<'a>(&'a self, tokens: &'a MaskTokens<'a>) -> Job<'a> {
+    /// What makes the base picture, if there is one.
+    fn base(&self) -> Option<Base<'_>> {
+        let Front::Infgen { network, z, latent, .. } = &self.front else { return None };
+        let chain = network.base_chain(*latent)?;
+        Some(Base { chain, values: network.base_input(z) })
+    }
+
+    /// Making the base picture, as work of its own.
+    fn base_work<T>(&self, body: impl FnOnce(&Work<'_>) -> T) -> Option<T> {
+        let base = self.base()?;
+        Some(body(&self.of_base(&base, &|rows| base.rows(rows))))
+    }
+
+    fn of_base<'a>(&'a self, base: &'a Base<'a>, rows: &'a HostRows<'a>) -> Work<'a> {
+        let PlaneShape { height, width, .. } = base.chain.planes[base.chain.last()];
+        let front = Front::Host(rows);
+        Work { gpu: self.gpu, chain: &base.chain, front, form: Form::Float, width, height, host_memory: self.host_memory }
+    }
+
+    /// Makes the base picture and keeps it on the host, from where bands and regions take what they need.
+    async fn make_base(&self, observer: &Observer) -> Result<Option<Arc<HostPlane>>> {
+        let Some(base) = self.base() else { return Ok(None) };
+        let rows = |rows| base.rows(rows);
+        let mut all = Vec::new();
+        let mut sink = |_: Range<usize>, rows: Rows| {
+            if let Rows::Float(values) = rows {
+                all.extend(values);
+            }
+            Ok(())
+        };
+        Box::pin(self.of_base(&base, &rows).run(observer, &mut sink)).await?;
+        Ok(Some(Arc::new(HostPlane::new(base.chain.planes[base.chain.last()], &all))))
+    }
+
+    /// The chain behind its source, which is `tokens` where the network is an InfGen decoder; `base` is missing where it is only planned.
+    fn job<'a>(&'a self, tokens: &'a MaskTokens<'a>, base: Option<Arc<HostPlane>>) -> Job<'a> {
         let source = match &self.front {
             Front::Host(values) => Source::Host(values),
             Front::Infgen { .. } => Source::Device(tokens),
         };
-        Job { gpu: self.gpu, chain: self.chain, source, form: self.form, width: self.width, height: self.height }
+        Job { gpu: self.gpu, chain: self.chain, source, base, form: self.form, width: self.width, height: self.height }
     }
 
     fn tokens(&self, context: Option<InfgenContext>) -> MaskTokens<'_> {
@@ -122,7 +164,8 @@ impl Work<'_> {
     }
 
     fn budget(&self, device: Option<u64>) -> Budget {
-        Budget { device, held: self.gpu.held_bytes(), source: 0, host: self.host_memory }
+        let base = self.chain.base.map_or(0, |plane| plane.bytes());
+        Budget { device, held: self.gpu.held_bytes(), source: 0, host: self.host_memory.saturating_sub(base) }
     }
 
     /// Whether one recording does, and what it needs.
@@ -146,12 +189,22 @@ impl Work<'_> {
         let source = outside.iter().flat_map(InfgenContext::tensors).map(|tensor| align(tensor.bytes())).sum();
         let budget = Budget { source, ..self.budget(device) };
         let before = budget.held;
-        let first = before + source + if outside.is_some() { self.gpu.plan_bytes(&rec.finish()) } else { 0 };
+        let context = before + source + if outside.is_some() { self.gpu.plan_bytes(&rec.finish()) } else { 0 };
+        let base = self.base_work(|base| base.least(None)).transpose()?.unwrap_or(0);
+        let first = context.max(base);
         let refused = |needed| Error::MemoryCeiling { needed, ceiling: budget.device.unwrap_or(needed) };
-        let result = self.job(&self.tokens(outside)).schedule(&budget, keep);
+        let result = self.job(&self.tokens(outside), None).schedule(&budget, keep);
         match result {
             Ok(_) if budget.device.is_some_and(|ceiling| first > ceiling) => Err(refused(first)),
-            Ok(schedule) => Ok(Schedule { peak_bytes: schedule.peak_bytes.max(first).max(before), ..schedule }),
+            Ok(schedule) => {
+                let (peak, flops) = self.base_work(|base| base.plan()).transpose()?.map_or((0, 0), |plan| (plan.peak_bytes, plan.flops));
+                Ok(Schedule {
+                    peak_bytes: schedule.peak_bytes.max(context).max(before).max(peak),
+                    flops: schedule.flops + flops,
+                    flops_once: schedule.flops_once + flops,
+                    ..schedule
+                })
+            }
             Err(Error::MemoryCeiling { needed, .. }) => Err(refused(needed.max(first))),
             Err(other) => Err(other),
         }
@@ -250,6 +303,10 @@ impl Work<'_> {
         observer: &Observer,
         sink: &mut Sink<'_>,
     ) -> Result<Prepared> {
+        let flops = |recorder: Recorder| recorder.finish().flops() as f64;
+        let share = self.base_work(|base| flops(base.whole(true, false))).map_or(0.0, |base| base / flops(self.whole(true, false)));
+        let (of_base, observer) = (&observer.part(0.0, share), &observer.part(share, 1.0 - share));
+        let mut base = None;
         loop {
             let mut device = self.gpu.memory_ceiling();
             if let Some((peak, error)) = &short {
@@ -262,6 +319,10 @@ impl Work<'_> {
                 (Err(_), Some((_, error))) => return Err(error),
                 (schedule, _) => schedule?,
             };
+            // After the refusal of a schedule, which counts it.
+            if base.is_none() {
+                base = self.make_base(of_base).await?;
+            }
             let mut begun = false;
             let attempt = async {
                 // A share of the work for the context, which no plan counts.
@@ -270,7 +331,7 @@ impl Work<'_> {
                     begun = true;
                     sink(range, rows)
                 };
-                self.job(&self.tokens(context)).run(&schedule, &observer.part(0.01, 0.99), &mut sink).await
+                self.job(&self.tokens(context), base.clone()).run(&schedule, &observer.part(0.01, 0.99), &mut sink).await
             };
             match attempt.await {
                 Err(error @ Error::OutOfMemory { .. }) if !begun => short = Some((schedule.peak_bytes, error)),
@@ -288,7 +349,20 @@ impl Work<'_> {
         sink: &mut (dyn FnMut(&Area, Rows) -> Result<()> + Send),
     ) -> Result<()> {
         let budget = self.budget(self.gpu.memory_ceiling());
-        self.job(&self.tokens(None)).region(prepared, area, &budget, observer, sink).await
+        self.job(&self.tokens(None), prepared.base()).region(prepared, area, &budget, observer, sink).await
+    }
+}
+
+/// The network of a base picture, and the values that it starts from.
+struct Base<'a> {
+    chain: Chain<'a>,
+    values: Vec<f32>,
+}
+
+impl Base<'_> {
+    fn rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
+        let row = self.values.len() / self.chain.planes[0].height;
+        Ok(self.values[rows.start * row..rows.end * row].to_vec())
     }
 }
 

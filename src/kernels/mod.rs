@@ -76,6 +76,7 @@ pub const ALL: &[&Kernel] = &[
     &patchify::UNPATCHIFY,
     &peak::PEAK_COPY,
     &peak::PEAK_FMA,
+    &resample::RESAMPLE_BICUBIC,
     &resample::RESAMPLE_BILINEAR,
     &resample::RESAMPLE_NEAREST,
 ];

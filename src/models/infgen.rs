@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use super::infgen_config::{Activation, InfgenConfig, LatentSkip, Stem};
+use super::taesd::{self, Taesd};
 use crate::error::Result;
 use crate::gpu::{Elem, Recorder, Tensor};
 use crate::kernels::Act;
@@ -14,6 +15,7 @@ use crate::kernels::output::count_nonfinite;
 use crate::kernels::resample::resample_bilinear;
 use crate::nn::chain::{Chain, PlaneShape};
 use crate::nn::{Conv3x3, GroupNormConfig, Heads, LayerNorm, Linear, Loader, Precision, UpDecoder, UpDecoderShape};
+use crate::weights::taesd_keys::Half;
 
 impl From<Activation> for Act {
     fn from(activation: Activation) -> Act {
@@ -85,6 +87,7 @@ pub struct InfgenDecoder {
     inpe_mask: Inpe,
     blocks: Vec<Block>,
     decoder: UpDecoder,
+    base: Option<Taesd>,
 }
 
 impl Inpe {
@@ -162,7 +165,10 @@ impl InfgenDecoder {
             [] => unreachable!("a config names one or two position networks"),
         };
         let (post_quant_conv, cin) = match config.stem {
-            Stem::Conv3x3 => (PostQuantConv::Conv3x3(Conv3x3::load(loader, "post_quant_conv", latent, width).await?), width),
+            Stem::Conv3x3 => {
+                let between = config.stem_channels();
+                (PostQuantConv::Conv3x3(Conv3x3::load(loader, "post_quant_conv", latent, between).await?), between)
+            }
             Stem::Sd => (PostQuantConv::Conv1x1(Linear::load_conv1x1(loader, "post_quant_conv", latent, latent).await?), latent),
         };
         let mut blocks = Vec::new();
@@ -172,7 +178,12 @@ impl InfgenDecoder {
         let levels: Vec<_> = config.up_blocks().into_iter().map(|block| (block.resnets, block.upsample)).collect();
         let shape = UpDecoderShape { top: width, mid_attention: config.mid_block_add_attention, levels: &levels, out: 3 };
         let norm = GroupNormConfig { groups: config.norm_num_groups, eps: config.norm_eps };
+        let base = match config.base() {
+            Some(base) => Some(Taesd::load_at(loader, "base", &base, Half::Decoder, (1.0, 0.0)).await?),
+            None => None,
+        };
         Ok(InfgenDecoder {
+            base,
             precision: loader.precision(),
             post_quant_conv,
             conv_in: Conv3x3::load(loader, "decoder.conv_in", cin, width).await?,
@@ -194,14 +205,27 @@ impl InfgenDecoder {
         (height.div_ceil(self.config.patch), width.div_ceil(self.config.patch))
     }
 
-    /// Everything behind the tokens of a grid, and the index of the plane behind the mid block.
+    /// Everything behind the tokens of a grid for a latent of the size `latent`, and the index of the plane behind the mid block.
     ///
     /// The last plane is `[patch rows, patch columns, 3]` in f32, -1 to 1 without clamping; the picture is its top-left part.
-    pub fn chain(&self, (height, width): (usize, usize)) -> (Chain<'_>, usize) {
+    pub fn chain(&self, (height, width): (usize, usize), latent: (usize, usize)) -> (Chain<'_>, usize) {
         let elem = self.precision.activations;
         let mut units = Vec::new();
         let features = self.decoder.units(&mut units, elem);
-        (Chain::new(PlaneShape { height, width, channels: self.config.hidden_size, elem }, units), features)
+        let chain = Chain::new(PlaneShape { height, width, channels: self.config.hidden_size, elem }, units);
+        let base = self.base_chain(latent).map(|base| base.planes[base.last()]);
+        (Chain { base, ..chain }, features)
+    }
+
+    /// The base decoder for a latent of this height and width, if there is one. Its last plane is the base picture, in f32.
+    pub fn base_chain(&self, latent: (usize, usize)) -> Option<Chain<'_>> {
+        self.base.as_ref().map(|base| base.chain(latent))
+    }
+
+    /// What the base decoder takes of a latent `z` in VAE units.
+    pub fn base_input(&self, z: &[f32]) -> Vec<f32> {
+        let factor = self.config.scaling_factor();
+        z.iter().map(|&v| taesd::squashed((v as f64 * factor) as f32)).collect()
     }
 
     /// Records what all mask tokens of one latent share.

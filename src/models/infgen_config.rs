@@ -6,8 +6,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::taesd_config::{MAX_BLOCKS, MAX_CHANNELS, MAX_STAGES, TaesdConfig};
 use crate::error::{Error, Result, explain_json};
 use crate::latent::LatentSpace;
+use crate::weights::taesd_keys::Half;
 use crate::weights::{View, Weights};
 
 /// Key of the safetensors metadata that holds the config of a single-file decoder.
@@ -42,6 +44,9 @@ pub struct InfgenConfig {
     pub hidden_size: usize,
     /// The two convolutions in front.
     pub stem: Stem,
+    /// Channels between these two, where `stem` is `conv3x3`; absent: `hidden_size`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stem_channels: Option<usize>,
     /// Cross-attention blocks.
     pub num_blocks: usize,
     /// Heads of each.
@@ -88,6 +93,14 @@ pub struct InfgenConfig {
     pub encode_mode: EncodeMode,
     /// Largest step of the extrapolation, output side over 8 x latent side; one decode may exceed it.
     pub max_step_scale: f64,
+    /// Channels of each stage of the base decoder, at the latent's size and at each doubling of it; none: there is no base decoder.
+    ///
+    /// It has TAESD's layers and decodes the latent at its own size; the base picture that it makes, resampled bicubically, is added to the output.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub base_channels: Vec<usize>,
+    /// Blocks of each of these stages.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub base_blocks: Vec<usize>,
 }
 
 /// `stem`: how the latent becomes `hidden_size` channels.
@@ -169,6 +182,7 @@ impl InfgenConfig {
             patch: 8,
             hidden_size: 512,
             stem: Stem::Conv3x3,
+            stem_channels: None,
             num_blocks: 8,
             num_heads: 8,
             mlp_hidden: 2048,
@@ -192,6 +206,8 @@ impl InfgenConfig {
             norm_eps: 1e-6,
             encode_mode: EncodeMode::Mode,
             max_step_scale: 4.0,
+            base_channels: vec![],
+            base_blocks: vec![],
         }
     }
 
@@ -276,6 +292,7 @@ impl InfgenConfig {
         within("base_latent_size", self.base_latent_size[0].max(self.base_latent_size[1]), 1 << 16)?;
         within("base_latent_size", self.base_latent_size[0].min(self.base_latent_size[1]), 1 << 16)?;
         within("hidden_size", self.hidden_size, 4096)?;
+        within("stem_channels", self.stem_channels(), 4096)?;
         is("num_blocks", self.num_blocks <= 64, format!("is {}, it must not be above 64", self.num_blocks))?;
         within("num_heads", self.num_heads, self.hidden_size)?;
         let heads = format!("is {}, it must divide `hidden_size` {}", self.num_heads, self.hidden_size);
@@ -310,7 +327,23 @@ impl InfgenConfig {
             within("up_block_channels", c, 4096)?;
             grouped("up_block_channels", c)?;
         }
-        Ok(())
+        let (channels, blocks) = (&self.base_channels, &self.base_blocks);
+        let lengths = format!("has {} entries, `base_channels` has {}", blocks.len(), channels.len());
+        is("base_blocks", blocks.len() == channels.len(), lengths)?;
+        is("base_channels", channels.len() <= MAX_STAGES, format!("has {} entries, more than {MAX_STAGES}", channels.len()))?;
+        channels.iter().try_for_each(|&c| within("base_channels", c, MAX_CHANNELS))?;
+        blocks.iter().try_for_each(|&n| is("base_blocks", n <= MAX_BLOCKS, format!("holds {n}, more than {MAX_BLOCKS}")))
+    }
+
+    /// Channels between the convolutions of a `conv3x3` stem.
+    pub fn stem_channels(&self) -> usize {
+        self.stem_channels.unwrap_or(self.hidden_size)
+    }
+
+    /// The base decoder, if there is one.
+    pub fn base(&self) -> Option<TaesdConfig> {
+        let (channels, blocks) = (self.base_channels.clone(), self.base_blocks.clone());
+        (!channels.is_empty()).then_some(TaesdConfig { latent_channels: self.latent_channels, channels, blocks })
     }
 
     /// Channels of each up block, from the mid block outwards.
@@ -336,8 +369,9 @@ impl InfgenConfig {
         let (h, m, latent) = (self.hidden_size, self.inpe_features, self.latent_channels);
         match self.stem {
             Stem::Conv3x3 => {
-                list.conv("post_quant_conv", h, latent, 3);
-                list.conv("decoder.conv_in", h, h, 3);
+                let between = self.stem_channels();
+                list.conv("post_quant_conv", between, latent, 3);
+                list.conv("decoder.conv_in", h, between, 3);
             }
             Stem::Sd => {
                 list.conv("post_quant_conv", latent, latent, 1);
@@ -371,6 +405,9 @@ impl InfgenConfig {
         }
         list.norm("decoder.conv_norm_out", self.out_channels());
         list.conv("decoder.conv_out", 3, self.out_channels(), 3);
+        if let Some(base) = self.base() {
+            base.list(&mut list, "base", Half::Decoder);
+        }
         list.0
     }
 
@@ -383,7 +420,7 @@ impl InfgenConfig {
         let tensors = self.tensors();
         view.check(&tensors)?;
         let known: std::collections::HashSet<String> = tensors.iter().map(|(name, _)| view.file_name(name)).collect();
-        let parts = ["blocks.", "decoder.", "inpe.", "post_quant_conv."];
+        let parts = ["base.", "blocks.", "decoder.", "inpe.", "post_quant_conv."];
         if let Some(name) = view.names().find(|name| parts.iter().any(|part| name.starts_with(part)) && !known.contains(*name)) {
             let detail = format!("the weights hold `{name}`, which the network of this config does not have");
             return Err(Error::Config { path: view.path().to_owned(), detail });
@@ -543,6 +580,11 @@ mod tests {
             (r#"{"up_block_upsample": [true, true, false]}"#, "patch"),
             (r#"{"norm_num_groups": 0}"#, "norm_num_groups"),
             (r#"{"max_step_scale": 0.5}"#, "max_step_scale"),
+            (r#"{"stem_channels": 0}"#, "stem_channels"),
+            (r#"{"base_channels": [64, 64], "base_blocks": [1]}"#, "base_blocks"),
+            (r#"{"base_channels": [64, 0], "base_blocks": [1, 1]}"#, "base_channels"),
+            (r#"{"base_channels": [64], "base_blocks": [65]}"#, "base_blocks"),
+            (r#"{"base_channels": [8,8,8,8,8,8,8,8,8], "base_blocks": [1,1,1,1,1,1,1,1,1]}"#, "base_channels"),
             (r#"{"patch": 8, "patch": 8}"#, "patch"),
             ("[]", "JSON object"),
             ("{", "JSON object"),

@@ -30,15 +30,30 @@ pub struct Taesd {
     channels: usize,
 }
 
+/// The decoder's clamp of a scaled latent, in front of its first layer.
+pub fn squashed(scaled: f32) -> f32 {
+    (scaled / 3.0).tanh() * 3.0
+}
+
 impl Taesd {
     /// Loads that half.
     ///
     /// # Errors
     /// As [`Loader::read`] and uploads.
     pub async fn load(loader: &Loader<'_>, config: &TaesdConfig, half: Half) -> Result<Taesd> {
+        // The decoder's picture comes as 0 to 1 and leaves as -1 to 1.
+        let range = if half == Half::Decoder { (2.0, -1.0) } else { (1.0, 0.0) };
+        Taesd::load_at(loader, half.name(), config, half, range).await
+    }
+
+    /// Loads that half from tensors under `prefix`; its result is multiplied and moved by `range`.
+    ///
+    /// # Errors
+    /// As [`Taesd::load`].
+    pub async fn load_at(loader: &Loader<'_>, prefix: &str, config: &TaesdConfig, half: Half, range: (f32, f32)) -> Result<Taesd> {
         let mut layers = Vec::new();
         for TaesdLayer { index, kind, channels: (cin, cout) } in config.layers(half) {
-            let path = format!("{}.layers.{index}", half.name());
+            let path = format!("{prefix}.layers.{index}");
             let loaded = match kind {
                 TaesdLayerKind::ConvIn => Layer::ConvIn(Conv3x3::load(loader, &path, cin, cout).await?),
                 TaesdLayerKind::Block => Layer::Block(Box::new([
@@ -50,11 +65,7 @@ impl Taesd {
                     Half::Encoder => Layer::Down(StridedConv::load(loader, &path, (cin, cout), false, StridedConv::PAD_BOTH).await?),
                     Half::Decoder => Layer::Up(UpsampleConv::load(loader, &path, (cin, cout), false).await?),
                 },
-                TaesdLayerKind::ConvOut => {
-                    // The decoder's picture comes as 0 to 1 and leaves as -1 to 1.
-                    let (gain, offset) = if half == Half::Decoder { (2.0, -1.0) } else { (1.0, 0.0) };
-                    Layer::ConvOut(Conv3x3::load_affine(loader, &path, cin, cout, gain, offset).await?)
-                }
+                TaesdLayerKind::ConvOut => Layer::ConvOut(Conv3x3::load_affine(loader, &path, cin, cout, range.0, range.1).await?),
             };
             layers.push((path, loaded));
         }

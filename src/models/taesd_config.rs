@@ -50,8 +50,10 @@ pub enum TaesdLayerKind {
     ConvOut,
 }
 
-const MAX_STAGES: usize = 8;
-const MAX_BLOCKS: usize = 64;
+/// Most stages, blocks of a stage, and channels.
+pub(super) const MAX_STAGES: usize = 8;
+pub(super) const MAX_BLOCKS: usize = 64;
+pub(super) const MAX_CHANNELS: usize = 1024;
 
 impl TaesdConfig {
     /// Reads the sizes off the tensors of `view`, which must hold that half.
@@ -100,7 +102,7 @@ impl TaesdConfig {
             Half::Encoder => (out, input),
             Half::Decoder => (input, out),
         };
-        if image != 3 || !(1..=64).contains(&latent_channels) || !channels.iter().all(|c| (1..=1024).contains(c)) {
+        if image != 3 || !(1..=64).contains(&latent_channels) || !channels.iter().all(|c| (1..=MAX_CHANNELS).contains(c)) {
             return Err(format!("{image} image, {latent_channels} latent and {channels:?} inner channels fit no TAESD"));
         }
         Ok(Self { latent_channels, channels, blocks })
@@ -157,8 +159,14 @@ impl TaesdConfig {
     /// Name (diffusers') and shape of every tensor.
     pub fn tensors(&self, half: Half) -> Vec<(String, Vec<usize>)> {
         let mut list = TensorList::default();
+        self.list(&mut list, half.name(), half);
+        list.0
+    }
+
+    /// Appends every tensor of that half under `prefix`.
+    pub(crate) fn list(&self, list: &mut TensorList, prefix: &str, half: Half) {
         for TaesdLayer { index, kind, channels: (cin, cout) } in self.layers(half) {
-            let path = format!("{}.layers.{index}", half.name());
+            let path = format!("{prefix}.layers.{index}");
             match kind {
                 TaesdLayerKind::ConvIn | TaesdLayerKind::ConvOut => list.conv(&path, cout, cin, 3),
                 TaesdLayerKind::Block => {
@@ -167,7 +175,6 @@ impl TaesdConfig {
                 TaesdLayerKind::Resize => list.push(&format!("{path}.weight"), &[cout, cin, 3, 3]),
             }
         }
-        list.0
     }
 }
 

@@ -13,6 +13,7 @@ use crate::kernels::Act;
 use crate::kernels::conv2d::{Residual, Window};
 use crate::kernels::group_norm::Norm;
 use crate::kernels::output::count_nonfinite;
+use crate::kernels::resample::{Bicubic, resample_bicubic};
 
 /// What a unit does to the plane before it.
 #[derive(Debug)]
@@ -139,6 +140,8 @@ impl Part {
 pub struct Chain<'a> {
     pub units: Vec<Unit<'a>>,
     pub planes: Vec<PlaneShape>,
+    /// A picture of another size that the last unit, which has no other residual, adds to its result, resampled bicubically.
+    pub base: Option<PlaneShape>,
 }
 
 /// Where parts of planes that exist already come from; a chain asks for the nearest that it needs.
@@ -149,6 +152,8 @@ pub trait Planes {
     fn get(&self, rec: &mut Recorder, index: usize, area: &Area) -> Part;
     /// Scale and shift of the norm in unit `index`.
     fn affine(&self, index: usize) -> Tensor;
+    /// At least `area` of the base picture, where the chain has one.
+    fn base(&self, rec: &mut Recorder, area: &Area) -> Part;
 }
 
 impl<'a> Chain<'a> {
@@ -166,7 +171,18 @@ impl<'a> Chain<'a> {
             };
             planes.push(PlaneShape { height, width, channels, elem: unit.elem });
         }
-        Chain { units, planes }
+        Chain { units, planes, base: None }
+    }
+
+    /// `area` of the base picture at the last plane's size, from what `part` gives of it.
+    fn base(&self, rec: &mut Recorder, area: &Area, part: impl FnOnce(&mut Recorder, &Area) -> Part) -> Option<Part> {
+        let (base, last) = (self.base?, self.planes[self.last()]);
+        let sizes = Bicubic { from: (base.height, base.width), to: (last.height, last.width) };
+        let part = part(rec, &area.map(|rows| sizes.reads(0, rows), |columns| sizes.reads(1, columns)));
+        let at = (part.top, part.left);
+        let tensor =
+            rec.scoped("base.resample", |rec| resample_bicubic(rec, (&part.tensor, at), sizes, &area.rows, &area.columns, last.elem));
+        Some(Part { tensor, top: area.rows.start, left: area.columns.start })
     }
 
     /// Index of the last plane.
@@ -250,7 +266,11 @@ impl<'a> Chain<'a> {
                 false => {
                     let unit = &self.units[plane - 1];
                     let affine = unit.norm().map(|_| planes.affine(plane - 1));
-                    let skip = unit.skip.map(|skip| parts[skip.plane].clone().expect("needed planes come first"));
+                    let skip = match unit.skip {
+                        Some(skip) => parts[skip.plane].clone(),
+                        None if plane == self.last() => self.base(rec, area, |rec, area| planes.base(rec, area)),
+                        None => None,
+                    };
                     let input = parts[plane - 1].as_ref().expect("needed planes come first");
                     unit.part(rec, input, affine.as_ref(), skip.as_ref(), area)
                 }
@@ -260,14 +280,20 @@ impl<'a> Chain<'a> {
         parts.pop().flatten().expect("the target is needed")
     }
 
-    /// Records the whole chain at once, every plane whole.
-    pub fn forward(&self, rec: &mut Recorder, x: &Tensor) -> Tensor {
+    /// Records the whole chain at once, every plane whole; `base` is the base picture, where the chain has one.
+    pub fn forward(&self, rec: &mut Recorder, x: &Tensor, base: Option<&Tensor>) -> Tensor {
+        assert_eq!(self.base.is_some(), base.is_some(), "a base picture where the chain has one");
         let mut parts = vec![Part::whole(x.clone())];
         for (index, unit) in self.units.iter().enumerate() {
             let input = parts[index].clone();
             let affine = unit.norm().map(|(norm, path)| rec.scoped(path, |rec| norm.affine(rec, &input.tensor)));
-            let skip = unit.skip.map(|skip| parts[skip.plane].clone());
-            let part = unit.part(rec, &input, affine.as_ref(), skip.as_ref(), &self.planes[index + 1].area());
+            let area = self.planes[index + 1].area();
+            let skip = match (unit.skip, base) {
+                (Some(skip), _) => Some(parts[skip.plane].clone()),
+                (None, Some(base)) if index + 1 == self.last() => self.base(rec, &area, |_, _| Part::whole(base.clone())),
+                _ => None,
+            };
+            let part = unit.part(rec, &input, affine.as_ref(), skip.as_ref(), &area);
             if let Some(tap) = &unit.tap {
                 rec.tap(tap, &part.tensor);
             }

@@ -25,7 +25,7 @@ pub use inpe::{fourier_features, sphere_point};
 pub use latent::{blend, combine, guidance_rescale};
 pub use linear::linear;
 pub use norm::{Affine, group_norm, group_norm_affine, layer_norm};
-pub use resample::resample_bilinear;
+pub use resample::{resample_bicubic, resample_bilinear};
 
 /// Largest relative error of one f32 operation. WGSL lets implementations round either way, so it is a whole ulp.
 pub const ULP: f64 = 1.0 / (1u64 << 23) as f64;

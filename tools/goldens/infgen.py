@@ -22,6 +22,10 @@ def kind(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
     """(amp, offset) of a tensor; what a VAE decoder has too is drawn as for the VAE."""
     if name == "mask_token":
         return 1.0, 0.0
+    if name.startswith("base."):
+        if name.endswith(".bias"):
+            return 0.2, 0.0
+        return fan_in_amp(0.5 if shape[0] == 3 else 0.8 if ".conv.4." in name else 1.4, shape), 0.0
     if name.endswith(".B"):
         return 69.0, 0.0  # the standard deviation of the format's normal(0, 40)
     if name.endswith(".weight") and "norm" not in name:
@@ -67,7 +71,8 @@ def run(model: InfGenDecoder, z: torch.Tensor, width: int, height: int) -> dict:
     positions = []
     nets = [model.inpe] if c["inpe_shared"] else list(model.inpe.values())
     extra = [n.register_forward_hook(lambda _m, _i, out: positions.append(out.numpy())) for n in nets]
-    with Taps(model, ["decoder.conv_in"] + blocks + decoder_taps(c)) as seen:
+    base = ["base"] if c.get("base_channels") else []
+    with Taps(model, ["decoder.conv_in"] + blocks + decoder_taps(c) + base) as seen:
         def entering(tokens, latent):  # not a hook of block 0: there may be none
             seen.update(mask_tokens=channels_last(tokens))
             return InfGenDecoder.run_blocks(model, tokens, latent)
@@ -80,7 +85,7 @@ def run(model: InfGenDecoder, z: torch.Tensor, width: int, height: int) -> dict:
     taps = {"decoder.conv_in": seen["decoder.conv_in"], "inpe.latent": latent.reshape(hl, wl, -1),
             "inpe.mask": mask.reshape(rows, cols, -1)}
     taps |= {t: seen[t].reshape(rows, cols, -1) for t in ["mask_tokens"] + blocks}
-    taps |= {t: seen[t] for t in decoder_taps(c)}
+    taps |= {t: seen[t] for t in decoder_taps(c) + base}
     return taps | {"image": image}
 
 
@@ -134,6 +139,14 @@ SMALL = {
     "no-blocks": dict(
         hidden_size=40, num_heads=4, num_blocks=0, mlp_hidden=40, latent_skip="bilinear", inpe_features=12, inpe_hidden=20,
         layers_per_up_block=1, up_block_channels=[40, 24, 16], norm_num_groups=8),
+    "base": dict(
+        hidden_size=24, num_heads=2, num_blocks=1, mlp_hidden=20, latent_skip="bilinear", inpe_features=9, inpe_hidden=16,
+        mid_block_add_attention=False, layers_per_up_block=1, up_block_channels=[24, 16, 8], norm_num_groups=4,
+        base_channels=[20, 12, 9, 6], base_blocks=[2, 1, 0, 1]),
+    "base-reduced": dict(
+        patch=4, hidden_size=16, num_heads=2, num_blocks=0, mlp_hidden=20, latent_skip="bilinear", inpe_features=9, inpe_hidden=16,
+        mid_block_add_attention=False, layers_per_up_block=1, up_block_channels=[16, 8], up_block_upsample=[True, True], norm_num_groups=4,
+        stem_channels=7, base_channels=[8, 5], base_blocks=[0, 1]),
 }
 # The forms of GELU differ by less than 5e-4, so it shows only where GELU itself is small: around -2.5.
 MLP_TAIL = {".ff.net.0.proj.weight": (0.2, 0.0), ".ff.net.0.proj.bias": (1.0, -2.5), ".ff.net.2.weight": (55.0, 0.0)}

@@ -134,6 +134,13 @@ def add_bilinear(ops, name, h, w, out_h, out_w, c):
     ops.add(name, "bilinear_resample", {"width": out_w, "height": out_h}, {"x": ((h, w, c), 1.7)}, resample)
 
 
+def add_bicubic(ops, name, h, w, out_h, out_w, c):
+    def resample(x):
+        return pixels(F.interpolate(planes(x), (out_h, out_w), mode="bicubic", align_corners=False, antialias=True))
+
+    ops.add(name, "bicubic_resample", {"width": out_w, "height": out_h}, {"x": ((h, w, c), 1.7)}, resample)
+
+
 def add_inpe(ops, name, rows, cols, act, lon_span, lat_span, m=6, hidden=10, out=7):
     """Points, Fourier features and embedding of a grid; `features_f32` is torch's own f32 run of the same."""
 
@@ -197,6 +204,11 @@ def make() -> Ops:
     add_bilinear(ops, "bilinear_same", 4, 5, 4, 5, 6)
     add_bilinear(ops, "bilinear_from_one", 1, 1, 3, 2, 7)
     add_bilinear(ops, "bilinear_mixed", 2, 11, 7, 6, 4)
+    add_bicubic(ops, "bicubic_up", 5, 7, 13, 16, 3)
+    add_bicubic(ops, "bicubic_down", 29, 23, 4, 9, 3)
+    add_bicubic(ops, "bicubic_same", 4, 5, 4, 5, 3)
+    add_bicubic(ops, "bicubic_from_one", 1, 1, 3, 2, 3)
+    add_bicubic(ops, "bicubic_mixed", 3, 17, 8, 6, 3)
     quarter = float(np.pi / 2)
     add_inpe(ops, "inpe", 3, 5, "silu", quarter, quarter)
     add_inpe(ops, "inpe_one_cell", 1, 1, "gelu_erf", quarter, quarter)
