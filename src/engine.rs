@@ -383,7 +383,14 @@ impl Engine {
             Reading::Counted(bytes) => bytes.load(Ordering::Relaxed),
         };
         let facts = DecoderFacts { weights_bytes, ..facts };
-        Ok(LoadedDecoder { gpu: self.gpu.clone(), dtype: self.dtype, network, facts, host_memory: self.host_memory })
+        Ok(LoadedDecoder {
+            gpu: self.gpu.clone(),
+            dtype: self.dtype,
+            network,
+            facts,
+            host_memory: self.host_memory,
+            last: Default::default(),
+        })
     }
 
     /// Loads an encoder: of an AutoencoderKL, of TAESD, or the one that ships.

@@ -49,10 +49,11 @@ train)
     python=${PYTHON:-python3} run=$work/runs/${RUN:-$name} out=${OUT:-$work/out}
     mkdir -p "$run" "$out"
     cd "$work/training"
-    start=() start_weights=$work/weights/infgen-$name.safetensors
+    # Weights that are there bring their config.
+    start=(--config "$name") start_weights=$work/weights/infgen-$name.safetensors
     [[ ! -e $start_weights ]] || start=(--init "$start_weights" --teach 0.55 0.45)
     "$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: on the CPU")' | tee -a "$out/${RUN:-$name}.log"
-    "$python" -u train.py --config "$name" --data "$work/data" --cache "$work/cache" --out "$run" --hours "${HOURS:-0.33}" --fresh-views --batch 32 --lr 1e-3 \
+    "$python" -u train.py --data "$work/data" --cache "$work/cache" --out "$run" --hours "${HOURS:-0.33}" --fresh-views --batch 32 --lr 1e-3 \
         --large-crops-from 0 --stage2-from 0 --supersample 0.3 --low 2 --low-cells 4 16 64 --ssim 0.3 --texture 0.3 --texture-from 0 "${start[@]}" "$@" \
         --stop-after "$("$python" -c "print($minutes / 60)")" 2>&1 | tee -a "$out/${RUN:-$name}.log"
     "$python" export.py decoder "$run/checkpoint.pt" "$out/${RUN:-$name}.safetensors"

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 import data as D
 import export
 import taesd
-from infgen_model import InfGenDecoder, grid_points, preset
+from infgen_model import InfGenDecoder, grid_points, preset, resample_bicubic
 from losses import Features, Patch, gradient_l1, hinge_d, ssim, texture
 
 TINY = dict(hidden_size=128, num_blocks=2, num_heads=4, mlp_hidden=256, latent_skip="bilinear", inpe_features=64,
@@ -97,7 +97,19 @@ def decode_crops(model, batch):
     """What the network makes of the crops of a step's pictures (of one shape), their statistics shared picture by picture."""
     z, sizes, rects = (list(v) for v in zip(*(b[:3] for b in batch)))
     share_statistics(model, len(rects[0]))
-    return model.decoder(crop_tokens(model, torch.stack(z), sizes, rects).contiguous(memory_format=torch.channels_last))
+    out = model.decoder(crop_tokens(model, torch.stack(z), sizes, rects).contiguous(memory_format=torch.channels_last))
+    return out + base_crops(model, torch.stack(z), sizes, rects) if model.base else out
+
+
+def base_crops(model, z, sizes, rects):
+    """The crops of the base pictures, resampled to the targets' sizes."""
+    p = model.config["patch"]
+    wholes = model.base(z.contiguous(memory_format=torch.channels_last))
+    crops = []
+    for whole, (H, W), of_one in zip(wholes, sizes, rects):
+        whole = resample_bicubic(whole[None], -(-H // p) * p, -(-W // p) * p)
+        crops += [whole[..., p * i:p * (i + rows), p * j:p * (j + cols)] for i, j, rows, cols in of_one]
+    return torch.cat(crops)
 
 
 def as_target(batch):
@@ -209,7 +221,7 @@ def phase(progress, a):
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--config", default="tiny-sd", choices=CONFIGS)
+    ap.add_argument("--config", choices=CONFIGS, help="default: that of --init, if it is a .safetensors, else tiny-sd")
     ap.add_argument("--data", type=Path)
     ap.add_argument("--weights", type=Path, help="folder of the TAESD files (default: DATA/weights)")
     ap.add_argument("--cache", type=Path, help="written by data.py")
@@ -224,6 +236,7 @@ def main():
     ap.add_argument("--crops", type=int, default=4, help="crops of 128 px from one target of each latent")
     ap.add_argument("--large-crops-from", type=float, default=0.85, help="share of the hours after which half as many pictures have four crops of 256 px each, or are taken whole")
     ap.add_argument("--stage2-from", type=float, default=0.6, help="share of the hours after which targets reach 2048 instead of 1024 px")
+    ap.add_argument("--freeze-base", action="store_true", help="the base decoder, where the network has one, stays as it is")
     ap.add_argument("--lookup", action="store_true", help="position look-up initialisation")
     ap.add_argument("--no-attention", action="store_true", help="ablation: blocks without cross-attention")
     ap.add_argument("--attention-every", type=int, default=1, help="steps from one gradient of queries, keys and values to the next")
@@ -262,7 +275,8 @@ def main():
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
     torch.manual_seed(a.seed)
     a.out.mkdir(parents=True, exist_ok=True)
-    cfg = CONFIGS[a.config]
+    of_init = a.init and a.init.suffix == ".safetensors" and not a.config
+    cfg = export.read_decoder(a.init).config if of_init else CONFIGS[a.config or "tiny-sd"]
     amp = not a.f32 and not a.smoke
 
     # data
@@ -297,6 +311,8 @@ def main():
         print("started from", a.init, "new:", model.load_state_dict(sd, strict=False).missing_keys)
     model.to(device, memory_format=torch.channels_last)
     model.use_attention = not a.no_attention
+    if a.freeze_base and model.base:
+        model.base.requires_grad_(False)
     ema = InfGenDecoder(cfg).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     ema.load_state_dict(model.state_dict())
     ema.use_attention = model.use_attention

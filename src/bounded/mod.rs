@@ -93,6 +93,15 @@ impl HostPlane {
         HostPlane { shape, units: to_units(values, shape.channels, shape.elem) }
     }
 
+    pub(crate) fn shape(&self) -> PlaneShape {
+        self.shape
+    }
+
+    /// `area` of it on the device.
+    pub(crate) fn upload(&self, rec: &mut Recorder, area: &Area) -> Tensor {
+        rec.upload_units(self.cut(area), area.rows.len(), area.columns.len(), self.shape.channels, self.shape.elem)
+    }
+
     /// The units of `area`, row-major.
     fn cut(&self, area: &Area) -> Vec<u8> {
         let row = self.shape.row_bytes() as usize;
@@ -133,10 +142,7 @@ impl Planes for Have<'_> {
         let planned = self.affines.is_none();
         match (&self.stored[index], &self.job.source) {
             (Some(Stored::Device(tensor)), _) => Part::whole(tensor.clone()).rows(rows),
-            (Some(Stored::Host(plane)), _) => {
-                let tensor = rec.upload_units(plane.cut(area), rows.len(), columns.len(), channels, elem);
-                Part { tensor, top: rows.start, left: columns.start }
-            }
+            (Some(Stored::Host(plane)), _) => Part { tensor: plane.upload(rec, area), top: rows.start, left: columns.start },
             (Some(Stored::Planned), _) => {
                 Part { tensor: rec.upload_later(rows.len(), columns.len(), channels, elem), top: rows.start, left: columns.start }
             }
@@ -159,10 +165,9 @@ impl Planes for Have<'_> {
 
     fn base(&self, rec: &mut Recorder, area: &Area) -> Part {
         let PlaneShape { channels, elem, .. } = self.job.chain.base.expect("this chain has a base picture");
-        let (rows, columns) = (area.rows.len(), area.columns.len());
         let tensor = match &self.job.base {
-            Some(plane) => rec.upload_units(plane.cut(area), rows, columns, channels, elem),
-            None => rec.upload_later(rows, columns, channels, elem),
+            Some(plane) => plane.upload(rec, area),
+            None => rec.upload_later(area.rows.len(), area.columns.len(), channels, elem),
         };
         Part { tensor, top: area.rows.start, left: area.columns.start }
     }

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use super::block;
 #[cfg(not(target_arch = "wasm32"))]
 use super::work::IMAGE;
-use super::work::{Front, Work, WorkPlan};
+use super::work::{Front, LastBase, Work, WorkPlan};
 use super::{Dtype, Estimate, MAX_SIDE, Rect, channels_last, hint};
 use crate::bounded::{Form, HostRows, Prepared, Rows, Sink};
 use crate::error::{Error, Result};
+use crate::gpu::Outputs;
 use crate::gpu::{Gpu, Observer, Picture};
 #[cfg(not(target_arch = "wasm32"))]
-use crate::gpu::{Outputs, Timing};
+use crate::gpu::{Recorder, Timing};
 use crate::image::Image;
 use crate::latent::{Latent, LatentSpace};
 use crate::models::autoencoder_kl::VaeDecoder;
@@ -60,6 +61,7 @@ pub(super) struct LoadedDecoder {
     pub facts: DecoderFacts,
     /// Bytes of host memory for planes.
     pub host_memory: u64,
+    pub last: LastBase,
 }
 
 /// A decoder on the device. Cloning shares it.
@@ -152,8 +154,7 @@ impl Decoder {
     /// [`Error::MemoryCeiling`] where the decode does not fit in one piece: use [`Decoding::region_picture_async`] then.
     pub async fn decode_picture_async(&self, latent: &Latent, width: usize, height: usize, observer: &Observer) -> Result<Picture> {
         let input = self.input(latent, width, height)?;
-        let rec = self.with_work(&input, Form::Picture, TOKENS_A_CHUNK, |work| work.whole(false, false));
-        let outputs = self.0.gpu.run(rec.finish(), observer).await.map_err(|error| hint(error, self.0.dtype))?;
+        let outputs = self.run_whole(&input, Form::Picture, TOKENS_A_CHUNK, false, observer).await?;
         Ok(outputs.picture.expect("a recording in this form makes a picture"))
     }
 
@@ -212,8 +213,14 @@ impl Decoder {
     #[cfg(not(target_arch = "wasm32"))]
     pub fn profile(&self, latent: &Latent, width: usize, height: usize) -> Result<Vec<Timing>> {
         let input = self.input(latent, width, height)?;
-        let rec = self.with_work(&input, Form::Rgba8, TOKENS_A_CHUNK, |work| work.whole(false, false));
-        Ok(block(self.0.gpu.run_timed(rec.finish(), &Observer::default()))?.timings)
+        let (chain, _) = self.chain(&input);
+        let rows = |rows| input.rows(rows);
+        let work = self.work(&input, &chain, &rows, Form::Rgba8, TOKENS_A_CHUNK);
+        let timed = |rec: Recorder| Ok(block(self.0.gpu.run_timed(rec.finish(), &Observer::default()))?.timings);
+        let mut timings = work.base_work(|base| timed(base.whole(false, None))).transpose()?.unwrap_or_default();
+        let base = block(work.make_base(&Observer::default()))?;
+        timings.extend(timed(work.whole(false, base.as_deref()))?);
+        Ok(timings)
     }
 
     /// Every named intermediate result of a decode besides the picture itself (`image`), channels-last in f32, for
@@ -225,8 +232,7 @@ impl Decoder {
     #[doc(hidden)]
     pub fn taps(&self, latent: &Latent, width: usize, height: usize) -> Result<Outputs> {
         let input = self.input(latent, width, height)?;
-        let rec = self.with_work(&input, Form::Float, TOKENS_A_CHUNK, |work| work.whole(false, true));
-        block(self.0.gpu.run(rec.finish(), &Observer::default())).map_err(|error| hint(error, self.0.dtype))
+        block(self.run_whole(&input, Form::Float, TOKENS_A_CHUNK, true, &Observer::default()))
     }
 
     /// [`Decoder::decode`] with an InfGen's mask tokens in chunks of another size, which must change nothing.
@@ -237,8 +243,7 @@ impl Decoder {
     #[doc(hidden)]
     pub fn decode_in_chunks(&self, latent: &Latent, width: usize, height: usize, tokens_a_chunk: usize) -> Result<Vec<f32>> {
         let input = self.input(latent, width, height)?;
-        let rec = self.with_work(&input, Form::Float, tokens_a_chunk, |work| work.whole(false, false));
-        let mut outputs = block(self.0.gpu.run(rec.finish(), &Observer::default())).map_err(|error| hint(error, self.0.dtype))?;
+        let mut outputs = block(self.run_whole(&input, Form::Float, tokens_a_chunk, false, &Observer::default()))?;
         Ok(outputs.numbers(IMAGE))
     }
 
@@ -289,11 +294,24 @@ impl Decoder {
 
     fn work<'a>(&'a self, input: &'a Input, chain: &'a Chain<'a>, rows: &'a HostRows<'a>, form: Form, tokens_a_chunk: usize) -> Work<'a> {
         let front = match &self.0.network {
-            Network::Infgen(network) => Front::Infgen { network, z: &input.z, latent: input.latent, tokens_a_chunk },
+            Network::Infgen(network) => Front::Infgen { network, z: &input.z, latent: input.latent, tokens_a_chunk, last: &self.0.last },
             Network::Vae(_) | Network::Taesd(_) => Front::Host(rows),
         };
         let (width, height) = (input.width, input.height);
         Work { gpu: &self.0.gpu, chain, front, form, width, height, host_memory: self.0.host_memory }
+    }
+
+    /// The whole network in one recording, whatever memory it needs.
+    async fn run_whole(&self, input: &Input, form: Form, tokens_a_chunk: usize, taps: bool, observer: &Observer) -> Result<Outputs> {
+        let (chain, _) = self.chain(input);
+        let rows = |rows| input.rows(rows);
+        let work = self.work(input, &chain, &rows, form, tokens_a_chunk);
+        let run = async {
+            let (of_base, observer) = &work.shares(observer);
+            let base = work.make_base(of_base).await?;
+            self.0.gpu.run(work.whole(taps, base.as_deref()).finish(), observer).await
+        };
+        run.await.map_err(|error| hint(error, self.0.dtype))
     }
 
     fn with_work<T>(&self, input: &Input, form: Form, tokens_a_chunk: usize, body: impl FnOnce(&Work<'_>) -> T) -> T {

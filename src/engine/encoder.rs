@@ -200,6 +200,6 @@ impl Encoder {
     pub fn taps(&self, image: &Image) -> Result<Outputs> {
         let chain = self.chain(image.width(), image.height());
         let rows = |rows| self.input(image, rows);
-        block(self.gpu.run(self.work(&chain, &rows).whole(false, true).finish(), &Observer::default()))
+        block(self.gpu.run(self.work(&chain, &rows).whole(true, None).finish(), &Observer::default()))
     }
 }

@@ -15,7 +15,26 @@ pub(super) enum Front<'a> {
     /// `[rows, width, channels]` values on the host.
     Host(&'a HostRows<'a>),
     /// The mask tokens of an InfGen decoder, from a latent `[h, w, channels]` in VAE units.
-    Infgen { network: &'a InfgenDecoder, z: &'a [f32], latent: (usize, usize), tokens_a_chunk: usize },
+    Infgen { network: &'a InfgenDecoder, z: &'a [f32], latent: (usize, usize), tokens_a_chunk: usize, last: &'a LastBase },
+}
+
+/// The base picture of the latent that was decoded last: it does not depend on the size asked for.
+#[derive(Debug, Default)]
+pub(super) struct LastBase(Mutex<Option<(Vec<f32>, Arc<HostPlane>)>>);
+
+impl LastBase {
+    /// Larger ones are made again.
+    const MOST_BYTES: u64 = 64 << 20;
+
+    fn of(&self, z: &[f32], shape: PlaneShape) -> Option<Arc<HostPlane>> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.as_ref().filter(|(of, plane)| of == z && plane.shape() == shape).map(|(_, plane)| plane.clone())
+    }
+
+    fn keep(&self, z: &[f32], plane: &Arc<HostPlane>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
+            (plane.shape().bytes() <= Self::MOST_BYTES).then(|| (z.to_vec(), plane.clone()));
+    }
 }
 
 /// See the module.
@@ -77,8 +96,17 @@ impl std::fmt::Display for WorkPlan {
 pub(super) const IMAGE: &str = "image";
 
 impl Work<'_> {
-    /// The whole network in one recording. `planned`: without the input's values, to be looked at only.
-    pub fn whole(&self, planned: bool, taps: bool) -> Recorder {
+    /// The whole network in one recording, to be looked at only: without the input's values and the base picture.
+    pub fn planned(&self) -> Recorder {
+        self.recorded(true, false, None)
+    }
+
+    /// The whole network in one recording; `base` is what [`Work::make_base`] gave.
+    pub fn whole(&self, taps: bool, base: Option<&HostPlane>) -> Recorder {
+        self.recorded(false, taps, base)
+    }
+
+    fn recorded(&self, planned: bool, taps: bool, base: Option<&HostPlane>) -> Recorder {
         let mut rec = self.gpu.recorder();
         rec.keep_taps(taps);
         let plane = self.chain.planes[0];
@@ -90,10 +118,10 @@ impl Work<'_> {
                 network.tokens(&mut rec, &context, (plane.height, plane.width), 0..plane.height, *tokens_a_chunk)
             }
         };
-        let base = self.base().map(|Base { chain, values }| {
-            let plane = chain.planes[0];
-            let x = rec.upload(&values, plane.height, plane.width, plane.channels, plane.elem);
-            chain.forward(&mut rec, &x, None)
+        let base = self.chain.base.map(|plane| match base {
+            Some(base) => base.upload(&mut rec, &plane.area()),
+            None if planned => rec.upload_later(plane.height, plane.width, plane.channels, plane.elem),
+            None => unreachable!("the base picture comes first"),
         });
         if let Some(base) = &base {
             rec.tap("base", base);
@@ -123,10 +151,29 @@ impl Work<'_> {
         Some(Base { chain, values: network.base_input(z) })
     }
 
-    /// Making the base picture, as work of its own.
-    fn base_work<T>(&self, body: impl FnOnce(&Work<'_>) -> T) -> Option<T> {
+    /// Making the base picture as work of its own, if there is one.
+    pub fn base_work<T>(&self, body: impl FnOnce(&Work<'_>) -> T) -> Option<T> {
         let base = self.base()?;
         Some(body(&self.of_base(&base, &|rows| base.rows(rows))))
+    }
+
+    /// The base picture, if it has been made.
+    fn kept_base(&self) -> Option<Arc<HostPlane>> {
+        let Front::Infgen { z, last, .. } = &self.front else { return None };
+        last.of(z, self.chain.base?)
+    }
+
+    /// GPU memory that it takes to make the base picture, by `needs`; 0 where there is none to make.
+    fn base_bytes(&self, needs: impl FnOnce(&Work<'_>) -> Result<u64>) -> Result<u64> {
+        if self.kept_base().is_some() { Ok(0) } else { self.base_work(needs).unwrap_or(Ok(0)) }
+    }
+
+    /// Progress of the base picture, and of everything after it.
+    pub fn shares(&self, observer: &Observer) -> (Observer, Observer) {
+        let flops = |work: &Work<'_>| work.planned().finish().flops() as f64;
+        let base = if self.kept_base().is_some() { None } else { self.base_work(flops) };
+        let share = base.map_or(0.0, |base| base / (base + flops(self)));
+        (observer.part(0.0, share), observer.part(share, 1.0 - share))
     }
 
     fn of_base<'a>(&'a self, base: &'a Base<'a>, rows: &'a HostRows<'a>) -> Work<'a> {
@@ -135,9 +182,12 @@ impl Work<'_> {
         Work { gpu: self.gpu, chain: &base.chain, front, form: Form::Float, width, height, host_memory: self.host_memory }
     }
 
-    /// Makes the base picture and keeps it on the host, from where bands and regions take what they need.
-    async fn make_base(&self, observer: &Observer) -> Result<Option<Arc<HostPlane>>> {
-        let Some(base) = self.base() else { return Ok(None) };
+    /// Makes the base picture, if there is one. It lies on the host, from where bands and regions take what they need.
+    pub async fn make_base(&self, observer: &Observer) -> Result<Option<Arc<HostPlane>>> {
+        if let Some(kept) = self.kept_base() {
+            return Ok(Some(kept));
+        }
+        let (Some(base), Front::Infgen { z, last, .. }) = (self.base(), &self.front) else { return Ok(None) };
         let rows = |rows| base.rows(rows);
         let mut all = Vec::new();
         let mut sink = |_: Range<usize>, rows: Rows| {
@@ -147,7 +197,11 @@ impl Work<'_> {
             Ok(())
         };
         Box::pin(self.of_base(&base, &rows).run(observer, &mut sink)).await?;
-        Ok(Some(Arc::new(HostPlane::new(base.chain.planes[base.chain.last()], &all))))
+        // What comes next has buffers of other sizes.
+        self.gpu.trim();
+        let plane = Arc::new(HostPlane::new(base.chain.planes[base.chain.last()], &all));
+        last.keep(z, &plane);
+        Ok(Some(plane))
     }
 
     /// The chain behind its source, which is `tokens` where the network is an InfGen decoder; `base` is missing where it is only planned.
@@ -190,14 +244,14 @@ impl Work<'_> {
         let budget = Budget { source, ..self.budget(device) };
         let before = budget.held;
         let context = before + source + if outside.is_some() { self.gpu.plan_bytes(&rec.finish()) } else { 0 };
-        let base = self.base_work(|base| base.least(None)).transpose()?.unwrap_or(0);
-        let first = context.max(base);
+        let first = context.max(self.base_bytes(|base| base.least(None))?);
         let refused = |needed| Error::MemoryCeiling { needed, ceiling: budget.device.unwrap_or(needed) };
         let result = self.job(&self.tokens(outside), None).schedule(&budget, keep);
         match result {
             Ok(_) if budget.device.is_some_and(|ceiling| first > ceiling) => Err(refused(first)),
             Ok(schedule) => {
-                let (peak, flops) = self.base_work(|base| base.plan()).transpose()?.map_or((0, 0), |plan| (plan.peak_bytes, plan.flops));
+                let peak = self.base_bytes(|base| Ok(base.plan()?.peak_bytes))?;
+                let flops = self.base_work(|base| base.planned().finish().flops()).unwrap_or(0);
                 Ok(Schedule {
                     peak_bytes: schedule.peak_bytes.max(context).max(before).max(peak),
                     flops: schedule.flops + flops,
@@ -215,14 +269,25 @@ impl Work<'_> {
     /// # Errors
     /// [`Error::MemoryCeiling`] with the smallest ceiling that would do, [`Error::BufferTooLarge`], [`Error::HostMemory`].
     pub fn plan(&self) -> Result<WorkPlan> {
-        let recording = self.whole(true, false).finish();
+        let recording = self.planned().finish();
         if self.fits_whole(&recording) {
-            let layers = recording.layers().into_iter().map(|(layer, passes, flops, bytes)| LayerCost { layer, passes, flops, bytes });
-            let (peak_bytes, flops) = (self.gpu.peak_bytes(&recording), recording.flops());
+            let base = self.base_work(|base| base.planned().finish());
+            let all = || base.iter().chain([&recording]);
+            let layers = all().flat_map(Recording::layers).map(|(layer, passes, flops, bytes)| LayerCost { layer, passes, flops, bytes });
+            let first = self.base_bytes(|base| Ok(base.plan()?.peak_bytes)).map_err(|error| self.named(error))?;
+            let (peak_bytes, flops) = (self.gpu.peak_bytes(&recording).max(first), all().map(Recording::flops).sum());
             return Ok(WorkPlan { peak_bytes, flops, layers: layers.collect(), schedule: None });
         }
         let schedule = self.schedule(None, self.gpu.memory_ceiling()).map_err(|error| self.or_whole(error, &recording))?;
         Ok(WorkPlan { peak_bytes: schedule.peak_bytes, flops: schedule.flops, layers: vec![], schedule: Some(schedule) })
+    }
+
+    /// A refusal of the base picture, with what everything needs.
+    fn named(&self, error: Error) -> Error {
+        match error {
+            Error::MemoryCeiling { needed, ceiling } => Error::MemoryCeiling { needed: self.least(None).unwrap_or(needed), ceiling },
+            other => other,
+        }
     }
 
     /// The smallest ceiling that would do for a whole result, or with plane `keep` kept for regions.
@@ -230,7 +295,7 @@ impl Work<'_> {
         let refused = match self.schedule(keep, Some(0)) {
             // Nothing needs nothing.
             Ok(schedule) => return Ok(schedule.peak_bytes),
-            Err(error) if keep.is_none() => self.or_whole(error, &self.whole(true, false).finish()),
+            Err(error) if keep.is_none() => self.or_whole(error, &self.planned().finish()),
             Err(error) => error,
         };
         match refused {
@@ -243,7 +308,8 @@ impl Work<'_> {
     fn or_whole(&self, error: Error, recording: &Recording) -> Error {
         match error {
             Error::MemoryCeiling { needed, ceiling } if self.gpu.check_bindings(recording).is_ok() => {
-                Error::MemoryCeiling { needed: needed.min(self.gpu.peak_bytes(recording)), ceiling }
+                let whole = self.gpu.peak_bytes(recording).max(self.base_bytes(|base| base.least(None)).unwrap_or(u64::MAX));
+                Error::MemoryCeiling { needed: needed.min(whole), ceiling }
             }
             other => other,
         }
@@ -266,9 +332,11 @@ impl Work<'_> {
 
     /// Runs the network; the result's rows go to `sink` from the top.
     pub async fn run(&self, observer: &Observer, sink: &mut Sink<'_>) -> Result<()> {
-        let planned = self.whole(true, false).finish();
+        let planned = self.planned().finish();
         if self.fits_whole(&planned) {
-            let result = self.gpu.run(self.whole(false, false).finish(), observer).await;
+            let (of_base, observer) = &self.shares(observer);
+            let base = self.make_base(of_base).await.map_err(|error| self.named(error))?;
+            let result = self.gpu.run(self.whole(false, base.as_deref()).finish(), observer).await;
             let mut outputs = match result {
                 Err(error @ Error::OutOfMemory { .. }) => {
                     let short = Some((self.gpu.peak_bytes(&planned), error));
@@ -303,9 +371,7 @@ impl Work<'_> {
         observer: &Observer,
         sink: &mut Sink<'_>,
     ) -> Result<Prepared> {
-        let flops = |recorder: Recorder| recorder.finish().flops() as f64;
-        let share = self.base_work(|base| flops(base.whole(true, false))).map_or(0.0, |base| base / flops(self.whole(true, false)));
-        let (of_base, observer) = (&observer.part(0.0, share), &observer.part(share, 1.0 - share));
+        let (of_base, observer) = &self.shares(observer);
         let mut base = None;
         loop {
             let mut device = self.gpu.memory_ceiling();

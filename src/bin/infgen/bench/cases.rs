@@ -10,7 +10,7 @@ use infgen::kernels::inpe::{GridRows, inpe_features};
 use infgen::kernels::layer_norm::{LayerNormWeights, layer_norm};
 use infgen::kernels::linear::{self, LinearWeights};
 use infgen::kernels::output::{count_nonfinite, image_to_rgba8};
-use infgen::kernels::resample::resample_bilinear;
+use infgen::kernels::resample::{Bicubic, resample_bicubic, resample_bilinear};
 use infgen::nn::Precision;
 use infgen::{Dtype, Result, noise};
 use serde_json::{Value, json};
@@ -85,6 +85,10 @@ pub enum Op {
         to: usize,
         c: usize,
     },
+    Bicubic {
+        from: usize,
+        to: usize,
+    },
     Pixels {
         side: usize,
     },
@@ -145,12 +149,14 @@ impl Case {
 /// `tiny` ships with the package; `table1` and `sd4` are InfGen's presets; `vae` and `unet` are those of SD 1.5, `dit` is DiT-XL/2
 /// with guidance, for 256x256 (512 rows) and 512x512.
 pub const CASES: &[Case] = &[
-    conv("tiny", 64, 4, 128),
+    conv("tiny", 64, 4, 40),
+    conv("tiny", 64, 40, 128),
     conv("tiny", 64, 128, 128),
-    conv("tiny", 128, 128, 128),
-    conv("tiny", 256, 64, 64),
-    conv("tiny", 256, 128, 64),
-    conv("tiny", 512, 64, 3),
+    conv("tiny", 128, 96, 88),
+    conv("tiny", 256, 48, 48),
+    conv("tiny", 256, 88, 48),
+    conv("tiny", 512, 48, 3),
+    conv("tiny", 512, 64, 64),
     conv("table1 sd4 vae", 64, 512, 512),
     conv("sd4 vae", 128, 512, 512),
     conv("sd4 vae", 256, 512, 256),
@@ -164,10 +170,11 @@ pub const CASES: &[Case] = &[
     conv("unet", 32, 640, 640),
     conv("unet", 16, 1280, 1280),
     conv("unet", 8, 2560, 1280),
-    case("tiny", Op::NormConv { h: 256, w: 256, cin: 64, cout: 64 }),
+    case("tiny", Op::NormConv { h: 256, w: 256, cin: 48, cout: 48 }),
     case("table1 sd4 vae", Op::NormConv { h: 512, w: 512, cin: 128, cout: 128 }),
     case("unet", Op::NormConv { h: 64, w: 64, cin: 320, cout: 320 }),
-    up("tiny", 64, 128),
+    up("tiny", 64, 96),
+    up("tiny", 256, 48),
     up("tiny", 256, 64),
     up("table1 sd4 vae", 64, 512),
     up("table1 sd4 vae", 256, 256),
@@ -176,7 +183,7 @@ pub const CASES: &[Case] = &[
     down("vae", 512, 128),
     down("vae", 128, 512),
     down("unet", 64, 320),
-    gn("tiny", 256, 64),
+    gn("tiny", 256, 48),
     gn("table1 sd4 vae", 64, 512),
     gn("table1 sd4 vae", 512, 128),
     gn("unet", 64, 320),
@@ -215,6 +222,7 @@ pub const CASES: &[Case] = &[
     case("tiny", Op::Inpe { side: 64, m: 64 }),
     case("table1 sd4", Op::Inpe { side: 64, m: 256 }),
     case("tiny", Op::Bilinear { from: 64, to: 128, c: 128 }),
+    case("tiny", Op::Bicubic { from: 512, to: 1024 }),
     case("tiny table1 sd4 vae", Op::Pixels { side: 512 }),
     case("tiny table1 sd4 vae", Op::CountNonfinite { side: 512 }),
 ];
@@ -262,6 +270,7 @@ impl Op {
             Op::Geglu { rows, c } => format!("geglu {rows}x{c}"),
             Op::Inpe { side, m } => format!("inpe_features {side}x{side}, {m} pairs"),
             Op::Bilinear { from, to, c } => format!("resample_bilinear {from}x{from} to {to}x{to}x{c}"),
+            Op::Bicubic { from, to } => format!("resample_bicubic {from}x{from} to {to}x{to}"),
             Op::Pixels { side } => format!("image_to_rgba8 {side}x{side}"),
             Op::CountNonfinite { side } => format!("count_nonfinite {side}x{side}x4"),
         }
@@ -358,6 +367,7 @@ impl Operands {
             Op::Geglu { rows, c } => make(rows * c, 0, 0, 1),
             Op::Inpe { m, .. } => make(m * 3, 0, 0, 1),
             Op::Bilinear { from, c, .. } => make(from * from * c, 0, 0, 1),
+            Op::Bicubic { from, .. } => make(from * from * 3, 0, 0, 1),
             Op::Pixels { side } => make(side * side * 3, 0, 0, 1),
             Op::CountNonfinite { side } => make(side * side * 4, 0, 0, 1),
         }
@@ -458,6 +468,11 @@ impl Operands {
                 let x = put(&self.x, from, from, c, elem).await?;
                 let grid = GridRows { grid: (to, to), row0: 0, rows: to };
                 Box::new(move |rec| resample_bilinear(rec, &x, grid, elem))
+            }
+            Op::Bicubic { from, to } => {
+                let x = put(&self.x, from, from, 3, elem).await?;
+                let sizes = Bicubic { from: (from, from), to: (to, to) };
+                Box::new(move |rec| resample_bicubic(rec, (&x, (0, 0)), sizes, &(0..to), &(0..to), elem))
             }
             Op::Pixels { side } => {
                 let x = put(&self.x, side, side, 3, elem).await?;

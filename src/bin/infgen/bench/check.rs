@@ -94,7 +94,7 @@ fn expected(o: &Operands, profile: &DeviceProfile) -> Option<Vec<(usize, Vec<Bou
         }
         Op::LayerNorm { c, .. } => vec![(0, reference::layer_norm(&wide(&o.x), c, &weight[..c], &weight[c..], EPS as f64))],
         Op::Geglu { c, .. } => vec![(0, reference::geglu(&wide(&o.x), c / 2))],
-        Op::Inpe { .. } | Op::Bilinear { .. } | Op::Pixels { .. } | Op::CountNonfinite { .. } => return None,
+        Op::Inpe { .. } | Op::Bilinear { .. } | Op::Bicubic { .. } | Op::Pixels { .. } | Op::CountNonfinite { .. } => return None,
     })
 }
 
