@@ -305,7 +305,10 @@ fn the_shipped_decoders_equal_pytorch_on_a_photograph() {
         |dtype: Dtype| Engine::new(EngineOptions { dtype, kernels: Some(KernelFamily::WinogradTile), ..EngineOptions::default() }).unwrap();
     let by_tiles = [tiles(Dtype::F32), tiles(Dtype::F16)];
     let sums = std::fs::read_to_string("weights/SHA256SUMS").unwrap();
-    for (name, space, sizes) in [("infgen-tiny-sd", "sd", &[(256, 144), (331, 97)][..]), ("infgen-tiny-sdxl", "sdxl", &[(331, 97)])] {
+    let odd = &[(331, 97)][..];
+    for (name, space, sizes) in
+        [("infgen-tiny-sd", "sd", &[(256, 144), (331, 97)][..]), ("infgen-tiny-sdxl", "sdxl", odd), ("infgen-base-sd", "sd", odd)]
+    {
         let bytes = std::fs::read(common::data("shipped").join(format!("{name}.safetensors"))).unwrap();
         let expected = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();

@@ -4,7 +4,7 @@
 #   training/gpu-session.sh pack DATA DIR [MIB]   here: DIR/part-1, part-2, ... of at most MIB each (40): pictures, TAESD, scripts, our weights
 #   DIR/part-N/gpu-session.sh take                there, for each part in any order: adds it to $WORK (default: /tmp/infgen-training)
 #   $WORK/training/gpu-session.sh train NAME MINUTES [options of train.py]
-#                                                 there: trains NAME (tiny-sd, tiny-sdxl, base-sd) from the weights that ship, if it has any, for MINUTES of a
+#                                                 there: trains NAME (tiny-sd, tiny-sdxl, base-sd; large-sd from scratch) from the weights that ship, if it has any, for MINUTES of a
 #                                                 schedule of HOURS (default: 0.33), and leaves NAME.safetensors and NAME.log in $OUT (default: $WORK/out)
 #
 # `train` once more goes on where the last one stopped, while the machine lasts; on the next machine begin with what came back, as weights/infgen-NAME.safetensors. The last part of a

@@ -13,4 +13,5 @@ python export.py decoder "$runs/tiny-$space/checkpoint.pt" "$runs/wide-$space.sa
 python narrow.py "$runs/wide-$space.safetensors" --cache "$cache" --out "$runs/narrow-$space" --hours "$narrow_hours"
 python export.py decoder "$runs/narrow-$space/checkpoint.pt" "$runs/narrow-$space.safetensors"
 python export.py join "$runs/narrow-$space.safetensors" "$data/weights/${vae}_decoder.safetensors" 0.5 "../weights/infgen-tiny-$space.safetensors"
+python export.py join "$runs/wide-$space.safetensors" "$data/weights/${vae}_decoder.safetensors" 0.5 "../weights/infgen-base-$space.safetensors"
 python export.py sums ../weights

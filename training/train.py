@@ -32,12 +32,12 @@ from losses import Features, Patch, gradient_l1, hinge_d, ssim, texture
 TINY = dict(hidden_size=128, num_blocks=2, num_heads=4, mlp_hidden=256, latent_skip="bilinear", inpe_features=64,
             inpe_hidden=128, mid_block_add_attention=False, layers_per_up_block=2, up_block_channels=[128, 128, 64],
             norm_num_groups=8)
-BASE = {**TINY, **dict(hidden_size=256, num_heads=8, num_blocks=4, mlp_hidden=1024, inpe_features=128,
+LARGE = {**TINY, **dict(hidden_size=256, num_heads=8, num_blocks=4, mlp_hidden=1024, inpe_features=128,
                        inpe_hidden=256, up_block_channels=[256, 192, 96], layers_per_up_block=3, norm_num_groups=8)}
 CONFIGS = {
     "tiny-sd": preset("table1", **TINY),
     "tiny-sdxl": preset("table1", **TINY, latent_space="sdxl", scaling_factor=0.13025),
-    "base-sd": preset("table1", **BASE),
+    "large-sd": preset("table1", **LARGE),
     "smoke": preset("table1", **{**TINY, **dict(hidden_size=32, num_heads=1, num_blocks=1, mlp_hidden=32, inpe_features=8,
                                                 inpe_hidden=16, up_block_channels=[32, 16, 16], layers_per_up_block=1)}),
 }

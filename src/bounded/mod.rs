@@ -93,10 +93,6 @@ impl HostPlane {
         HostPlane { shape, units: to_units(values, shape.channels, shape.elem) }
     }
 
-    pub(crate) fn shape(&self) -> PlaneShape {
-        self.shape
-    }
-
     /// `area` of it on the device.
     pub(crate) fn upload(&self, rec: &mut Recorder, area: &Area) -> Tensor {
         rec.upload_units(self.cut(area), area.rows.len(), area.columns.len(), self.shape.channels, self.shape.elem)

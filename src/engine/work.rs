@@ -28,12 +28,12 @@ impl LastBase {
 
     fn of(&self, z: &[f32], shape: PlaneShape) -> Option<Arc<HostPlane>> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.as_ref().filter(|(of, plane)| of == z && plane.shape() == shape).map(|(_, plane)| plane.clone())
+        kept.as_ref().filter(|(of, plane)| of == z && plane.shape == shape).map(|(_, plane)| plane.clone())
     }
 
     fn keep(&self, z: &[f32], plane: &Arc<HostPlane>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
-            (plane.shape().bytes() <= Self::MOST_BYTES).then(|| (z.to_vec(), plane.clone()));
+            (plane.shape.bytes() <= Self::MOST_BYTES).then(|| (z.to_vec(), plane.clone()));
     }
 }
 

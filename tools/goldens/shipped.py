@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "training"))
 import export  # noqa: E402
 
-SIZES = {"infgen-tiny-sd": [(256, 144), (331, 97)], "infgen-tiny-sdxl": [(331, 97)]}
+SIZES = {"infgen-tiny-sd": [(256, 144), (331, 97)], "infgen-tiny-sdxl": [(331, 97)], "infgen-base-sd": [(331, 97)]}
 STRIDE = 3
 
 
