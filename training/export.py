@@ -61,16 +61,21 @@ def balance(state, config):
     return state
 
 
+def save(state, path, metadata):
+    save_file(state, str(path), metadata)
+    Path(path).chmod(0o644)  # safetensors writes for the user alone
+
+
 def write_decoder(state, config, path):
     config = validate(config)
     state = balance(state, config)
     keep = {k for k in state if k.endswith("inpe.B") or k in ("inpe.latent.B", "inpe.mask.B")}
-    save_file(half(state, keep), str(path), {"infgen_config": json.dumps(config)})
+    save(half(state, keep), path, {"infgen_config": json.dumps(config)})
 
 
 def write_encoder(state, space, widths, path):
     meta = {"model_type": "taesd_encoder", "latent_space": space, "scaled": "true", "widths": json.dumps(widths)}
-    save_file(half(state), str(path), meta)
+    save(half(state), path, meta)
 
 
 @torch.no_grad()
@@ -79,14 +84,7 @@ def join(model, vae, share):
     state = {k: v.clone() for k, v in model.state_dict().items()}
     for k in ("weight", "bias"):
         state[f"decoder.conv_out.{k}"] *= 1 - share
-    blocks, widths = [0], []
-    for layer in vae[1:]:
-        if isinstance(layer, torch.nn.Upsample):
-            blocks.append(0)
-        elif isinstance(layer, taesd.Block):
-            blocks[-1] += 1
-            widths[len(blocks) - 1:] = [layer.conv[0].out_channels]
-    config = validate({**model.config, "base_channels": widths, "base_blocks": blocks})
+    config = validate({**model.config, "base_channels": [64] * 4, "base_blocks": [3, 3, 3, 1]})
     base = {f"base.layers.{k}": v.clone() for k, v in torch.nn.Sequential(*vae[1:]).state_dict().items()}
     last = len(vae) - 2
     base[f"base.layers.{last}.weight"] *= 2 * share  # [0, 1] to [-1, 1]
@@ -119,12 +117,10 @@ def main(kind, *args):
         (a, b), share, out = map(read_decoder, args[:2]), float(args[2]), args[3]
         other = b.state_dict()
         write_decoder({k: v.lerp(other[k], share) for k, v in a.state_dict().items()}, a.config, out)
-        Path(out).chmod(0o644)
         return
     if kind == "join":
         vae = taesd.load(taesd.decoder(), args[1])
         write_decoder(*join(read_decoder(args[0]), vae, float(args[2])), args[3])
-        Path(args[3]).chmod(0o644)
         return
     *runs, out = args
     checkpoints = [torch.load(run, map_location="cpu", weights_only=True) for run in runs]
@@ -135,7 +131,6 @@ def main(kind, *args):
         write_decoder(ema, c["config"], out)
     else:
         write_encoder(ema, c["space"], c["widths"], out)
-    Path(out).chmod(0o644)  # safetensors writes for the user alone
     for run, c in zip(runs, checkpoints):
         print(f"{run}: step {c['step']}, {c['seconds'] / 3600:.2f} h of training")
     print(f"{out}: {Path(out).stat().st_size} bytes")

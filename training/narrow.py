@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 
 import export
-from infgen_model import InfGenDecoder, grid_points, validate
+from infgen_model import InfGenDecoder, validate
 from losses import gradient_l1
-from train import crop_tokens, optimizers, share_statistics
+from train import core_crops, crop_tokens, descend, optimizers
 
 LATENTS, SIDE, SAMPLES = 120, 32, 600  # what least squares see: parts of so many latents, so many pixels of each layer of each
 
@@ -99,9 +99,9 @@ def narrowed(wide, latents, up, stem_channels):
     net.decoder.conv_in.weight[:, :r].copy_(torch.einsum("oikl,ir->orkl", wide.decoder.conv_in.weight.double(), basis))
 
     def features(model, z):
-        x, L = model.encode_latent(z)
-        M = model.run_blocks(model.mask_tokens(x, *grid_points(*z.shape[-2:])), L)
-        return model.decoder.mid_block(M.transpose(1, 2).unflatten(2, z.shape[-2:]))
+        h, w = z.shape[-2:]
+        p = c["patch"]
+        return model.decoder.mid_block(crop_tokens(model, z, [(p * h, p * w)], [[(0, 0, h, w)]]))
 
     xs, ws = ([features(m, z[None]) for z in latents] for m in (net, wide))
     stream = torch.arange(c["hidden_size"])  # which channels of the wide network's plane the narrow one's has
@@ -177,14 +177,8 @@ def draw(views, scaling, rng):
     return z[None], [(8 * H, 8 * W)], [[(at(H, rows), at(W, cols), rows, cols) for _ in range(4)]]
 
 
-def core(model, z, sizes, rects):
-    """The crops without the base picture, which both networks share."""
-    share_statistics(model, len(rects[0]))
-    return model.decoder(crop_tokens(model, z, sizes, rects).contiguous(memory_format=torch.channels_last)).float()
-
-
 def learn(net, wide, views, held, out, hours, lr, seed):
-    """Adam and Muon, cosine by wall clock to zero; the average is what counts. Writes out/checkpoint.pt."""
+    """Of the picture without the base, which both share. Adam and Muon, cosine by wall clock to zero; the average is what counts. Writes out/checkpoint.pt."""
     rng, c, path = random.Random(seed), net.config, out / "checkpoint.pt"
     net, wide = (m.to(memory_format=torch.channels_last) for m in (net.train().requires_grad_(True), wide))
     if net.base:
@@ -204,7 +198,7 @@ def learn(net, wide, views, held, out, hours, lr, seed):
     def distance():
         with torch.inference_mode(), amp():
             of = [(z[None], [(8 * z.shape[1], 8 * z.shape[2])], [[(0, 0, *z.shape[1:])]]) for z in held]
-            return sum(db(core(ema, *b) - core(wide, *b)) for b in of) / len(of)
+            return sum(db(core_crops(ema, *b).float() - core_crops(wide, *b).float()) for b in of) / len(of)
 
     print(f"held out: {distance():.2f} dB", flush=True)
     first, begin, saved, seen = spent, time.time(), spent, []
@@ -216,20 +210,13 @@ def learn(net, wide, views, held, out, hours, lr, seed):
         batch = draw(views, c["scaling_factor"], rng)
         with amp():
             with torch.no_grad():
-                want = core(wide, *batch)
-            e = core(net, *batch) - want
+                want = core_crops(wide, *batch).float()
+            e = core_crops(net, *batch).float() - want
         if len(batch[2][0]) > 1:
             e = F.pad(e[..., 8:-8, 8:-8], (8, 8, 8, 8))  # rims saw zeros
         cells = sum(F.avg_pool2d(e, k).abs().mean() for k in (4, 16, 64))
         loss = e.abs().mean() + 4 * e.square().mean() + 0.5 * gradient_l1(e, torch.zeros_like(e)) + cells
-        for o in opts:
-            o.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        for o in opts:
-            o.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - min(0.995, (1 + step) / (10 + step)))
+        descend(net, ema, opts, loss, min(0.995, (1 + step) / (10 + step)))
         step, spent = step + 1, first + time.time() - begin
         seen.append(db(e.detach()))
         if step % 50 == 0:

@@ -76,7 +76,7 @@ def test_a_narrower_network_is_the_same_where_it_can_be_and_near_elsewhere():
     assert error < 0.9, error  # of a random network, whose channels are all of use
 
 
-def test_joined_networks_give_the_mean_of_both_pictures(tmp_path):
+def test_joined_networks_give_the_mean_of_both_pictures():
     m, vae, z = small(latent_skip="bilinear", mid_block_add_attention=False), taesd.decoder().requires_grad_(False), torch.randn(1, 4, 8, 8)
     state, config = export.join(m, vae, 0.3)
     both = InfGenDecoder(config)
@@ -202,12 +202,17 @@ def test_views_are_encoded_shape_by_shape():
         close(got[i][0], e(v[None] / 255).detach()[0] / 0.5, 1e-5)
 
 
+def test_configs_keep_their_limits():
+    for name, mib, mflop in (("tiny-sd", 6, 0.6), ("tiny-sdxl", 6, 0.6), ("large-sd", 40, 9)):
+        assert cost.parameters(CONFIGS[name]) * 2 / 2 ** 20 <= mib, name
+        assert cost.flop(CONFIGS[name], 1024, 1024)["total"] / 1024 ** 2 / 1e6 <= mflop, name
+
+
 def test_shipped_decoders_keep_their_limits():
     for name, mib in (("tiny-sd", 6), ("tiny-sdxl", 8), ("base-sd", 40)):  # the first is embedded
         file = HERE.parent / f"weights/infgen-{name}.safetensors"
         assert file.stat().st_size <= mib * 2 ** 20, name
         assert cost.flop(export.read_decoder(file).config, 1024, 1024)["total"] / 1024 ** 2 / 1e6 <= 0.6, name
-    assert cost.parameters(CONFIGS["large-sd"]) * 2 / 2 ** 20 <= 40
 
 
 def test_cost_of_the_presets_is_that_of_the_specification():

@@ -33,7 +33,7 @@ TINY = dict(hidden_size=128, num_blocks=2, num_heads=4, mlp_hidden=256, latent_s
             inpe_hidden=128, mid_block_add_attention=False, layers_per_up_block=2, up_block_channels=[128, 128, 64],
             norm_num_groups=8)
 LARGE = {**TINY, **dict(hidden_size=256, num_heads=8, num_blocks=4, mlp_hidden=1024, inpe_features=128,
-                       inpe_hidden=256, up_block_channels=[256, 192, 96], layers_per_up_block=3, norm_num_groups=8)}
+                        inpe_hidden=256, up_block_channels=[256, 192, 96], layers_per_up_block=3, norm_num_groups=8)}
 CONFIGS = {
     "tiny-sd": preset("table1", **TINY),
     "tiny-sdxl": preset("table1", **TINY, latent_space="sdxl", scaling_factor=0.13025),
@@ -96,9 +96,14 @@ def crop_tokens(model, z, sizes, rects):
 def decode_crops(model, batch):
     """What the network makes of the crops of a step's pictures (of one shape), their statistics shared picture by picture."""
     z, sizes, rects = (list(v) for v in zip(*(b[:3] for b in batch)))
-    share_statistics(model, len(rects[0]))
-    out = model.decoder(crop_tokens(model, torch.stack(z), sizes, rects).contiguous(memory_format=torch.channels_last))
+    out = core_crops(model, torch.stack(z), sizes, rects)
     return out + base_crops(model, torch.stack(z), sizes, rects) if model.base else out
+
+
+def core_crops(model, z, sizes, rects):
+    """The crops without the base picture."""
+    share_statistics(model, len(rects[0]))
+    return model.decoder(crop_tokens(model, z, sizes, rects).contiguous(memory_format=torch.channels_last))
 
 
 def base_crops(model, z, sizes, rects):
@@ -181,6 +186,18 @@ def optimizers(model, lr, kind):
         return [torch.optim.AdamW([p for _, p in named], lr, betas=(0.9, 0.98), weight_decay=0.01)]
     return [Muon([p for n, p in named if hidden(n, p)], lr, weight_decay=0.01),
             torch.optim.AdamW([p for n, p in named if not hidden(n, p)], lr, betas=(0.9, 0.98), weight_decay=0.0)]
+
+
+def descend(net, ema, opts, loss, keep):
+    """One step of the optimisers down `loss`; the average keeps a share `keep` of itself."""
+    for o in opts:
+        o.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    for o in opts:
+        o.step()
+    with torch.no_grad():
+        torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - keep)
 
 
 # ---------------------------------------------------------------- validation on pictures kept out of training
@@ -305,7 +322,8 @@ def main():
             old = dict(ema=start.state_dict(), config=start.config)
         else:
             old = torch.load(a.init, map_location="cpu", weights_only=True)
-        sd = {k: v for k, v in old["ema"].items() if v.shape == model.state_dict()[k].shape}
+        own = model.state_dict()
+        sd = {k: v for k, v in old["ema"].items() if k in own and v.shape == own[k].shape}
         if old["config"]["latent_space"] != cfg["latent_space"]:
             sd = {k: v for k, v in sd.items() if not k.startswith("post_quant_conv")}
         print("started from", a.init, "new:", model.load_state_dict(sd, strict=False).missing_keys)

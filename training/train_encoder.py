@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 import data as D
 import taesd
-from train import optimizers
+from train import descend, optimizers
 
 TAPS = (5, 9, 13)
 WIDTHS = [32, 48, 64, 96]  # channels at 1/1, 1/2, 1/4, 1/8
@@ -120,14 +120,7 @@ def main():
                 t = t.float()
                 loss = loss + 0.3 * ((head(u).float() - t) * t.square().mean((0, 2, 3), keepdim=True).add(1e-4).rsqrt()).abs().mean()
         loss = loss + F.l1_loss(y, z) + F.mse_loss(y, z)
-        for o in opts:
-            o.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        for o in opts:
-            o.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - min(0.998, (1 + step) / (10 + step)))
+        descend(net, ema, opts, loss, min(0.998, (1 + step) / (10 + step)))
         step += 1
         run.append((y - z).square().mean().item() / z.var().item())
         spent = first + time.time() - begin

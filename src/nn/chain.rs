@@ -267,7 +267,7 @@ impl<'a> Chain<'a> {
                     let unit = &self.units[plane - 1];
                     let affine = unit.norm().map(|_| planes.affine(plane - 1));
                     let skip = match unit.skip {
-                        Some(skip) => parts[skip.plane].clone(),
+                        Some(skip) => Some(parts[skip.plane].clone().expect("needed planes come first")),
                         None if plane == self.last() => self.base(rec, area, |rec, area| planes.base(rec, area)),
                         None => None,
                     };
