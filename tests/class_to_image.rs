@@ -1,4 +1,4 @@
-//! Models that are told a class: DiT in diffusers' form and in the original's, against both, and through the program.
+//! Models that are told a class: DiT in diffusers' form and in the original's, FiT, against their sources, and through the program.
 
 mod common;
 
@@ -11,7 +11,7 @@ use common::text_to_image::{Spec, Tensor, filled, write};
 use common::{data, text_to_image};
 use infgen::gpu::Elem;
 use infgen::models::dit::{Classes, Dit};
-use infgen::nn::{Loader, Precision};
+use infgen::nn::{Loader, Precision, RotaryScaling};
 use infgen::pipeline::Parts;
 use infgen::pipeline::parts::Denoiser;
 use infgen::{Image, Latent};
@@ -27,7 +27,9 @@ struct Case {
     scheduler: Value,
     /// Timestep and class.
     calls: Vec<(f64, usize)>,
-    sides: std::collections::BTreeMap<String, usize>,
+    /// Height and width of the latents.
+    sizes: std::collections::BTreeMap<String, (usize, usize)>,
+    ropes: Vec<String>,
     runs: Vec<Run>,
     tensors: std::collections::BTreeMap<String, Vec<Spec>>,
 }
@@ -43,6 +45,7 @@ struct Run {
     seed: u64,
     #[serde(default)]
     rescale: f64,
+    rope: Option<String>,
 }
 
 /// All models in a folder, removed with it.
@@ -71,6 +74,13 @@ impl Models {
         write(&stem, &models.tensors("diffusers"), Dtype::F32);
         write(&models.path("original"), &models.tensors("original"), Dtype::F32);
         std::fs::copy(models.path("original"), models.path("sit")).unwrap();
+        // Their width is none of those that were published: a config.json says the heads.
+        for (name, heads) in [("fit1", 2), ("fit2", 4)] {
+            let folder = models.path(name);
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join("config.json"), json!({ "num_heads": heads }).to_string()).unwrap();
+            write(&folder.join("model_ema.safetensors"), &models.tensors(name), Dtype::F32);
+        }
         models
     }
 
@@ -102,35 +112,56 @@ fn channels_last(planes: &[f32]) -> Vec<f32> {
     (0..planes.len()).map(|i| planes[i % 4 * area + i / 4]).collect()
 }
 
+/// By FiT's name for it.
+fn scaling(rope: &str) -> RotaryScaling {
+    match rope {
+        "no" => RotaryScaling::None,
+        "linear" => RotaryScaling::Linear,
+        "dynntk" => RotaryScaling::Ntk,
+        "ntkpro1" => RotaryScaling::NtkPro1,
+        "ntkpro2" => RotaryScaling::NtkPro2,
+        "partntk" => RotaryScaling::NtkByParts,
+        "yarn" => RotaryScaling::Yarn,
+        other => panic!("{other}"),
+    }
+}
+
 /// One call each, alone and with another class below it, which must change no bit.
 #[test]
 fn a_call_predicts_what_the_sources_predict() {
     let Some(gpu) = devices::open(&devices::options()) else { return skipped("a_call_predicts_what_the_sources_predict") };
     let models = Models::new();
-    for (name, &side) in &models.case.sides {
+    for (name, &(h, w)) in &models.case.sizes {
         let parts = Parts::open(&models.path(name)).unwrap();
         let Denoiser::Dit { dit: config, .. } = &parts.denoiser else { panic!("{name}: no DiT") };
         let view = parts.denoiser_view().unwrap();
         let dit = pollster::block_on(Dit::load(&Loader::new(&gpu, &view, Precision::F32), config)).unwrap();
-        let predictions = |timestep: f64, classes: &[usize]| -> Vec<Vec<f32>> {
+        let predictions = |timestep: f64, classes: &[usize], scaling: RotaryScaling| -> Vec<Vec<f32>> {
             let classes = pollster::block_on(Classes::read(&view, config, classes)).unwrap();
             let mut rec = gpu.recorder();
-            let noise = channels_last(&infgen::noise::torch_cpu_randn(1, 4 * side * side));
-            let latent = rec.upload(&noise, side, side, 4, Elem::F32);
-            let all = dit.forward(&mut rec, &latent, timestep, &classes).unwrap();
+            let noise = channels_last(&infgen::noise::torch_cpu_randn(1, 4 * h * w));
+            let latent = rec.upload(&noise, h, w, 4, Elem::F32);
+            let all = dit.forward(&mut rec, &latent, timestep, &classes, scaling).unwrap();
             all.iter().enumerate().for_each(|(n, y)| rec.output(n.to_string(), y));
             let mut outputs = devices::run(&gpu, rec.finish()).unwrap();
             (0..all.len()).map(|n| outputs.numbers(&n.to_string())).collect()
         };
         let calls = if name == "odd" { vec![(500.0, 7)] } else { models.case.calls.clone() };
+        let own = RotaryScaling::default();
         for (timestep, class) in calls {
-            let alone = predictions(timestep, &[class]);
+            let timestep = if name == "fit2" { timestep / 1000.0 } else { timestep };
+            let alone = predictions(timestep, &[class], own);
             let want = channels_last(&expected(&format!("call.{name}.{class}")));
             let distance = relative_l2(&alone[0], &want);
             println!("{name}, timestep {timestep}, class {class}: {distance:.2e}");
             assert!(distance < 1e-5, "{name}, timestep {timestep}, class {class}: relative L2 {distance:.2e}");
-            let both = predictions(timestep, &[class, 5]);
-            assert!(both[0] == alone[0] && both[1] == predictions(timestep, &[5])[0], "{name}: classes see each other");
+            let both = predictions(timestep, &[class, 5], own);
+            assert!(both[0] == alone[0] && both[1] == predictions(timestep, &[5], own)[0], "{name}: classes see each other");
+        }
+        for rope in models.case.ropes.iter().filter(|_| name == "fit2") {
+            let distance = relative_l2(&predictions(0.3, &[5], scaling(rope))[0], &channels_last(&expected(&format!("rope.{rope}"))));
+            println!("{name}, rope {rope}: {distance:.2e}");
+            assert!(distance < 1e-5, "{name}, rope {rope}: relative L2 {distance:.2e}");
         }
     }
 }
@@ -149,16 +180,21 @@ fn latents_are_those_of_the_sources() {
         let rescale = run.rescale.to_string();
         let mut sampler = vec!["--guidance-rescale", &*rescale];
         sampler.extend(run.sampler.iter().flat_map(|sampler| ["--sampler", sampler]));
+        sampler.extend(run.rope.iter().flat_map(|rope| ["--rope", rope]));
+        let (h, w) = models.case.sizes[if run.model == "sit" { "original" } else { &run.model }];
+        let size = format!("{}x{}", 8 * w, 8 * h);
+        if run.model.starts_with("fit") {
+            sampler.extend(["--latent-size", &size]);
+        }
         for (dtype, tolerance) in [("f32", 2e-5), ("f16", 3e-3)] {
             if run.name == "original-dpmpp-2m-cfg" && dtype == "f16" {
                 continue; // This random model's latent is 400 times what decoders know, and leaves the range of f16 there.
             }
             let report = done(&[&common[..], &sampler, &["--dtype", dtype, "--save-latent", &latent, "-o", &output]].concat());
-            let own = if run.model == "sit" { "heun" } else { "ddim" };
+            let own = if ["sit", "fit2"].contains(&&*run.model) { "heun" } else { "ddim" };
             assert_eq!(report["sampler"], run.sampler.as_deref().unwrap_or(own));
-            let side = models.case.sides[if run.model == "sit" { "original" } else { &run.model }];
             let got = Latent::open(&latent).unwrap();
-            assert_eq!(got.shape(), [1, 4, side, side]);
+            assert_eq!(got.shape(), [1, 4, h, w]);
             let distance = relative_l2(got.data(), &expected(&run.name));
             println!("{} {dtype}: {distance:.2e}", run.name);
             assert!(distance < tolerance, "{} {dtype}: relative L2 {distance:.2e}", run.name);
@@ -226,7 +262,12 @@ fn a_class_becomes_a_picture_of_any_size() {
     let distance = relative_l2(Latent::open(&by_name).unwrap().data(), Latent::open(&encoded).unwrap().data());
     assert!(distance < 0.1, "{distance:.2e} from the picture's latent");
 
-    for (model, words) in [(&folder, ["\"class_to_image\"", "\"classes\":1000"]), (&file, ["\"dit\"", "\"num_attention_heads\":6"])] {
+    let fit = models.at("fit2");
+    for (model, words) in [
+        (&folder, ["\"class_to_image\"", "\"classes\":1000"]),
+        (&file, ["\"dit\"", "\"num_attention_heads\":6"]),
+        (&fit, ["\"positions\":\"rotary\"", "\"modulation_rank\":20"]),
+    ] {
         let inspected = String::from_utf8(infgen(&["inspect", model, "--json"]).stdout).unwrap();
         assert!(words.iter().all(|word| inspected.contains(word)), "{inspected}");
     }
@@ -246,6 +287,8 @@ fn what_a_class_conditional_model_cannot_do_is_refused() {
         no(&file, &["-p", "1", "-n", "2"], &["negative prompt", "class-conditional"]);
         no(&file, &["-p", "1", "--latent-size", "128x128"], &["128x128", "64x64", "--size"]);
         no(&file, &["-p", "1", "--emphasis"], &["emphasis"]);
+        no(&file, &["-p", "1", "--rope", "yarn"], &["positions", "FiT"]);
+        no(&models.at("fit2"), &["-p", "1", "--latent-size", "64x72"], &["64x72", "multiples of 16"]);
     }
     no(&file, &["-p", "1", "--decoder", "vae"], &["no VAE", "--decoder"]);
     no(&file, &["-p", "1", "--prediction", "flow", "--sampler", "ddim"], &["ddim", "flow", "heun or euler"]);
@@ -260,6 +303,15 @@ fn what_a_class_conditional_model_cannot_do_is_refused() {
     std::fs::create_dir_all(&cached).unwrap();
     std::fs::copy(&file, cached.join("model.safetensors")).unwrap();
     assert!(notes(&cached.join("model.safetensors"))[0].contains("taken for SiT"));
+
+    // FiT's models for 512 pixels have a name that says so.
+    let large = models.scratch.path().join("FiTv2_XL_HRFT");
+    std::fs::create_dir_all(&large).unwrap();
+    for file in ["config.json", "model_ema.safetensors"] {
+        std::fs::copy(models.path("fit2").join(file), large.join(file)).unwrap();
+    }
+    let size = |path: &Path| Parts::open(path).unwrap().native_size;
+    assert_eq!((size(&large), size(&models.path("fit2"))), ((512, 512), (256, 256)));
 
     // One part of a folder, a relative with more tensors, a decoder of another space, a folder of another pipeline.
     let part = Path::new(&folder).join("transformer");

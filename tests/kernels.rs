@@ -15,7 +15,7 @@ use infgen::kernels::conv2d::{self, ConvWeights, Geometry, Packing};
 use infgen::kernels::group_norm::{self, GroupNormWeights};
 use infgen::kernels::layer_norm::{LayerNormWeights, layer_norm};
 use infgen::kernels::linear::{self, LinearWeights};
-use infgen::kernels::{Act, geglu, inpe, output, peak, resample};
+use infgen::kernels::{Act, glu, inpe, output, peak, resample};
 use infgen::reference::{self, Activation, Bounded};
 
 #[test]
@@ -146,20 +146,22 @@ fn layer_norm_agrees_with_its_definition() {
 }
 
 #[test]
-fn geglu_agrees_with_its_definition() {
-    let Some((mut suite, configs)) = start("geglu_agrees_with_its_definition") else { return };
+fn gated_units_agree_with_their_definition() {
+    let Some((mut suite, configs)) = start("gated_units_agree_with_their_definition") else { return };
     for config in &configs {
         for (tokens, half) in [(1, 4), (7, 12), (65, 20), (3, 1280)] {
-            let label = format!("{tokens} tokens of {half}");
-            let x = values(&label, "x", tokens * 2 * half, 4.0, config.elem);
-            let record = |rec: &mut Recorder| {
-                let x = rec.upload(&x, tokens, 1, 2 * half, config.elem);
-                geglu::geglu(rec, &x, config.elem)
-            };
-            suite.case(config, &label, record, || reference::geglu(&wide(&x), half));
+            for (act, reference) in [(Act::GeluErf, Activation::GeluErf), (Act::Silu, Activation::Silu)] {
+                let label = format!("{tokens} tokens of {half}, {act:?}");
+                let x = values(&label, "x", tokens * 2 * half, 4.0, config.elem);
+                let record = |rec: &mut Recorder| {
+                    let x = rec.upload(&x, tokens, 1, 2 * half, config.elem);
+                    glu::glu(rec, &x, act, config.elem)
+                };
+                suite.case(config, &label, record, || reference::glu(&wide(&x), half, reference));
+            }
         }
     }
-    suite.finish(24);
+    suite.finish(48);
 }
 
 /// Every activation over its whole range, through a linear layer that is the identity.

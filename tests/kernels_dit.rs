@@ -1,4 +1,4 @@
-//! The kernels of diffusion transformers against plain loops, as in kernels.rs: patches, gates, and layers on some rows of a tensor.
+//! The kernels of diffusion transformers against plain loops, as in kernels.rs: patches, gates, heads that turn, and layers on some rows of a tensor.
 
 mod common;
 
@@ -11,6 +11,7 @@ use infgen::kernels::attention::attention_into;
 use infgen::kernels::gated_add::gated_add_into;
 use infgen::kernels::layer_norm::{LayerNormWeights, layer_norm_into};
 use infgen::kernels::patchify::{patchify, unpatchify};
+use infgen::kernels::rotary::{Rotary, rotary};
 use infgen::reference::{self, Bounded};
 
 fn values(label: &str, arg: &str, len: usize, elem: Elem) -> Vec<f32> {
@@ -85,6 +86,55 @@ fn a_gate_a_channel_scales_what_is_added() {
         }
     }
     suite.finish(5 * configs.len());
+}
+
+#[test]
+fn heads_turn_by_the_row_and_column_of_their_token() {
+    let configs = configs();
+    if configs.is_empty() {
+        return skipped("heads_turn_by_the_row_and_column_of_their_token");
+    }
+    let mut suite = Suite::new("heads_turn_by_the_row_and_column_of_their_token");
+    for config in &configs {
+        // Planes below each other, their size, heads and their width.
+        for (planes, h, w, heads, d) in [(1, 1, 1, 1, 8), (2, 3, 5, 2, 16), (1, 20, 3, 3, 72), (2, 7, 9, 16, 72), (1, 2, 40, 5, 96)] {
+            for norm in [None, Some(1e-3f32)] {
+                let label = format!("{planes} planes of {h}x{w}, {heads} heads of {d}, norm {norm:?}");
+                let c = heads * d;
+                let x = values(&label, "x", planes * h * w * c, config.elem);
+                let table = values(&label, "table", (h + w) * d / 2, Elem::F32);
+                let record = |rec: &mut Recorder| {
+                    let x = rec.upload(&x, planes * h, w, c, config.elem);
+                    let table = rec.upload(&table, h + w, 1, d / 2, Elem::F32);
+                    rotary(rec, &x, heads, &Rotary { table, rows: h, columns: w, norm })
+                };
+                let want = || {
+                    let head = |(i, head): (usize, &[f32])| -> Vec<Bounded> {
+                        let token = i / heads % (h * w);
+                        let places = [token / w, h + token % w];
+                        let values: Vec<Bounded> = match norm {
+                            Some(eps) => reference::layer_norm(&wide(head), d, &vec![1.0; d], &vec![0.0; d], eps as f64),
+                            None => head.iter().map(|v| Bounded::exact(*v as f64)).collect(),
+                        };
+                        let turned = |at: usize| {
+                            let (pair, half) = (at / 2, at / (d / 2));
+                            let angle = places[half] * d / 2 + 2 * (pair - half * d / 4);
+                            let (cos, sin) = (table[angle] as f64, table[angle + 1] as f64);
+                            let (own, other) = (&values[at], &values[at ^ 1]);
+                            let sin = if at.is_multiple_of(2) { -sin } else { sin };
+                            let (a, b) = (own.value * cos, other.value * sin);
+                            let bound = own.bound * cos.abs() + other.bound * sin.abs() + 2.0 * reference::ULP * (a.abs() + b.abs());
+                            Bounded { value: a + b, bound }
+                        };
+                        (0..d).map(turned).collect()
+                    };
+                    x.chunks_exact(d).enumerate().flat_map(head).collect()
+                };
+                suite.case(config, &label, record, want);
+            }
+        }
+    }
+    suite.finish(10 * configs.len());
 }
 
 /// Runs of tokens below each other in one tensor: each is normalised and attends as if it were alone.

@@ -103,7 +103,7 @@ impl Case<'_> {
                 let split = Heads { heads: self.count("heads"), head_dim: d, scale: (d as f64).powf(-0.5), causal };
                 reference::attention(self.arg("q"), self.arg("k"), self.arg("v"), split)
             }
-            "geglu" => reference::geglu(x, self.shape("x")[1] / 2),
+            "geglu" => reference::glu(x, self.shape("x")[1] / 2, reference::Activation::GeluErf),
             "bilinear_resample" => reference::resample_bilinear(x, self.plane(), self.count("height"), self.count("width")),
             "bicubic_resample" => reference::resample_bicubic(x, self.plane(), self.count("height"), self.count("width")),
             "image_to_unit" => x.iter().map(|&v| Bounded::exact(reference::image_to_unit(v))).collect(),

@@ -7,7 +7,7 @@ pub mod attention;
 pub mod combine;
 pub mod conv2d;
 pub mod gated_add;
-pub mod geglu;
+pub mod glu;
 pub mod group_norm;
 pub mod inpe;
 pub mod layer_norm;
@@ -16,6 +16,7 @@ pub mod output;
 pub mod patchify;
 pub mod peak;
 pub mod resample;
+pub mod rotary;
 
 use crate::gpu::{Elem, Kernel, KernelFamily, MatrixUnits, Recorder, Tensor};
 
@@ -59,7 +60,7 @@ pub const ALL: &[&Kernel] = &[
     &conv2d::CONV2D_WINOGRAD_TILE,
     &conv2d::CONV2D_WINOGRAD_TILE_STATISTICS,
     &gated_add::GATED_ADD,
-    &geglu::GEGLU,
+    &glu::GLU,
     &group_norm::GROUP_NORM_FOLD,
     &group_norm::GROUP_NORM_ROWS,
     &group_norm::GROUP_NORM_STATS,
@@ -79,6 +80,7 @@ pub const ALL: &[&Kernel] = &[
     &resample::RESAMPLE_BICUBIC,
     &resample::RESAMPLE_BILINEAR,
     &resample::RESAMPLE_NEAREST,
+    &rotary::ROTARY,
 ];
 
 /// Activation of an epilogue; the discriminant is what the shaders switch on.

@@ -1,28 +1,35 @@
-//! The diffusion transformer DiT: noisy latent, timestep and class to a prediction.
+//! The diffusion transformers DiT and FiT: noisy latent, timestep and class to a prediction.
 //!
 //! Sources: Peebles & Xie 2022 (arXiv:2212.09748); facebookresearch/DiT `models.py` at ed81ce2; diffusers
-//! `models/transformers/dit_transformer_2d.py` 0.42.
+//! `models/transformers/dit_transformer_2d.py` 0.42; Lu et al. 2024 (arXiv:2402.12376, arXiv:2410.13925), whlzy/FiT `fit/model/` at b22b7b0.
 //!
 //! A call with guidance predicts for the class and for none at once: their tokens lie one after the other in one matrix, so that every weight is read
 //! once, and only norms, gates and attention, which differ or must not mix, take them one by one.
 
-use super::dit_config::{DitConfig, TIME_FEATURES};
+use super::dit_config::{DitConfig, Positions, TIME_FEATURES};
 use crate::error::{Error, Result};
 use crate::gpu::{Elem, Recorder, Tensor};
 use crate::kernels::Act;
 use crate::kernels::gated_add::gated_add_into;
+use crate::kernels::glu::glu;
 use crate::kernels::layer_norm::{LayerNormWeights, layer_norm_into};
 use crate::kernels::output::count_nonfinite;
 use crate::kernels::patchify::{patchify, unpatchify};
-use crate::nn::{Heads, HeadsShape, Linear, Loader, Precision, TimeEmbedding, TimeEmbeddingShape, timestep_features};
+use crate::kernels::rotary::Rotary;
+use crate::nn::{Heads, HeadsShape, Linear, Loader, Precision, RotaryScaling, TimeEmbedding, TimeEmbeddingShape, timestep_features};
 use crate::weights::View;
 
 /// Epsilon of the norms whose own the config does not say.
 const NORM_EPS: f32 = 1e-6;
 
+/// Shift, scale, gate of the attention, then of the MLP, so that norms find scale and shift side by side.
+const BLOCK_ORDER: [usize; 6] = [1, 0, 2, 4, 3, 5];
+
 /// A linear layer that gives shifts, scales and gates: `terms` rows of the token's width, in an order of our own, and 1 added to the scales.
 #[derive(Debug)]
 struct Modulation {
+    /// The first half, where the layer is of low rank.
+    inward: Option<Linear>,
     linear: Linear,
     terms: usize,
     channels: usize,
@@ -30,23 +37,48 @@ struct Modulation {
 
 impl Modulation {
     /// `order`: which row of the file's stands where; `scales`: rows, in the new order, that are scales.
-    async fn load(loader: &Loader<'_>, path: &str, channels: usize, order: &[usize], scales: &[usize]) -> Result<Modulation> {
+    async fn load(
+        loader: &Loader<'_>,
+        path: &str,
+        (inputs, channels): (usize, usize),
+        order: &[usize],
+        scales: &[usize],
+    ) -> Result<Modulation> {
         let terms = order.len();
-        let weight = loader.read(&format!("{path}.weight"), &[terms * channels, channels]).await?;
+        let weight = loader.read(&format!("{path}.weight"), &[terms * channels, inputs]).await?;
         let bias = loader.read(&format!("{path}.bias"), &[terms * channels]).await?;
         let part = |values: &[f32], width: usize| -> Vec<f32> {
             order.iter().flat_map(|&row| values[row * channels * width..(row + 1) * channels * width].to_vec()).collect()
         };
-        let (weight, mut bias) = (part(&weight, channels), part(&bias, 1));
+        let (weight, mut bias) = (part(&weight, inputs), part(&bias, 1));
         for &row in scales {
             bias[row * channels..(row + 1) * channels].iter_mut().for_each(|b| *b += 1.0);
         }
-        Ok(Modulation { linear: Linear::from_values(loader, path, &weight, &bias, channels).await?, terms, channels })
+        Ok(Modulation { inward: None, linear: Linear::from_values(loader, path, &weight, &bias, inputs).await?, terms, channels })
     }
 
-    /// For each row of `conditions` (`[n, channels]`, after SiLU) its terms, in f32.
-    fn forward(&self, rec: &mut Recorder, conditions: &Tensor) -> Vec<Terms> {
-        let all = self.linear.forward(rec, conditions, None, Act::None, Elem::F32);
+    /// Of the block at `path`.
+    async fn of_block(loader: &Loader<'_>, path: &str, config: &DitConfig) -> Result<Modulation> {
+        let d = config.hidden_size;
+        let (first, second) = (format!("{path}.norm1.linear"), format!("{path}.norm1.linear_2"));
+        match config.modulation_rank {
+            None => Modulation::load(loader, &first, (d, d), &BLOCK_ORDER, &[0, 3]).await,
+            Some(rank) => {
+                let inward = Some(Linear::load(loader, &first, d, rank).await?);
+                Ok(Modulation { inward, ..Modulation::load(loader, &second, (rank, d), &BLOCK_ORDER, &[0, 3]).await? })
+            }
+        }
+    }
+
+    /// For each row of `conditions` (`[n, channels]`, after SiLU) its terms, below each other, in f32; `shared` is added.
+    fn all(&self, rec: &mut Recorder, conditions: &Tensor, shared: Option<&Tensor>) -> Tensor {
+        let narrow = self.inward.as_ref().map(|inward| inward.forward(rec, conditions, None, Act::None, Elem::F32));
+        self.linear.forward(rec, narrow.as_ref().unwrap_or(conditions), shared, Act::None, Elem::F32)
+    }
+
+    /// [`Modulation::all`], taken apart.
+    fn forward(&self, rec: &mut Recorder, conditions: &Tensor, shared: Option<&Tensor>) -> Vec<Terms> {
+        let all = self.all(rec, conditions, shared);
         let quads = (self.channels / 4) as u64;
         let of = |n: usize| Terms(all.view((n * self.terms) as u64 * quads, self.terms, 1, self.channels));
         (0..conditions.pixels()).map(of).collect()
@@ -67,6 +99,11 @@ impl Terms {
     }
 }
 
+/// `[channels, pixels]` as `[pixels, channels]`.
+fn pixels_first<T: Clone>(values: &[T], channels: usize, pixels: usize) -> Vec<T> {
+    (0..channels * pixels).map(|i| values[i % channels * pixels + i / channels].clone()).collect()
+}
+
 /// adaLN-Zero, self-attention, MLP.
 #[derive(Debug)]
 struct Block {
@@ -76,15 +113,17 @@ struct Block {
     out: Linear,
 }
 
-/// A loaded DiT.
+/// A loaded DiT or FiT.
 #[derive(Debug)]
 pub struct Dit {
     config: DitConfig,
     precision: Precision,
     patch: Linear,
-    /// `[h, w, hidden_size]`
-    positions: Tensor,
+    /// `[h, w, hidden_size]`; none where they are rotary.
+    positions: Option<Tensor>,
     embeddings: Vec<TimeEmbedding>,
+    /// What all blocks' modulations share, where they are of low rank.
+    shared_modulation: Option<Modulation>,
     blocks: Vec<Block>,
     last_modulation: Modulation,
     last: Linear,
@@ -130,48 +169,77 @@ impl Dit {
     /// As [`Loader::read`] and uploads.
     pub async fn load(loader: &Loader<'_>, config: &DitConfig) -> Result<Dit> {
         let (d, c, p) = (config.hidden_size, config.in_channels, config.patch_size);
-        let weight = loader.read("pos_embed.proj.weight", &[d, c, p, p]).await?;
+        let shape = if config.positions == Positions::Rotary { vec![d, c * p * p] } else { vec![d, c, p, p] };
+        let weight = loader.read("pos_embed.proj.weight", &shape).await?;
         let bias = loader.read("pos_embed.proj.bias", &[d]).await?;
         // From torch's [d, c, p, p] to tokens' [d, p, p, c].
-        let mut by_pixel = vec![0.0; weight.len()];
-        for (i, value) in weight.iter().enumerate() {
-            let (pixel, channel, row) = (i % (p * p), i / (p * p) % c, i / (p * p * c));
-            by_pixel[(row * p * p + pixel) * c + channel] = *value;
-        }
+        let by_pixel: Vec<f32> = weight.chunks_exact(c * p * p).flat_map(|row| pixels_first(row, c, p * p)).collect();
         let patch = Linear::from_values(loader, "pos_embed.proj", &by_pixel, &bias, p * p * c).await?;
-        let positions = match config.stored_positions {
-            true => loader.read("pos_embed.pos_embed", &[1, config.tokens(), d]).await?,
-            false => config.positions(),
+        let positions = match config.positions {
+            Positions::Stored => Some(loader.read("pos_embed.pos_embed", &[1, config.tokens(), d]).await?),
+            Positions::Formula => Some(config.positions()),
+            Positions::Rotary => None,
         };
         let across = config.sample_size / p;
-        let positions = loader.upload("pos_embed.pos_embed", &positions, d, loader.precision().activations).await?.reshape(across, across);
+        let positions = match positions {
+            Some(table) => {
+                let table = loader.upload("pos_embed.pos_embed", &table, d, loader.precision().activations).await?;
+                Some(table.reshape(across, across))
+            }
+            None => None,
+        };
         let shape =
             TimeEmbeddingShape { features: TIME_FEATURES, width: d, flip_sin_to_cos: true, freq_shift: config.freq_shift, guidance: None };
         let mut embeddings = Vec::new();
         for i in 0..config.embeddings() {
             embeddings.push(TimeEmbedding::load(loader, &format!("{}.timestep_embedder", config.embedding(i)), shape).await?);
         }
+        let shared_modulation = match config.modulation_rank {
+            Some(_) => Some(Modulation::load(loader, "global_modulation", (d, d), &BLOCK_ORDER, &[]).await?),
+            None => None,
+        };
         let heads = HeadsShape { channels: d, context: d, heads: config.num_attention_heads, bias: true };
         let mut blocks = Vec::new();
         for i in 0..config.num_layers {
             let path = |name: &str| format!("transformer_blocks.{i}.{name}");
             blocks.push(Block {
-                // Shift, scale, gate of the attention, then of the MLP; norms take scale and shift side by side.
-                modulation: Modulation::load(loader, &path("norm1.linear"), d, &[1, 0, 2, 4, 3, 5], &[0, 3]).await?,
+                modulation: Modulation::of_block(loader, &format!("transformer_blocks.{i}"), config).await?,
                 heads: Heads::load_shape(loader, &path("attn1"), heads).await?,
-                proj: Linear::load(loader, &path("ff.net.0.proj"), d, config.mlp_hidden).await?,
+                proj: match config.gated_mlp {
+                    true => {
+                        let (mut weight, mut bias) = (Vec::new(), Vec::new());
+                        for half in [path("ff.value"), path("ff.gate")] {
+                            weight.extend(loader.read(&format!("{half}.weight"), &[config.mlp_hidden, d]).await?);
+                            bias.extend(loader.read(&format!("{half}.bias"), &[config.mlp_hidden]).await?);
+                        }
+                        Linear::from_values(loader, &path("ff.value"), &weight, &bias, d).await?
+                    }
+                    false => Linear::load(loader, &path("ff.net.0.proj"), d, config.mlp_hidden).await?,
+                },
                 out: Linear::load(loader, &path("ff.net.2"), config.mlp_hidden, d).await?,
             });
         }
+        let last = match config.channels_first {
+            true => {
+                let (pixels, outputs) = (p * p, config.out_channels);
+                let weight = loader.read("proj_out_2.weight", &[outputs * pixels, d]).await?;
+                let bias = loader.read("proj_out_2.bias", &[outputs * pixels]).await?;
+                let rows: Vec<&[f32]> = weight.chunks_exact(d).collect();
+                let (weight, bias) = (pixels_first(&rows, outputs, pixels).concat(), pixels_first(&bias, outputs, pixels));
+                Linear::from_values(loader, "proj_out_2", &weight, &bias, d).await?
+            }
+            false => Linear::load(loader, "proj_out_2", d, p * p * config.out_channels).await?,
+        };
         Ok(Dit {
             config: config.clone(),
             precision: loader.precision(),
             patch,
             positions,
             embeddings,
+            shared_modulation,
             blocks,
-            last_modulation: Modulation::load(loader, "proj_out_1", d, &[1, 0], &[0]).await?,
-            last: Linear::load(loader, "proj_out_2", d, p * p * config.out_channels).await?,
+            last_modulation: Modulation::load(loader, "proj_out_1", (d, d), &[1, 0], &[0]).await?,
+            last,
         })
     }
 
@@ -180,18 +248,24 @@ impl Dit {
         &self.config
     }
 
-    /// The predictions for `latent` (`[h, w, in_channels]`) at `timestep` (0 to 999 for DiT, 0 to 1 for SiT, whole or not), one for each of `classes`: `[h, w, in_channels]` in
-    /// f32, without variances.
+    /// The predictions for `latent` (`[h, w, in_channels]`) at `timestep` (0 to 999 for DiT, 0 to 1 for SiT and FiTv2, whole or not), one for each of
+    /// `classes`: `[h, w, in_channels]` in f32, without variances. Rotary positions follow larger sizes by `scaling`.
     ///
     /// Taps: `pos_embed`, `transformer_blocks.{i}`, all classes below each other.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a latent of another shape than the model's, or classes of another model.
-    pub fn forward(&self, rec: &mut Recorder, latent: &Tensor, timestep: f64, classes: &Classes) -> Result<Vec<Tensor>> {
-        let (side, channels) = (self.config.sample_size, self.config.in_channels);
-        if latent.shape() != (side, side, channels) {
-            let (h, w, c) = latent.shape();
-            let detail = format!("{w} x {h} of {c} channels, this transformer takes {side} x {side} of {channels}");
+    pub fn forward(
+        &self,
+        rec: &mut Recorder,
+        latent: &Tensor,
+        timestep: f64,
+        classes: &Classes,
+        scaling: RotaryScaling,
+    ) -> Result<Vec<Tensor>> {
+        let (channels, (h, w, c)) = (self.config.in_channels, latent.shape());
+        if c != channels || !self.config.takes(w, h) {
+            let detail = format!("{w} x {h} of {c} channels, this transformer takes {} of {channels}", self.config.sizes());
             return Err(Error::Invalid { what: "latent", detail });
         }
         let (d, elem, count) = (self.config.hidden_size, self.precision.activations, classes.count);
@@ -211,23 +285,31 @@ impl Dit {
             })
             .collect();
         let condition = |i: usize| &conditions[if self.config.shared_embedding { 0 } else { i }];
-        let across = side / self.config.patch_size;
-        let part = |x: &Tensor, n: usize| x.rows(n * across, across);
-        let mut x = rec.tensor(count * across, across, d, elem);
+        let (rows, columns) = (h / self.config.patch_size, w / self.config.patch_size);
+        let part = |x: &Tensor, n: usize| x.rows(n * rows, rows);
+        let mut x = rec.tensor(count * rows, columns, d, elem);
         rec.scoped("pos_embed", |rec| {
             let tokens = patchify(rec, latent, self.config.patch_size, elem);
-            (0..count).for_each(|n| self.patch.forward_into(rec, &tokens, Some(&self.positions), Act::None, &part(&x, n)));
+            (0..count).for_each(|n| self.patch.forward_into(rec, &tokens, self.positions.as_ref(), Act::None, &part(&x, n)));
         });
         rec.tap("pos_embed", &x);
+        let rotary = self.positions.is_none().then(|| {
+            let head = d / self.config.num_attention_heads;
+            let table = scaling.table(head, rows, columns, self.config.sample_size / self.config.patch_size);
+            let table = rec.upload(&table, rows + columns, 1, head / 2, Elem::F32);
+            Rotary { table, rows, columns, norm: self.config.qk_norm.then_some(NORM_EPS) }
+        });
+        let shared = |rec: &mut Recorder, modulation: &Modulation| modulation.all(rec, condition(0), None);
+        let shared = self.shared_modulation.as_ref().map(|modulation| rec.scoped("modulation", |rec| shared(rec, modulation)));
         let norm = |rec: &mut Recorder, x: &Tensor, terms: &[Terms], at: usize, eps: f32| {
-            let y = rec.tensor(count * across, across, d, elem);
+            let y = rec.tensor(count * rows, columns, d, elem);
             for (n, terms) in terms.iter().enumerate() {
                 layer_norm_into(rec, &part(x, n), &terms.norm(at, eps), &part(&y, n));
             }
             y
         };
         let add = |rec: &mut Recorder, y: &Tensor, x: &Tensor, terms: &[Terms], at: usize| {
-            let sum = rec.tensor(count * across, across, d, elem);
+            let sum = rec.tensor(count * rows, columns, d, elem);
             for (n, terms) in terms.iter().enumerate() {
                 gated_add_into(rec, &part(y, n), &terms.gate(at), &part(x, n), &part(&sum, n));
             }
@@ -237,13 +319,19 @@ impl Dit {
         for (i, block) in self.blocks.iter().enumerate() {
             let path = format!("transformer_blocks.{i}");
             x = rec.scoped(&path, |rec| {
-                let terms = block.modulation.forward(rec, condition(i));
+                let terms = block.modulation.forward(rec, condition(i), shared.as_ref());
                 let h = norm(rec, &x, &terms, 0, NORM_EPS);
-                let h = rec.scoped("attn1", |rec| block.heads.self_attention(rec, &h, count));
+                let h = rec.scoped("attn1", |rec| block.heads.self_attention(rec, &h, count, rotary.as_ref()));
                 let x = add(rec, &h, &x, &terms, 2);
                 let h = norm(rec, &x, &terms, 3, self.config.norm_eps);
                 let h = rec.scoped("ff", |rec| {
-                    let h = block.proj.forward(rec, &h, None, gelu, elem);
+                    let h = match self.config.gated_mlp {
+                        true => {
+                            let both = block.proj.forward(rec, &h, None, Act::None, elem);
+                            glu(rec, &both, Act::Silu, elem)
+                        }
+                        false => block.proj.forward(rec, &h, None, gelu, elem),
+                    };
                     block.out.forward(rec, &h, None, Act::None, elem)
                 });
                 add(rec, &h, &x, &terms, 5)
@@ -251,7 +339,7 @@ impl Dit {
             rec.tap(&path, &x);
         }
         Ok(rec.scoped("proj_out", |rec| {
-            let terms = self.last_modulation.forward(rec, condition(0));
+            let terms = self.last_modulation.forward(rec, condition(0), None);
             let h = norm(rec, &x, &terms, 0, NORM_EPS);
             let tokens = self.last.forward(rec, &h, None, Act::None, Elem::F32);
             count_nonfinite(rec, &tokens);

@@ -1,8 +1,9 @@
-//! The configuration of a class-conditional diffusion transformer (DiT): from diffusers' `config.json`, or from the shapes of its tensors in the
+//! The configuration of a class-conditional diffusion transformer (DiT, SiT, FiT): from diffusers' `config.json`, or from the shapes of its tensors in the
 //! original's files, which bring none.
 //!
-//! Sources: diffusers `models/transformers/dit_transformer_2d.py` 0.42; facebookresearch/DiT `models.py` at ed81ce2. They are not the same network:
-//! the frequencies of the timestep differ, the epsilon of a norm can, and the original guides 3 channels of 4.
+//! Sources: diffusers `models/transformers/dit_transformer_2d.py` 0.42; facebookresearch/DiT `models.py` at ed81ce2; whlzy/FiT `fit/model/` at b22b7b0.
+//! diffusers and the original are not the same network: the frequencies of the timestep differ, the epsilon of a norm can, and the original guides 3
+//! channels of 4.
 
 use std::path::Path;
 
@@ -12,6 +13,18 @@ use super::infgen_config::TensorList;
 use super::vae_config::{Fields, within};
 use crate::error::{Error, Result};
 use crate::weights::{View, dit_keys};
+
+/// How a transformer knows where its tokens are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Positions {
+    /// By a tensor of the file that is added to them.
+    Stored,
+    /// By the same from a formula.
+    Formula,
+    /// By turning the heads of queries and keys, which works at any size (FiT).
+    Rotary,
+}
 
 /// Shapes and constants of a DiT. [`DitConfig::default`] is the original's DiT-XL/2 for 256 x 256 pixels.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -30,7 +43,7 @@ pub struct DitConfig {
     pub mlp_hidden: usize,
     /// Side of a token's square in the latent.
     pub patch_size: usize,
-    /// Side of the latents that it was trained with, and has positions for.
+    /// Side of the latents that it was trained with, and has positions for, if they are not rotary.
     pub sample_size: usize,
     /// Classes, without the one that stands for none.
     pub num_classes: usize,
@@ -44,8 +57,16 @@ pub struct DitConfig {
     pub guided_channels: usize,
     /// One embedding of timestep and class for all blocks (the original), or one for each (diffusers).
     pub shared_embedding: bool,
-    /// Whether positions are a tensor of the file; else they follow from the formula.
-    pub stored_positions: bool,
+    /// Where positions come from.
+    pub positions: Positions,
+    /// SwiGLU instead of GELU in the MLPs.
+    pub gated_mlp: bool,
+    /// Layer norm of the heads of queries and keys.
+    pub qk_norm: bool,
+    /// Shifts, scales and gates of a block from so few channels, added to those of one layer for all blocks; none: from a layer of its own.
+    pub modulation_rank: Option<usize>,
+    /// Whether channels are the slowest index within a token; else the fastest.
+    pub channels_first: bool,
 }
 
 impl Default for DitConfig {
@@ -65,7 +86,11 @@ impl Default for DitConfig {
             gelu_tanh: true,
             guided_channels: 3,
             shared_embedding: true,
-            stored_positions: true,
+            positions: Positions::Stored,
+            gated_mlp: false,
+            qk_norm: false,
+            modulation_rank: None,
+            channels_first: false,
         }
     }
 }
@@ -75,8 +100,8 @@ pub const TIME_FEATURES: usize = 256;
 
 const MAX_LAYERS: usize = 512;
 
-/// Widths of the original's DiT-S, B, L and XL with their heads.
-const ORIGINAL_HEADS: [(usize, usize); 4] = [(384, 6), (768, 12), (1024, 16), (1152, 16)];
+/// Widths of DiT-S, B, L and XL with their heads, and of FiTv2-3B.
+const ORIGINAL_HEADS: [(usize, usize); 5] = [(384, 6), (768, 12), (1024, 16), (1152, 16), (2304, 24)];
 
 impl DitConfig {
     /// Reads diffusers' `config.json`; absent fields take diffusers' defaults. `path` stands for the JSON in messages.
@@ -121,14 +146,15 @@ impl DitConfig {
             gelu_tanh: fields.get("activation_fn").is_none_or(|value| value == "gelu-approximate"),
             guided_channels: in_channels,
             shared_embedding: false,
-            stored_positions: false,
+            positions: Positions::Formula,
+            ..Self::default()
         };
         config.validate()?;
         Ok(config)
     }
 
     /// Reads the sizes off the tensors. The number of heads does not show in them: it is that of DiT-S, B, L or XL by the width, or `num_heads` of `json`,
-    /// the folder's `config.json`.
+    /// the folder's `config.json`. FiT's tokens are 2 x 2 pixels of 4 channels, trained on 32 x 32.
     ///
     /// # Errors
     /// [`Error::Config`] for shapes that no such transformer has.
@@ -141,12 +167,17 @@ impl DitConfig {
             let shape = view.info(name).map(|info| info.shape.to_vec()).filter(|shape| shape.len() == n);
             shape.ok_or_else(|| format!("`{}` is missing or of another kind", view.file_name(name)))
         };
-        let patch = axes("pos_embed.proj.weight", 4)?;
-        let (hidden_size, in_channels, patch_size) = (patch[0], patch[1], patch[2]);
         if !dit_keys::is_original(view) {
             return Err("the transformer of a diffusers folder, whose config.json is missing".into());
         }
-        let tokens = axes("pos_embed.pos_embed", 3)?[1];
+        let fit = dit_keys::is_fit(view);
+        let (hidden_size, in_channels, patch_size) = match fit {
+            true => (axes("pos_embed.proj.weight", 2)?[0], 4, 2),
+            false => {
+                let patch = axes("pos_embed.proj.weight", 4)?;
+                (patch[0], patch[1], patch[2])
+            }
+        };
         let stated = match json {
             Some(json) => {
                 let fields = Fields::parse(json)?;
@@ -163,18 +194,35 @@ impl DitConfig {
         let outputs = axes("proj_out_2.weight", 2)?[0];
         let block = |i: &usize| view.contains(&format!("transformer_blocks.{i}.norm1.linear.weight"));
         let rows = axes("transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight", 2)?[0];
-        let config = Self {
+        let known = Self {
             in_channels,
             out_channels: outputs / patch_size.saturating_mul(patch_size).max(1),
             hidden_size,
             num_layers: (0..=MAX_LAYERS).take_while(block).count(),
             num_attention_heads,
-            mlp_hidden: axes("transformer_blocks.0.ff.net.0.proj.weight", 2)?[0],
             patch_size,
-            sample_size: tokens.isqrt().saturating_mul(patch_size),
             num_classes: rows.saturating_sub(1),
             guided_channels: in_channels.min(3),
             ..Self::default()
+        };
+        if fit {
+            let global = view.contains("global_modulation.weight");
+            let config = Self {
+                mlp_hidden: axes("transformer_blocks.0.ff.gate.weight", 2)?[0],
+                positions: Positions::Rotary,
+                gated_mlp: true,
+                qk_norm: global,
+                modulation_rank: if global { Some(axes("transformer_blocks.0.norm1.linear.weight", 2)?[0]) } else { None },
+                channels_first: true,
+                ..known
+            };
+            return config.validate().map(|()| config);
+        }
+        let tokens = axes("pos_embed.pos_embed", 3)?[1];
+        let config = Self {
+            mlp_hidden: axes("transformer_blocks.0.ff.net.0.proj.weight", 2)?[0],
+            sample_size: tokens.isqrt().saturating_mul(patch_size),
+            ..known
         };
         config.validate()?;
         if config.tokens() != tokens {
@@ -209,13 +257,46 @@ impl DitConfig {
                 "{input} channels to {output}: a multiple of 4 to as many, or to twice as many (with variances), is known to this version"
             ));
         }
+        if self.positions == Positions::Rotary {
+            let (channels, heads) = (self.hidden_size, self.num_attention_heads);
+            if !(channels / heads).is_multiple_of(8) {
+                return Err(format!("{channels} channels in {heads} heads: heads that turn are multiples of 8 channels wide"));
+            }
+            if self.sample_size < 2 * self.patch_size {
+                return Err(format!("`sample_size` is {}, rotary positions take at least two tokens", self.sample_size));
+            }
+        }
+        if self.gated_mlp && !self.mlp_hidden.is_multiple_of(4) {
+            return Err(format!("MLP width is {}, gates take multiples of 4", self.mlp_hidden));
+        }
+        if let Some(rank) = self.modulation_rank {
+            within("rank of the modulation", rank, 1 << 14)?;
+        }
         if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
             return Err(format!("`norm_eps` is {}, it must lie between 0 and 1", self.norm_eps));
         }
         Ok(())
     }
 
-    /// Number of tokens.
+    /// Whether it takes latents of this size.
+    pub fn takes(&self, width: usize, height: usize) -> bool {
+        let whole = |side: usize| side > 0 && side.is_multiple_of(self.patch_size);
+        match self.positions {
+            Positions::Rotary => whole(width) && whole(height),
+            _ => (width, height) == (self.sample_size, self.sample_size),
+        }
+    }
+
+    /// [`DitConfig::takes`], for messages.
+    pub fn sizes(&self) -> String {
+        let side = self.sample_size;
+        match self.positions {
+            Positions::Rotary => format!("multiples of {}", self.patch_size),
+            _ => format!("{side} x {side}"),
+        }
+    }
+
+    /// Number of tokens of a latent of the size that it was trained with.
     pub fn tokens(&self) -> usize {
         let across = self.sample_size / self.patch_size;
         across * across
@@ -235,9 +316,15 @@ impl DitConfig {
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let mut list = TensorList::default();
         let (d, patch) = (self.hidden_size, self.patch_size);
-        list.conv("pos_embed.proj", d, self.in_channels, patch);
-        if self.stored_positions {
+        match self.positions {
+            Positions::Rotary => list.linear("pos_embed.proj", d, patch * patch * self.in_channels),
+            _ => list.conv("pos_embed.proj", d, self.in_channels, patch),
+        }
+        if self.positions == Positions::Stored {
             list.push("pos_embed.pos_embed", &[1, self.tokens(), d]);
+        }
+        if self.modulation_rank.is_some() {
+            list.linear("global_modulation", 6 * d, d);
         }
         for i in 0..self.embeddings() {
             let path = self.embedding(i);
@@ -247,11 +334,19 @@ impl DitConfig {
         }
         for i in 0..self.num_layers {
             let block = |name: &str| format!("transformer_blocks.{i}.{name}");
-            list.linear(&block("norm1.linear"), 6 * d, d);
+            match self.modulation_rank {
+                Some(rank) => {
+                    list.linear(&block("norm1.linear"), rank, d);
+                    list.linear(&block("norm1.linear_2"), 6 * d, rank);
+                }
+                None => list.linear(&block("norm1.linear"), 6 * d, d),
+            }
             for projection in ["to_q", "to_k", "to_v", "to_out.0"] {
                 list.linear(&block(&format!("attn1.{projection}")), d, d);
             }
-            list.linear(&block("ff.net.0.proj"), self.mlp_hidden, d);
+            for inward in if self.gated_mlp { &["ff.value", "ff.gate"][..] } else { &["ff.net.0.proj"] } {
+                list.linear(&block(inward), self.mlp_hidden, d);
+            }
             list.linear(&block("ff.net.2"), d, self.mlp_hidden);
         }
         list.linear("proj_out_1", 2 * d, d);

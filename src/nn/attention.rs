@@ -6,6 +6,7 @@ use crate::gpu::{Recorder, Tensor};
 use crate::kernels::Act;
 use crate::kernels::attention::attention_into;
 use crate::kernels::group_norm::norm_apply;
+use crate::kernels::rotary::{Rotary, rotary};
 
 /// Tokens that go through a block of layers at a time, so that its intermediate results stay small. Each token depends on
 /// itself and on the context alone: no bit depends on this number.
@@ -113,9 +114,13 @@ impl Heads {
         out
     }
 
-    /// `to_out(attention(x, x, x))` of a batch: `count` runs of tokens below each other in `x`, none of which sees another.
-    pub fn self_attention(&self, rec: &mut Recorder, x: &Tensor, count: usize) -> Tensor {
-        let [q, k, v] = [&self.to_q, &self.to_k, &self.to_v].map(|to| to.forward(rec, x, None, Act::None, x.elem));
+    /// `to_out(attention(x, x, x))` of a batch: `count` runs of tokens below each other in `x`, none of which sees another. Queries and keys turn by
+    /// `positions`, if there are any.
+    pub fn self_attention(&self, rec: &mut Recorder, x: &Tensor, count: usize, positions: Option<&Rotary>) -> Tensor {
+        let [mut q, mut k, v] = [&self.to_q, &self.to_k, &self.to_v].map(|to| to.forward(rec, x, None, Act::None, x.elem));
+        if let Some(positions) = positions {
+            [q, k] = [q, k].map(|t| rotary(rec, &t, self.heads, positions));
+        }
         let y = rec.tensor(x.height, x.width, q.channels, x.elem);
         let rows = x.height / count;
         for n in 0..count {

@@ -4,7 +4,7 @@ use super::{GroupNorm, Heads, HeadsShape, LayerNorm, Linear, Loader};
 use crate::error::Result;
 use crate::gpu::{Elem, Recorder, Tensor};
 use crate::kernels::Act;
-use crate::kernels::geglu::geglu;
+use crate::kernels::glu::glu;
 
 /// Epsilon of the group norm in front, whatever the config says.
 const GROUP_NORM_EPS: f32 = 1e-6;
@@ -73,7 +73,7 @@ impl TransformerBlock {
         rec.scoped("ff", |rec| {
             let h = self.norm3.forward(rec, &x, elem);
             let h = self.proj.forward(rec, &h, None, Act::None, elem);
-            let h = geglu(rec, &h, elem);
+            let h = glu(rec, &h, Act::GeluErf, elem);
             self.out.forward(rec, &h, Some(&x), Act::None, elem)
         })
     }

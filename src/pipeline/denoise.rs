@@ -132,7 +132,7 @@ impl Pipeline {
                 let mut prompts = self.prompts(unet, &contexts, (request.width, request.height), observer).await?.into_iter();
                 Conditioned::Unet { unet, prompt: prompts.next().expect("at least one prompt"), negative: prompts.next() }
             }
-            (Network::Dit(dit), Told::Classes(classes)) => Conditioned::Dit { dit, classes },
+            (Network::Dit(dit), Told::Classes(classes)) => Conditioned::Dit { dit, classes, rotary: request.rotary.unwrap_or_default() },
             _ => unreachable!("both are of one model"),
         };
         let (mut extra, mut mask, mut image) = (None, None, None);
@@ -250,7 +250,7 @@ impl Pipeline {
             }
             (Network::Dit(dit), Denoiser::Dit { dit: config, .. }) => {
                 let count = 1 + guidance.scale.is_some() as usize;
-                Conditioned::Dit { dit, classes: Classes::planned(config, count) }
+                Conditioned::Dit { dit, classes: Classes::planned(config, count), rotary: request.rotary.unwrap_or_default() }
             }
             _ => unreachable!("both are of one model"),
         };

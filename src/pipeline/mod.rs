@@ -27,8 +27,9 @@ use crate::image::Image;
 use crate::latent::{Latent, LatentSpace};
 use crate::models::clip::ClipText;
 use crate::models::dit::Classes;
+use crate::models::dit_config::Positions;
 use crate::models::unet_config::UnetConfig;
-use crate::nn::{Loader, Precision};
+use crate::nn::{Loader, Precision, RotaryScaling};
 use crate::noise::TorchGenerator;
 use crate::schedulers::{Prediction, Sampler, Scheduler};
 use crate::weights::lora::{Lora, Part, Patches};
@@ -96,6 +97,8 @@ pub struct Request {
     pub seed: u64,
     /// Number of pictures, from one stream of noise.
     pub batch: usize,
+    /// How rotary positions follow sizes beyond those of training, in models that have them; none: [`RotaryScaling::default`].
+    pub rotary: Option<RotaryScaling>,
     /// Width of stage one in pixels, a multiple of the VAE's scale.
     pub width: usize,
     /// Height of stage one in pixels.
@@ -128,6 +131,7 @@ impl Request {
             eta: 0.0,
             seed: 0,
             batch: 1,
+            rotary: None,
             width,
             height,
             init_noise: None,
@@ -256,6 +260,10 @@ impl Pipeline {
                 return Err(invalid("latent size", detail));
             }
         }
+        let turns = matches!(&self.parts.denoiser, Denoiser::Dit { dit, .. } if dit.positions == Positions::Rotary);
+        if request.rotary.is_some() && !turns {
+            return Err(invalid("scaling of positions", "this model has none that turn; FiT's models have"));
+        }
         match &self.parts.denoiser {
             Denoiser::Unet { unet, .. } => {
                 let least = unet.smallest() * scale;
@@ -272,12 +280,16 @@ impl Pipeline {
                 }
             }
             Denoiser::Dit { dit, labels } => {
-                let (w, h) = self.parts.native_size;
-                if (request.width, request.height) != (w, h) {
-                    let detail = format!(
-                        "{}x{}: this model has positions for {w}x{h} alone; --size sets the size of the picture freely",
-                        request.width, request.height
-                    );
+                if !dit.takes(request.width / scale, request.height / scale) {
+                    let ((w, h), (width, height)) = (self.parts.native_size, (request.width, request.height));
+                    let detail = match dit.positions {
+                        Positions::Rotary => {
+                            format!("{width}x{height}: the sides of this model are multiples of {}", scale * dit.patch_size)
+                        }
+                        _ => format!(
+                            "{width}x{height}: this model has positions for {w}x{h} alone; --size sets the size of the picture freely"
+                        ),
+                    };
                     return Err(invalid("latent size", detail));
                 }
                 if request.negative.as_ref().is_some_and(|text| !text.trim().is_empty()) {

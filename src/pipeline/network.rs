@@ -9,7 +9,7 @@ use crate::kernels::combine::{combine, guidance_rescale};
 use crate::kernels::linear::{LinearWeights, linear, pack_linear};
 use crate::models::dit::{Classes, Dit};
 use crate::models::unet::{Prompt, Unet};
-use crate::nn::Loader;
+use crate::nn::{Loader, RotaryScaling};
 
 /// A loaded denoiser.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub(super) enum Network {
 /// A denoiser with what it is told in every call.
 pub(super) enum Conditioned<'a> {
     Unet { unet: &'a Unet, prompt: Prompt, negative: Option<Prompt> },
-    Dit { dit: &'a Dit, classes: Classes },
+    Dit { dit: &'a Dit, classes: Classes, rotary: RotaryScaling },
 }
 
 impl Network {
@@ -68,8 +68,8 @@ impl Conditioned<'_> {
                 };
                 (with, without, channels)
             }
-            Conditioned::Dit { dit, classes } => {
-                let mut all = rec.scoped("transformer", |rec| dit.forward(rec, input, timestep, classes))?.into_iter();
+            Conditioned::Dit { dit, classes, rotary } => {
+                let mut all = rec.scoped("transformer", |rec| dit.forward(rec, input, timestep, classes, *rotary))?.into_iter();
                 (all.next().expect("there is a class"), all.next(), dit.config().guided_channels)
             }
         };

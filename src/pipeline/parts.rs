@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::latent::LatentSpace;
 use crate::models::clip_config::ClipTextConfig;
-use crate::models::dit_config::DitConfig;
+use crate::models::dit_config::{DitConfig, Positions};
 use crate::models::unet_config::UnetConfig;
 use crate::models::vae_config::VaeConfig;
 use crate::schedulers::{Prediction, Sampler, Scheduler, SchedulerConfig, with_class};
@@ -68,7 +68,7 @@ pub struct Parts {
     pub vae: Option<VaeConfig>,
     /// Width and height of the model's native picture in pixels.
     pub native_size: (usize, usize),
-    /// `sd1`, `sd2`, `sdxl`, `dit` or `unknown`.
+    /// `sd1`, `sd2`, `sdxl`, `dit`, `fit` or `unknown`.
     pub family: &'static str,
     /// What was taken for granted, for the user.
     pub notes: Vec<String>,
@@ -96,7 +96,7 @@ enum SchedulerSource {
         sampler: Sampler,
         prediction: Prediction,
     },
-    /// As DiT, or SiT, was trained.
+    /// As DiT and FiT, or SiT and FiTv2, were trained.
     Dit {
         prediction: Prediction,
     },
@@ -242,21 +242,23 @@ impl Parts {
         files: Files,
     ) -> Parts {
         let side = dit.sample_size * vae.as_ref().map_or(8, VaeConfig::scale);
+        let family = if dit.positions == Positions::Rotary { "fit" } else { "dit" };
         Parts {
             path: path.to_owned(),
             files,
             denoiser: Denoiser::Dit { dit, labels },
             vae,
             native_size: (side, side),
-            family: "dit",
+            family,
             notes: Vec::new(),
             scheduler,
         }
     }
 
-    /// The original's weights and nothing else. Those of SiT have the same names and shapes: the name of the file, or of a folder near it, tells.
+    /// The original's weights and nothing else. Those of SiT have the same names and shapes: the name of the file, or of a folder near it, tells; so it
+    /// does of FiT's models for 512 pixels (HRFT).
     fn original_dit(path: &Path, dit: DitConfig, weights: Weights) -> Result<Parts> {
-        if !dit.stored_positions {
+        if dit.positions == Positions::Formula {
             let detail = format!("this is {dit}, one part of a model only: name the folder that it belongs to ({CLASS_FOLDERS})");
             return Err(unknown(path, detail));
         }
@@ -265,6 +267,14 @@ impl Parts {
             let name = name.file_name().map(|name| name.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
             name.split(|c: char| !c.is_ascii_alphanumeric()).any(|part| part == word)
         };
+        if dit.positions == Positions::Rotary {
+            let prediction = if dit.modulation_rank.is_some() { Prediction::Flow } else { Prediction::Epsilon };
+            let large = path.ancestors().take(5).any(|name| says(name, "hrft") || says(name, "hr"));
+            let source = SchedulerSource::Dit { prediction };
+            let parts = Parts::class_conditional(path, dit, Labels::default(), None, source, Files::Single(weights));
+            let (w, h) = parts.native_size;
+            return Ok(if large { Parts { native_size: (2 * w, 2 * h), ..parts } } else { parts });
+        }
         let flow =
             path.ancestors().take(5).find_map(|name| if says(name, "sit") { Some(true) } else { says(name, "dit").then_some(false) });
         let prediction = if flow == Some(true) { Prediction::Flow } else { Prediction::Epsilon };
@@ -480,7 +490,7 @@ impl Parts {
             // Read off its tensors, a relative has those that are looked for and more.
             let (what, have) = match &self.denoiser {
                 Denoiser::Unet { unet, .. } => (unet.to_string(), "the UNets of Stable Diffusion"),
-                Denoiser::Dit { dit, .. } => (dit.to_string(), "DiT and SiT"),
+                Denoiser::Dit { dit, .. } => (dit.to_string(), "DiT, SiT and FiT"),
             };
             return Err(unknown(
                 &self.path,
@@ -572,6 +582,7 @@ impl Parts {
     /// The guidance scale that is usual for it, with the sampler that runs.
     pub fn default_guidance(&self, sampler: Sampler) -> f64 {
         match &self.denoiser {
+            Denoiser::Dit { dit, .. } if dit.positions == Positions::Rotary => 1.5,
             Denoiser::Dit { .. } => 4.0,
             Denoiser::Unet { .. } if sampler == Sampler::Lcm && !self.is_distilled() => 1.5,
             Denoiser::Unet { second: Some(_), .. } => 5.0,
@@ -607,6 +618,14 @@ impl Parts {
     /// Pixels a latent value side.
     pub fn scale(&self) -> usize {
         self.vae.as_ref().map_or(8, VaeConfig::scale)
+    }
+
+    /// What the sides of its pictures are multiples of, in pixels; none where there is one size only.
+    pub fn size_step(&self) -> Option<usize> {
+        match &self.denoiser {
+            Denoiser::Unet { .. } => Some(self.scale()),
+            Denoiser::Dit { dit, .. } => (dit.positions == Positions::Rotary).then(|| self.scale() * dit.patch_size),
+        }
     }
 
     /// Whether the denoiser takes a mask and a masked picture beside the latent.
@@ -665,7 +684,7 @@ impl Parts {
     /// As [`Scheduler::from_json`] and [`Scheduler::new`].
     pub fn scheduler(&self, sampler: Option<Sampler>, prediction: Option<Prediction>) -> Result<Scheduler> {
         if prediction == Some(Prediction::Flow) && self.unet().is_some() {
-            let detail = "flow is for SiT: the UNets of Stable Diffusion are told a timestep of 0 to 999".into();
+            let detail = "flow is for SiT and FiTv2: the UNets of Stable Diffusion are told a timestep of 0 to 999".into();
             return Err(Error::Invalid { what: "prediction", detail });
         }
         match &self.scheduler {

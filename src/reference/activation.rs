@@ -74,12 +74,12 @@ pub fn erf(x: f64) -> f64 {
     2.0 / std::f64::consts::PI.sqrt() * (-x * x).exp() * sum
 }
 
-/// `a * gelu(b)` for tokens `[a | b]` of `2 * half` channels (Shazeer 2020, arXiv:2002.05202; diffusers: value first).
-pub fn geglu(x: &[f64], half: usize) -> Vec<Bounded> {
+/// `a * act(b)` for tokens `[a | b]` of `2 * half` channels (Shazeer 2020, arXiv:2002.05202; diffusers: value first).
+pub fn glu(x: &[f64], half: usize, act: Activation) -> Vec<Bounded> {
     let token = |t: &[f64]| -> Vec<Bounded> {
         (0..half)
             .map(|c| {
-                let gate = Activation::GeluErf.apply(Bounded::exact(t[half + c]));
+                let gate = act.apply(Bounded::exact(t[half + c]));
                 let value = t[c] * gate.value;
                 Bounded { value, bound: t[c].abs() * gate.bound + value.abs() * 2.0 * ULP + TINY }
             })

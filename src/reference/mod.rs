@@ -17,7 +17,7 @@ mod linear;
 mod norm;
 mod resample;
 
-pub use activation::{Activation, erf, geglu};
+pub use activation::{Activation, erf, glu};
 pub use attention::{Heads, attention};
 pub use conv2d::{Geometry, WINOGRAD, WINOGRAD_UPSAMPLING, conv2d, upsample_nearest_2x, widen_by_winograd, winograd_bound};
 pub use image::{image_to_rgba8, image_to_unit};

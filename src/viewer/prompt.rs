@@ -40,8 +40,8 @@ pub struct Prompt {
     sampler: Option<Sampler>,
     width: usize,
     height: usize,
-    /// Sides are multiples of it.
-    scale: usize,
+    /// Sides are multiples of it; none: there is one size.
+    step: Option<usize>,
     /// The model is told a class.
     class_conditional: bool,
 }
@@ -60,7 +60,7 @@ impl Default for Prompt {
             sampler: None,
             width: 512,
             height: 512,
-            scale: 8,
+            step: Some(8),
             class_conditional: false,
         }
     }
@@ -70,7 +70,7 @@ impl Prompt {
     /// A model was loaded: its own size, and steps that suit its sampler.
     pub fn fit(&mut self, parts: &Parts) {
         self.open = true;
-        self.scale = parts.scale();
+        self.step = parts.size_step();
         (self.width, self.height) = parts.native_size;
         self.class_conditional = parts.is_class_conditional();
         if let Ok(own) = parts.scheduler(None, None) {
@@ -101,7 +101,7 @@ impl Prompt {
     pub fn recall(&mut self, settings: &Value) {
         let text = |key: &str| settings[key].as_str().map(str::to_owned);
         let Some(prompt) = text("prompt") else { return };
-        if self.class_conditional && text("latent_size") != Some(format!("{}x{}", self.width, self.height)) {
+        if self.step.is_none() && text("latent_size") != Some(format!("{}x{}", self.width, self.height)) {
             return; // Of another model: this one makes one size.
         }
         self.prompt = prompt;
@@ -123,7 +123,7 @@ impl Prompt {
     }
 
     fn side(&self, side: usize) -> usize {
-        (side / self.scale * self.scale).clamp(self.scale, MAX_STAGE_ONE)
+        self.step.map_or(side, |step| (side / step * step).clamp(step, MAX_STAGE_ONE))
     }
 
     /// One frame of the panel. `model`: its name and whether it brings a VAE.
@@ -136,7 +136,9 @@ impl Prompt {
             }
         });
         if model.is_none() {
-            ui.weak("Open or drop a model, Stable Diffusion 1.x, 2.x or XL, or DiT: a diffusers folder, or a single file in safetensors.");
+            ui.weak(
+                "Open or drop a model, Stable Diffusion 1.x, 2.x or XL, DiT or FiT: a diffusers folder, or a single file in safetensors.",
+            );
         }
         ui.separator();
         egui::ScrollArea::vertical().show(ui, |ui| {
@@ -164,11 +166,11 @@ impl Prompt {
                 ui.end_row();
                 ui.label("Stage one");
                 ui.horizontal(|ui| {
-                    let (least, unit) = (self.scale, self.scale as f64);
+                    let (least, unit) = (self.step.unwrap_or(1), self.step.unwrap_or(1) as f64);
                     // Class-conditional models make one size.
-                    ui.add_enabled(!self.class_conditional, DragValue::new(&mut self.width).range(least..=MAX_STAGE_ONE).speed(unit));
+                    ui.add_enabled(self.step.is_some(), DragValue::new(&mut self.width).range(least..=MAX_STAGE_ONE).speed(unit));
                     ui.label("×");
-                    ui.add_enabled(!self.class_conditional, DragValue::new(&mut self.height).range(least..=MAX_STAGE_ONE).speed(unit));
+                    ui.add_enabled(self.step.is_some(), DragValue::new(&mut self.height).range(least..=MAX_STAGE_ONE).speed(unit));
                 });
                 (self.width, self.height) = (self.side(self.width), self.side(self.height));
                 ui.end_row();
@@ -256,7 +258,7 @@ mod tests {
                 panel.recall(&json!({ "prompt": prompt, "negative_prompt": recalled }));
                 assert_eq!(panel.request().negative.as_deref(), asked);
             }
-            let mut class_conditional = Prompt { class_conditional: true, width: 256, height: 256, ..Prompt::default() };
+            let mut class_conditional = Prompt { class_conditional: true, step: None, width: 256, height: 256, ..Prompt::default() };
             let before = class_conditional.clone();
             class_conditional.recall(&settings);
             assert_eq!(class_conditional, before, "a size that this model does not make");

@@ -1,8 +1,9 @@
 //! The namings of a class-conditional diffusion transformer, seen as one: diffusers' names.
 //!
 //! diffusers' `DiTTransformer2DModel`, and the original's, in which q, k and v are fused, all blocks share one embedding of timestep and class, and the
-//! table of positions is stored (`pos_embed.pos_embed` here). Sources: diffusers `models/transformers/dit_transformer_2d.py` 0.42;
-//! facebookresearch/DiT `models.py` at ed81ce2.
+//! table of positions is stored (`pos_embed.pos_embed` here). FiT's are those of the original, without the table; what diffusers has no name for is
+//! `ff.value`, `ff.gate`, `norm1.linear_2` and `global_modulation`. Sources: diffusers `models/transformers/dit_transformer_2d.py` 0.42;
+//! facebookresearch/DiT `models.py` at ed81ce2; whlzy/FiT `fit/model/` at b22b7b0.
 
 use super::Weights;
 use super::view::{Naming, View};
@@ -12,9 +13,18 @@ pub fn view(weights: &Weights) -> Option<View<'_>> {
     if weights.contains("transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight") {
         return Some(View::new(weights, "", Naming::Plain));
     }
-    // MaskDiT's table lies under `model.`, MDT's blocks have other names, FiT has no table of positions.
-    let original = ["x_embedder.proj.weight", "y_embedder.embedding_table.weight", "pos_embed", "blocks.0.adaLN_modulation.1.weight"];
-    original.into_iter().all(|name| weights.contains(name)).then(|| View::new(weights, "", Naming::Dit))
+    // MaskDiT's table lies under `model.`, MDT's blocks have other names.
+    let original = ["x_embedder.proj.weight", "y_embedder.embedding_table.weight", "blocks.0.adaLN_modulation.1.weight"];
+    let known = original.into_iter().all(|name| weights.contains(name)) && (weights.contains("pos_embed") || weights.contains(GATE));
+    known.then(|| View::new(weights, "", Naming::Dit))
+}
+
+/// FiT's gates, which DiT has not.
+const GATE: &str = "blocks.0.mlp.fc1_g.weight";
+
+/// Whether a [`view`] is of FiT.
+pub fn is_fit(view: &View) -> bool {
+    view.weights().contains(GATE)
 }
 
 /// Whether a [`view`] is of the original's form.
@@ -29,6 +39,7 @@ pub(super) fn original_name(name: &str) -> Option<(String, Option<usize>)> {
         ["pos_embed", "pos_embed"] => ("pos_embed".into(), None),
         ["pos_embed", "proj", leaf] => (format!("x_embedder.proj.{leaf}"), None),
         ["proj_out_1", leaf] => (format!("final_layer.adaLN_modulation.1.{leaf}"), None),
+        ["global_modulation", leaf] => (format!("global_adaLN_modulation.1.{leaf}"), None),
         ["proj_out_2", leaf] => (format!("final_layer.linear.{leaf}"), None),
         ["transformer_blocks", "0", "norm1", "emb", "class_embedder", "embedding_table", leaf] => {
             (format!("y_embedder.embedding_table.{leaf}"), None)
@@ -38,11 +49,14 @@ pub(super) fn original_name(name: &str) -> Option<(String, Option<usize>)> {
         ["transformer_blocks", i, ref tail @ ..] => {
             let (inner, third) = match *tail {
                 ["norm1", "linear", leaf] => (format!("adaLN_modulation.1.{leaf}"), None),
+                ["norm1", "linear_2", leaf] => (format!("adaLN_modulation.2.{leaf}"), None),
                 ["attn1", "to_out", "0", leaf] => (format!("attn.proj.{leaf}"), None),
                 ["attn1", projection, leaf] => {
                     let third = ["to_q", "to_k", "to_v"].iter().position(|p| *p == projection)?;
                     (format!("attn.qkv.{leaf}"), Some(third))
                 }
+                ["ff", "value", leaf] => (format!("mlp.fc1_x.{leaf}"), None),
+                ["ff", "gate", leaf] => (format!("mlp.fc1_g.{leaf}"), None),
                 ["ff", "net", "0", "proj", leaf] => (format!("mlp.fc1.{leaf}"), None),
                 ["ff", "net", "2", leaf] => (format!("mlp.fc2.{leaf}"), None),
                 _ => return None,

@@ -12,7 +12,7 @@ use super::{View, Weights, clip_keys, dit_keys, unet_keys, vae_keys};
 use crate::error::{Error, Result};
 use crate::latent::{Latent, LatentSpace};
 use crate::models::clip_config::ClipTextConfig;
-use crate::models::dit_config::DitConfig;
+use crate::models::dit_config::{DitConfig, Positions};
 use crate::models::infgen_config::InfgenConfig;
 use crate::models::taesd_config::TaesdConfig;
 use crate::models::unet_config::UnetConfig;
@@ -153,7 +153,15 @@ impl fmt::Display for UnetConfig {
 impl fmt::Display for DitConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let DitConfig { num_layers, hidden_size, num_classes, sample_size, .. } = self;
-        write!(f, "DiT ({num_layers} blocks of width {hidden_size}, {num_classes} classes, latents of {sample_size}x{sample_size})")
+        let (name, or_other) = match (self.positions, self.modulation_rank) {
+            (Positions::Rotary, None) => ("FiT", " or any size"),
+            (Positions::Rotary, Some(_)) => ("FiTv2", " or any size"),
+            _ => ("DiT", ""),
+        };
+        write!(
+            f,
+            "{name} ({num_layers} blocks of width {hidden_size}, {num_classes} classes, latents of {sample_size}x{sample_size}{or_other})"
+        )
     }
 }
 

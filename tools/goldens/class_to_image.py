@@ -1,10 +1,11 @@
-"""tests/data/class-to-image: predictions and final latents of two tiny DiTs, in diffusers' form and in the original's.
+"""tests/data/class-to-image: predictions and final latents of two tiny DiTs, in diffusers' form and in the original's, and of two tiny FiTs.
 
     python tools/goldens/class_to_image.py [--check]
 
 Weights are synthetic (synthetic.py), so none are stored: case.json lists every tensor with its amplitude. diffusers' form is computed by its DiTPipeline,
 the original's by `Original` below, written from its models.py (facebookresearch/DiT at ed81ce2): they are not the same network. SiT is the original's network
-with another sampler.
+with another sampler. FiT is `Fit` below, written from fit/model/ (whlzy/FiT at b22b7b0; its code, run beside it on weights and positions of these, gave
+the same to 1e-6).
 Values are computed in f32.
 """
 
@@ -40,6 +41,12 @@ ORIGINAL = {"hidden_size": 384, "depth": 2, "num_heads": 6, "patch_size": 2, "in
 TRAINED = {"_class_name": "DDIMScheduler", "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "clip_sample": False,
            "set_alpha_to_one": True, "steps_offset": 0, "num_train_timesteps": 1000}
 SCHEDULER = {**TRAINED, "beta_end": 0.002}
+# Heads of one width with and without what differs between the versions; on planes longer than those of training (16 tokens), and not.
+FIT1 = {"hidden_size": 64, "depth": 2, "num_heads": 2, "patch_size": 2, "mlp_hidden": 96, "in_channels": 4, "outputs": 8}
+FIT2 = {**FIT1, "outputs": 4, "rank": 20, "num_heads": 4}
+SIZES = {"diffusers": (12, 12), "odd": (12, 12), "original": (8, 8), "fit1": (12, 8), "fit2": (36, 16)}
+# Its --interpolation, as `infgen generate --rope` has it.
+ROPES = ["no", "linear", "dynntk", "ntkpro1", "ntkpro2", "partntk", "yarn"]
 # Timestep and class of single calls.
 CALLS = [(0.0, 0), (801.0, 207), (37.0, CLASSES)]
 
@@ -100,6 +107,79 @@ class Original(nn.Module):
         return rescale * guided * (both[: len(x), :4].std() / guided.std()) + (1 - rescale) * guided
 
 
+class FitBlock(nn.Module):
+    def __init__(self, d, heads, mlp, rank):
+        super().__init__()
+        self.heads, self.norm = heads, rank is not None
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(d, 3 * d), "proj": nn.Linear(d, d)})
+        self.mlp = nn.ModuleDict({"fc1_g": nn.Linear(d, mlp), "fc1_x": nn.Linear(d, mlp), "fc2": nn.Linear(mlp, d)})
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(d, 6 * d)) if rank is None else nn.Sequential(nn.SiLU(), nn.Linear(d, rank), nn.Linear(rank, 6 * d))
+
+    def forward(self, x, c, turns, shared):
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (self.adaLN_modulation(c) + shared).chunk(6, dim=1)
+        b, n, d = x.shape
+        q, k, v = self.attn["qkv"](modulate(x, shift_a, scale_a)).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        if self.norm:
+            q, k = (F.layer_norm(t, t.shape[-1:], eps=1e-6) for t in (q, k))
+        q, k = (torch.view_as_real(torch.view_as_complex(t.unflatten(-1, (-1, 2)).contiguous()) * turns).flatten(-2) for t in (q, k))
+        x = x + gate_a[:, None] * self.attn["proj"](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d))
+        h = modulate(x, shift_m, scale_m)
+        return x + gate_m[:, None] * self.mlp["fc2"](F.silu(self.mlp["fc1_g"](h)) * self.mlp["fc1_x"](h))
+
+
+def turns(head, rows, columns, rope, trained=16, theta=10000.0):
+    """What each pair of a head's channels is multiplied by, as complex numbers, [rows * columns, head / 2]."""
+    axis = head // 2
+    def ramp(fast, slow):
+        index = lambda n: axis * math.log(trained / (n * 2 * math.pi)) / (2 * math.log(theta))
+        low, high = max(math.floor(index(fast)), 0), min(math.ceil(index(slow)), axis - 1)
+        return ((torch.arange(axis // 2) - low) / (high - low + (0.001 if low == high else 0))).clamp(0, 1)
+    def frequencies(length):
+        s, power = max(length / trained, 1), torch.arange(0, axis, 2) / axis
+        own, linear, ntk = theta**-power, theta**-power / s, (theta * s ** (axis / (axis - 2))) ** -power
+        if rope == "partntk":
+            mixed = linear * ramp(1.25, 0.75) + ntk * (1 - ramp(1.25, 0.75))
+            return mixed * ramp(16, 2) + own * (1 - ramp(16, 2))
+        if rope == "yarn":
+            return linear * ramp(32, 1) + own * (1 - ramp(32, 1))
+        return {"no": own, "linear": linear}.get(rope, ntk)
+    grown = lambda now, before: math.sqrt(math.log(2 * now) / math.log(before)) if 2 * now > before else 1.0
+    longest = max(rows, columns)
+    size = {"ntkpro1": grown(longest, trained), "ntkpro2": grown(rows * columns, trained**2), "yarn": 0.1 * math.log(max(longest / trained, 1)) + 1}.get(rope, 1.0)
+    along = [torch.outer(torch.arange(n).float(), frequencies(n)) for n in (rows, columns)]
+    angles = torch.cat([along[0][:, None].expand(rows, columns, -1), along[1].expand(rows, columns, -1)], -1).flatten(0, 1)
+    return torch.polar(torch.full_like(angles, size), angles)
+
+
+class Fit(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        d, p, rank = c["hidden_size"], c["patch_size"], c.get("rank")
+        self.patch, self.channels, self.head = p, c["in_channels"], d // c["num_heads"]
+        self.x_embedder = nn.ModuleDict({"proj": nn.Linear(p * p * c["in_channels"], d)})
+        self.t_embedder = nn.ModuleDict({"mlp": nn.Sequential(nn.Linear(256, d), nn.SiLU(), nn.Linear(d, d))})
+        self.y_embedder = nn.ModuleDict({"embedding_table": nn.Embedding(CLASSES + 1, d)})
+        if rank is not None:
+            self.global_adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(d, 6 * d))
+        self.blocks = nn.ModuleList(FitBlock(d, c["num_heads"], c["mlp_hidden"], rank) for _ in range(c["depth"]))
+        self.final_layer = nn.ModuleDict({"linear": nn.Linear(d, p * p * c["outputs"]), "adaLN_modulation": nn.Sequential(nn.SiLU(), nn.Linear(d, 2 * d))})
+
+    def forward(self, x, t, y, rope="dynntk"):
+        rows, columns = (n // self.patch for n in x.shape[-2:])
+        x = self.x_embedder["proj"](F.unfold(x, self.patch, stride=self.patch).transpose(1, 2))  # channels slowest
+        freqs = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32) / 128)
+        args = t[:, None].float() * freqs[None]
+        c = self.t_embedder["mlp"](torch.cat([args.cos(), args.sin()], -1)) + self.y_embedder["embedding_table"](y)
+        shared = self.global_adaLN_modulation(c) if hasattr(self, "global_adaLN_modulation") else 0.0
+        for block in self.blocks:
+            x = block(x, c, turns(self.head, rows, columns, rope), shared)
+        shift, scale = self.final_layer["adaLN_modulation"](c).chunk(2, dim=1)
+        x = self.final_layer["linear"](modulate(x, shift, scale)).transpose(1, 2)
+        return F.fold(x, (rows * self.patch, columns * self.patch), self.patch, stride=self.patch)
+
+    guided = Original.guided
+
+
 def amplitude(name: str, shape) -> tuple[float, float]:
     """amp and offset: activations near unit scale, attention far from uniform, every tensor felt."""
     if "embedding_table" in name or name == "pos_embed":
@@ -119,10 +199,11 @@ def fill(module) -> list[Spec]:
 def flow(model, x, run):
     """SiT's sampler with a fixed grid: the same network, told a time from 0 to 1, gives the velocity from noise to data."""
     y, dt = torch.tensor([run["class"]]), 1 / run["steps"]
+    rope = {"rope": run["rope"]} if "rope" in run else {}
 
     def velocity(x, t):
         t = torch.tensor([t])
-        return model.guided(x, t, y, run["cfg"]) if run["cfg"] > 1 else model(x, t, y)[:, :4]
+        return model.guided(x, t, y, run["cfg"]) if run["cfg"] > 1 else model(x, t, y, **rope)[:, :4]
 
     for i in range(run["steps"]):
         v = velocity(x, i * dt)
@@ -140,24 +221,29 @@ def runs():
     yield {**base, "name": "sit-own-cfg", "model": "sit", "sampler": None, "steps": 4}
     yield {**base, "name": "sit-euler", "model": "sit", "sampler": "euler", "cfg": 1.0, "steps": 6}
     yield {**base, "name": "diffusers-own", "model": "diffusers", "sampler": None, "steps": 4}
+    yield {**base, "name": "fit1-own-cfg", "model": "fit1", "sampler": None, "cfg": 1.5}
+    yield {**base, "name": "fit2-own-cfg", "model": "fit2", "sampler": None, "cfg": 1.5, "steps": 3}
+    yield {**base, "name": "fit2-euler", "model": "fit2", "sampler": "euler", "cfg": 1.0, "steps": 2, "rope": "ntkpro2"}
 
 
 @torch.no_grad()
 def make(out: Path) -> None:
     models = {"diffusers": diffusers.DiTTransformer2DModel.from_config(DIFFUSERS).eval(), "original": Original(ORIGINAL).eval(),
-              "odd": diffusers.DiTTransformer2DModel.from_config(ODD).eval()}
+              "odd": diffusers.DiTTransformer2DModel.from_config(ODD).eval(), "fit1": Fit(FIT1).eval(), "fit2": Fit(FIT2).eval()}
     specs = {name: fill(model) for name, model in models.items()}
-    sides = {"diffusers": DIFFUSERS["sample_size"], "original": ORIGINAL["input_size"], "odd": ODD["sample_size"]}
-    noise = lambda model, seed: torch.randn(1, 4, sides[model], sides[model], generator=torch.Generator("cpu").manual_seed(seed))
+    noise = lambda model, seed: torch.randn(1, 4, *SIZES[model], generator=torch.Generator("cpu").manual_seed(seed))
     expected, listed = {}, []
     for name, model in models.items():
         for t, y in CALLS if name != "odd" else [(500.0, 7)]:
             told = {"timestep": torch.tensor([t]), "class_labels": torch.tensor([y])}
-            if name != "original":
+            if name in ("diffusers", "odd"):
                 sample = model(noise(name, 1), **told).sample
             else:
-                sample = model(noise(name, 1), told["timestep"], told["class_labels"])
+                t = told["timestep"] / (1000 if name == "fit2" else 1)
+                sample = model(noise(name, 1), t, told["class_labels"])
             expected[f"call.{name}.{y}"] = sample[0, :4].numpy()
+    for rope in ROPES:
+        expected[f"rope.{rope}"] = models["fit2"](noise("fit2", 1), torch.tensor([0.3]), torch.tensor([5]), rope)[0].numpy()
     classes = {"ddim": diffusers.DDIMScheduler, "dpmpp-2m": diffusers.DPMSolverMultistepScheduler, None: diffusers.DDIMScheduler}
     for run in runs():
         scheduler = classes.get(run["sampler"], diffusers.DDIMScheduler).from_config(SCHEDULER if run["model"] == "diffusers" else TRAINED)
@@ -170,19 +256,21 @@ def make(out: Path) -> None:
             pipe(class_labels=[run["class"]], guidance_scale=run["cfg"], num_inference_steps=run["steps"], output_type="pt",
                  generator=torch.Generator("cpu").manual_seed(run["seed"]))
             latents = kept[0]
-        elif run["model"] == "sit":
-            latents = flow(models["original"], noise("original", run["seed"]), run)
+        elif run["model"] in ("sit", "fit2"):
+            name = "original" if run["model"] == "sit" else "fit2"
+            latents = flow(models[name], noise(name, run["seed"]), run)
         else:
-            latents, y = noise("original", run["seed"]), torch.tensor([run["class"]])
+            model = models[run["model"]]
+            latents, y = noise(run["model"], run["seed"]), torch.tensor([run["class"]])
             scheduler.set_timesteps(run["steps"])
             for t in scheduler.timesteps:
                 x = scheduler.scale_model_input(latents, t)
                 guided = run["cfg"] > 1
-                eps = models["original"].guided(x, t[None], y, run["cfg"], run.get("rescale", 0.0)) if guided else models["original"](x, t[None], y)[:, :4]
+                eps = model.guided(x, t[None], y, run["cfg"], run.get("rescale", 0.0)) if guided else model(x, t[None], y)[:, :4]
                 latents = scheduler.step(eps, t, latents).prev_sample
         expected[run["name"]] = latents.numpy()
         listed.append(run)
-    case = {"seed": SEED, "transformer": DIFFUSERS, "odd": ODD, "scheduler": SCHEDULER, "calls": CALLS, "sides": sides, "runs": listed,
+    case = {"seed": SEED, "transformer": DIFFUSERS, "odd": ODD, "scheduler": SCHEDULER, "calls": CALLS, "sizes": SIZES, "ropes": ROPES, "runs": listed,
             "tensors": {name: [[s.name, list(s.shape), s.amp, s.offset] for s in all_specs] for name, all_specs in specs.items()}}
     write_run(out, case, {name: np.ascontiguousarray(value, np.float32) for name, value in expected.items()})
 

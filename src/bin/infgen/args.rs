@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use infgen::nn::RotaryScaling;
 use infgen::schedulers::Sampler;
 use infgen::{Dtype, Rect};
 
@@ -190,6 +191,7 @@ const GENERATE_HELP: &str = "Examples:
   infgen generate --model sd15/ -p \"a fox\" -s 1-8 --steps 20 --preview now.png -o fox.png     (fox-000.png ... fox-007.png)
   infgen generate --model sd_xl_base_1.0.safetensors -p \"a fox\" --size 1920x1920 --decoder weights/infgen-tiny-sdxl.safetensors -o fox.png
   infgen generate --model dit-xl-2-256/ -p \"golden retriever\" --size 1024x1024 -o dog.png     (a class, also -p 207)
+  infgen generate --model FiTv2_XL_HRFT/model_ema.safetensors -p 207 --latent-size 640x320 -o wide.png     (FiT: any shape)
   infgen generate --model org/name -p \"a map\" -o map.png     (from the hub, once; kept in its cache)
 
 Notes:
@@ -198,7 +200,7 @@ Notes:
   The picture is decoded by the model's own VAE, if it has one, at its native size, and by the InfGen decoder that ships here at any other (of SDXL
   by one of its space: --decoder).
   SDXL without --negative is led away from zeros, with --negative \"\" from the empty text, as in diffusers.
-  SiT takes --steps intervals of its time, which its own sampler calls one number of steps more.
+  SiT and FiTv2 take --steps intervals of its time, which their own sampler calls one number of steps more.
   A PNG keeps the settings where other tools look for them (`parameters`); `infgen inspect fox.png` prints them.
   Weights are stored as --dtype says, what flows between layers is f32 in both.";
 
@@ -216,6 +218,9 @@ pub struct GenerateArgs {
     /// LoRA merged into the model, with its strength; can be given several times
     #[arg(long = "lora", value_name = "FILE[:STRENGTH]", value_parser = parse_lora, help_heading = "Model")]
     pub loras: Vec<LoraArg>,
+    /// How FiT's positions follow latent sizes above 256 pixels a side (its --interpolation, --decouple) [default: dynntk]
+    #[arg(long, value_enum, value_name = "R", help_heading = "Size")]
+    pub rope: Option<RopeArg>,
     /// What the model predicts, where its files do not say (single-file SD 2.x: v; SiT: flow)
     #[arg(long, value_enum, help_heading = "Model")]
     pub prediction: Option<PredictionArg>,
@@ -235,7 +240,7 @@ pub struct GenerateArgs {
     /// Sampler [default: the model's own]
     #[arg(long, value_enum, value_name = "S", help_heading = "Picture")]
     pub sampler: Option<SamplerArg>,
-    /// Guidance scale; 1 is without, and twice as fast [default: 7.5; SDXL: 5; lcm: 1.5; class-conditional models: 4]
+    /// Guidance scale; 1 is without, and twice as fast [default: 7.5; SDXL: 5; lcm: 1.5; DiT, SiT: 4; FiT: 1.5]
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Picture")]
     pub cfg: Option<f64>,
     /// Seed of all noise (of which, as in PyTorch, 32 bits count); several, such as 7,11 or 1-4, make a picture (or batch) each [default: another one every time]
@@ -254,7 +259,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = parse_share, help_heading = "Picture")]
     pub guidance_rescale: f64,
 
-    /// Size at which the model works, in pixels; multiples of 8 [default: the picture's or the model's own; class-conditional models have one]
+    /// Size at which the model works, in pixels; multiples of 8 [default: the picture's or the model's own; DiT and SiT have one, FiT takes multiples of 16]
     #[arg(long, value_name = "WxH", help_heading = "Size")]
     pub latent_size: Option<Size>,
     /// Size of the result in pixels, any; of another shape than the latent size it stretches the picture [default: the latent size]
@@ -323,6 +328,39 @@ impl From<SamplerArg> for Sampler {
     }
 }
 
+/// FiT's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RopeArg {
+    /// As trained
+    No,
+    /// Interpolated
+    Linear,
+    /// A larger base: low frequencies interpolated, high ones kept (NTK-aware)
+    Dynntk,
+    /// dynntk, queries and keys longer by the longer side
+    Ntkpro1,
+    /// dynntk, queries and keys longer by the number of tokens
+    Ntkpro2,
+    /// Interpolated, dynntk or kept, by frequency
+    Partntk,
+    /// Interpolated or kept by frequency, queries and keys longer
+    Yarn,
+}
+
+impl From<RopeArg> for RotaryScaling {
+    fn from(rope: RopeArg) -> RotaryScaling {
+        match rope {
+            RopeArg::No => RotaryScaling::None,
+            RopeArg::Linear => RotaryScaling::Linear,
+            RopeArg::Dynntk => RotaryScaling::Ntk,
+            RopeArg::Ntkpro1 => RotaryScaling::NtkPro1,
+            RopeArg::Ntkpro2 => RotaryScaling::NtkPro2,
+            RopeArg::Partntk => RotaryScaling::NtkByParts,
+            RopeArg::Yarn => RotaryScaling::Yarn,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PredictionArg {
     /// The noise
@@ -331,7 +369,7 @@ pub enum PredictionArg {
     V,
     /// The clean latent
     Sample,
-    /// The velocity from noise to data (SiT)
+    /// The velocity from noise to data (SiT, FiTv2)
     Flow,
 }
 

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Instant;
 
+use clap::ValueEnum;
 use infgen::error::human_bytes;
 use infgen::hub::{self, HubId, HubOptions};
 use infgen::image::{OutputFormat, ResizeFilter, batch_path, check_writable};
+use infgen::nn::RotaryScaling;
 use infgen::pipeline::parts::Denoiser;
 use infgen::pipeline::{Generated, Keep, Parts, Pipeline, PipelineOptions, Preview, Request};
 use infgen::schedulers::{Prediction, Sampler};
@@ -136,7 +138,6 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     let mask = args.mask.as_ref().map(|path| run.stage("read", |_| Image::open(path))).transpose()?;
     let init_noise = args.init_noise.as_ref().map(|path| run.stage("read", |_| Latent::open(path))).transpose()?;
 
-    let scale = parts.scale();
     let native = stage_one_size(args, &parts, image.as_ref(), init_noise.as_ref());
     let size = args.size.unwrap_or(native);
     check_size(size.width, size.height)?;
@@ -186,6 +187,7 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
         eta: args.eta,
         seed: seeds[0],
         batch: args.batch,
+        rotary: args.rope.map(RotaryScaling::from),
         init_noise,
         image,
         strength: args.strength.unwrap_or(match args.mask {
@@ -263,7 +265,7 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     }
     status(String::new());
     let mut notes = std::mem::take(&mut all[0].notes);
-    notes.extend(stretch(native, size, if class_conditional { None } else { Some(scale) }));
+    notes.extend(stretch(native, size, pipeline.parts().size_step()));
     if let Some(error) = trouble.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
         notes.push(format!("no preview was written: {error}"));
     }
@@ -289,7 +291,7 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
             "sampler": sampler.name(), "cfg": request.cfg, "seed": seed, "index": index, "batch": args.batch,
             "latent_size": format!("{}x{}", native.width, native.height), "size": format!("{}x{}", size.width, size.height),
             "decoder": decoder_choice.name(), "eta": request.eta, "guidance_rescale": request.guidance_rescale,
-            "clip_skip": request.clip_skip, "emphasis": request.emphasis,
+            "rope": args.rope.and_then(|rope| rope.to_possible_value()).map(|value| value.get_name().to_owned()), "clip_skip": request.clip_skip, "emphasis": request.emphasis,
             "loras": args.loras.iter().map(|l| json!({ "file": l.path.display().to_string(), "strength": l.strength })).collect::<Vec<_>>(),
             "image": args.image.as_ref().map(|p| p.display().to_string()),
             "strength": args.image.as_ref().map(|_| request.strength),
@@ -323,29 +325,30 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     run.finish(&engine, &paths, summary)
 }
 
-/// A note where the picture has another shape than the latent: the decoder stretches it, to which nothing in a prompt's latent is matched. `scale`: pixels a
-/// latent value, where the model takes latents of any shape.
-fn stretch(native: Size, size: Size, scale: Option<usize>) -> Option<String> {
+/// A note where the picture has another shape than the latent: the decoder stretches it, to which nothing in a prompt's latent is matched. `step`: what sides
+/// are multiples of, where the model takes latents of any shape.
+fn stretch(native: Size, size: Size, step: Option<usize>) -> Option<String> {
     let shape = |size: Size| size.width as f64 / size.height as f64;
     let change = shape(size) / shape(native);
     if (0.95..1.05).contains(&change) {
         return None;
     }
     let stretched = format!("a latent of {}x{} was stretched to {}x{}", native.width, native.height, size.width, size.height);
-    let Some(scale) = scale else { return Some(format!("{stretched}: this model makes no other shape")) };
+    let Some(step) = step else { return Some(format!("{stretched}: this model makes no other shape")) };
     let short = native.width.min(native.height) as f64;
-    let side = |length: usize| (length as f64 * short / size.width.min(size.height) as f64 / scale as f64).round() as usize * scale;
+    let side = |length: usize| (length as f64 * short / size.width.min(size.height) as f64 / step as f64).round() as usize * step;
     Some(format!("{stretched}; --latent-size {}x{} makes one of that shape", side(size.width), side(size.height)))
 }
 
 /// Stage one's size: asked for, the noise's, the picture's in whole steps where the model takes any, or the model's own.
 fn stage_one_size(args: &GenerateArgs, parts: &Parts, image: Option<&Image>, noise: Option<&Latent>) -> Size {
     let scale = parts.scale();
-    let whole = |side: usize| (side / scale).max(1) * scale;
     args.latent_size
         .or_else(|| noise.map(|noise| Size { width: noise.width() * scale, height: noise.height() * scale }))
         .or_else(|| {
-            image.filter(|_| !parts.is_class_conditional()).map(|image| Size { width: whole(image.width()), height: whole(image.height()) })
+            let (image, step) = image.zip(parts.size_step())?;
+            let whole = |side: usize| (side / step).max(1) * step;
+            Some(Size { width: whole(image.width()), height: whole(image.height()) })
         })
         .unwrap_or(Size { width: parts.native_size.0, height: parts.native_size.1 })
 }

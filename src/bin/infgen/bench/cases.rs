@@ -4,7 +4,7 @@ use infgen::gpu::{Elem, Gpu, KernelFamily, Operator, Recorder, Tensor};
 use infgen::kernels::Act;
 use infgen::kernels::attention::attention_into;
 use infgen::kernels::conv2d::{self, ConvWeights, Geometry, Packing};
-use infgen::kernels::geglu::geglu;
+use infgen::kernels::glu::glu;
 use infgen::kernels::group_norm::{GroupNormWeights, Norm, group_norm, norm_apply};
 use infgen::kernels::inpe::{GridRows, inpe_features};
 use infgen::kernels::layer_norm::{LayerNormWeights, layer_norm};
@@ -457,7 +457,7 @@ impl Operands {
             }
             Op::Geglu { rows, c } => {
                 let x = put(&self.x, rows, 1, c, elem).await?;
-                Box::new(move |rec| geglu(rec, &x, elem))
+                Box::new(move |rec| glu(rec, &x, Act::GeluErf, elem))
             }
             Op::Inpe { side, m } => {
                 let b = row(&self.x, Elem::F32).await?;

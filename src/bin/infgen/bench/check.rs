@@ -93,7 +93,7 @@ fn expected(o: &Operands, profile: &DeviceProfile) -> Option<Vec<(usize, Vec<Bou
             vec![(0, normed.into_iter().map(|v| Activation::Silu.apply(v)).collect())]
         }
         Op::LayerNorm { c, .. } => vec![(0, reference::layer_norm(&wide(&o.x), c, &weight[..c], &weight[c..], EPS as f64))],
-        Op::Geglu { c, .. } => vec![(0, reference::geglu(&wide(&o.x), c / 2))],
+        Op::Geglu { c, .. } => vec![(0, reference::glu(&wide(&o.x), c / 2, reference::Activation::GeluErf))],
         Op::Inpe { .. } | Op::Bilinear { .. } | Op::Bicubic { .. } | Op::Pixels { .. } | Op::CountNonfinite { .. } => return None,
     })
 }
