@@ -2,7 +2,7 @@
 // Source   Dao et al. 2022 (arXiv:2205.14135), online softmax with blocks of 8 keys as unit
 // Layout   q, y [n, heads * D4]; k, v [m, heads * D4]; a head is a run of D4 quads
 // Grid     x: heads, y: runs of WG / S queries, z: ranges of `span` keys; S lanes share a query, lane s holds its quads
-//          s, S + s, 2 S + s ...; range z writes rows z * n ... of y, normalised by its own sum, and tells `finished` peak and sum
+//          s, S + s, 2 S + s ...; range z writes rows z * n ... of y, normalised by its own sum, and tells `finished` peak and sum; `biased` may change scores
 // Memory   keys and values are read straight from storage, the same address in all lanes of one s;
 //          for S > 1 the partial dot products go through workgroup storage, 32 B a lane
 // Numerics f32; blocks start at absolute key indices 0, 8, 16 ... (span is a multiple of 8), so neither the grid nor the number of queries changes a bit;
@@ -86,7 +86,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         }
         var next = peak;
         for (var j = 0u; j < 8u; j += 1u) {
-            score[j] = select(-1e30, score[j], first + j < end);
+            score[j] = select(-1e30, biased(score[j], query, first + j, g.x), first + j < end);
             next = max(next, score[j]);
         }
         let keep = exp(peak - next);

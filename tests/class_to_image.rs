@@ -1,4 +1,4 @@
-//! Models that are told a class: DiT in diffusers' form and in the original's, FiT, against their sources, and through the program.
+//! Models that are told a class: DiT in diffusers' form and in the original's, FiT, MDTv2, against their sources, and through the program.
 
 mod common;
 
@@ -46,6 +46,7 @@ struct Run {
     #[serde(default)]
     rescale: f64,
     rope: Option<String>,
+    power: Option<f64>,
 }
 
 /// All models in a folder, removed with it.
@@ -75,11 +76,18 @@ impl Models {
         write(&models.path("original"), &models.tensors("original"), Dtype::F32);
         std::fs::copy(models.path("original"), models.path("sit")).unwrap();
         // Their width is none of those that were published: a config.json says the heads.
-        for (name, heads) in [("fit1", 2), ("fit2", 4)] {
+        for (name, heads) in [("fit1", 2), ("fit2", 4), ("mdt", 5)] {
             let folder = models.path(name);
             std::fs::create_dir_all(&folder).unwrap();
             std::fs::write(folder.join("config.json"), json!({ "num_heads": heads }).to_string()).unwrap();
-            write(&folder.join("model_ema.safetensors"), &models.tensors(name), Dtype::F32);
+            let mut tensors = models.tensors(name);
+            if name == "mdt" {
+                // Such as its files hold and inference does not need.
+                for (name, shape) in [("mask_token", &[1, 1, 60][..]), ("sideblocks.0.attn.proj.bias", &[60])] {
+                    tensors.push(Tensor { name: name.into(), shape: shape.into(), values: vec![f32::NAN; 60] });
+                }
+            }
+            write(&folder.join("model_ema.safetensors"), &tensors, Dtype::F32);
         }
         models
     }
@@ -180,6 +188,9 @@ fn latents_are_those_of_the_sources() {
         let rescale = run.rescale.to_string();
         let mut sampler = vec!["--guidance-rescale", &*rescale];
         sampler.extend(run.sampler.iter().flat_map(|sampler| ["--sampler", sampler]));
+        let power = run.power.map(|power| power.to_string());
+        // Its own is what its script has.
+        sampler.extend(power.iter().filter(|_| run.name != "mdt-own-cfg").flat_map(|power| ["--cfg-power", power]));
         sampler.extend(run.rope.iter().flat_map(|rope| ["--rope", rope]));
         let (h, w) = models.case.sizes[if run.model == "sit" { "original" } else { &run.model }];
         let size = format!("{}x{}", 8 * w, 8 * h);
@@ -262,11 +273,12 @@ fn a_class_becomes_a_picture_of_any_size() {
     let distance = relative_l2(Latent::open(&by_name).unwrap().data(), Latent::open(&encoded).unwrap().data());
     assert!(distance < 0.1, "{distance:.2e} from the picture's latent");
 
-    let fit = models.at("fit2");
+    let (fit, mdt) = (models.at("fit2"), models.at("mdt"));
     for (model, words) in [
         (&folder, ["\"class_to_image\"", "\"classes\":1000"]),
         (&file, ["\"dit\"", "\"num_attention_heads\":6"]),
         (&fit, ["\"positions\":\"rotary\"", "\"modulation_rank\":20"]),
+        (&mdt, ["\"dit\"", "\"decode_layers\":2"]),
     ] {
         let inspected = String::from_utf8(infgen(&["inspect", model, "--json"]).stdout).unwrap();
         assert!(words.iter().all(|word| inspected.contains(word)), "{inspected}");

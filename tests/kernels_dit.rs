@@ -7,7 +7,7 @@ use common::suite::Suite;
 use common::synthetic::fill;
 use common::{stored, wide};
 use infgen::gpu::{Elem, Recorder};
-use infgen::kernels::attention::attention_into;
+use infgen::kernels::attention::{RelativeBias, attention_biased_into, attention_into};
 use infgen::kernels::gated_add::gated_add_into;
 use infgen::kernels::layer_norm::{LayerNormWeights, layer_norm_into};
 use infgen::kernels::patchify::{patchify, unpatchify};
@@ -135,6 +135,54 @@ fn heads_turn_by_the_row_and_column_of_their_token() {
         }
     }
     suite.finish(10 * configs.len());
+}
+
+/// The same as attention over heads that are wider by a channel for each token: the bias of a query and a one at the key.
+#[test]
+fn biases_follow_where_the_query_lies_from_the_key() {
+    let configs = configs();
+    if configs.is_empty() {
+        return skipped("biases_follow_where_the_query_lies_from_the_key");
+    }
+    let mut suite = Suite::new("biases_follow_where_the_query_lies_from_the_key");
+    for config in &configs {
+        for (h, w, heads, d) in [(1, 1, 1, 4), (3, 5, 2, 20), (2, 9, 3, 72), (16, 16, 2, 64)] {
+            let (n, c, scale) = (h * w, heads * d, 0.2f32);
+            let entries = (2 * h - 1) * (2 * w - 1);
+            let label = format!("{h}x{w}, {heads} heads of {d}");
+            let [q, k, v] = ["q", "k", "v"].map(|name| values(&label, name, n * c, config.elem));
+            let table = values(&label, "table", heads * entries, Elem::F32);
+            let record = |rec: &mut Recorder| {
+                let [q, k, v] = [&q, &k, &v].map(|values| rec.upload(values, h, w, c, config.elem));
+                let bias = RelativeBias { table: rec.upload(&table, heads, 1, entries, Elem::F32), rows: h, columns: w };
+                let y = rec.tensor(h, w, c, config.elem);
+                attention_biased_into(rec, [&q, &k, &v], heads, scale, &bias, &y);
+                y
+            };
+            let want = || {
+                let wider = |values: &[f32], more: &dyn Fn(usize, usize, usize) -> f64| -> Vec<f64> {
+                    let of = |(i, part): (usize, &[f32])| {
+                        let (token, head) = (i / heads, i % heads);
+                        let more: Vec<f64> = (0..n).map(|other| more(token, head, other)).collect();
+                        [wide(part), more].concat()
+                    };
+                    values.chunks_exact(d).enumerate().flat_map(of).collect()
+                };
+                let bias = |query: usize, head: usize, key: usize| {
+                    let (down, across) = (query / w + h - 1 - key / w, query % w + w - 1 - key % w);
+                    table[head * entries + down * (2 * w - 1) + across] as f64 / scale as f64
+                };
+                let q = wider(&q, &bias);
+                let k = wider(&k, &|key, _, other| f64::from(key == other));
+                let v = wider(&v, &|_, _, _| 0.0);
+                let split = reference::Heads { heads, head_dim: d + n, scale: scale as f64, causal: false };
+                let all = reference::attention(&q, &k, &v, split);
+                (0..n * heads).flat_map(|i| all[i * (d + n)..i * (d + n) + d].to_vec()).collect()
+            };
+            suite.case(config, &label, record, want);
+        }
+    }
+    suite.finish(4 * configs.len());
 }
 
 /// Runs of tokens below each other in one tensor: each is normalised and attends as if it were alone.

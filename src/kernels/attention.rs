@@ -6,7 +6,10 @@ use crate::gpu::{Bind, Binding, DeviceProfile, Dispatch, Elem, Footprint, Kernel
 /// `attention.wgsl`
 pub const ATTENTION: Kernel = Kernel {
     name: "attention",
-    wgsl: concat!(include_str!("../../shaders/attention.wgsl"), "fn finished(at: u32, peak: f32, total: f32) {}\n"),
+    wgsl: concat!(
+        include_str!("../../shaders/attention.wgsl"),
+        "fn finished(at: u32, peak: f32, total: f32) {}\nfn biased(score: f32, query: u32, key: u32, head: u32) -> f32 { return score; }\n"
+    ),
     params: &["n", "m", "heads", "causal", "scale", "span"],
     bindings: &[Bind::X, Bind::X, Bind::X, Bind::Y],
 };
@@ -14,9 +17,21 @@ pub const ATTENTION: Kernel = Kernel {
 /// `attention.wgsl` and `attention_range.wgsl`: over ranges of keys, each with its peak and sum
 pub const ATTENTION_RANGE: Kernel = Kernel {
     name: "attention_range",
-    wgsl: concat!(include_str!("../../shaders/attention.wgsl"), include_str!("../../shaders/attention_range.wgsl")),
+    wgsl: concat!(
+        include_str!("../../shaders/attention.wgsl"),
+        include_str!("../../shaders/attention_range.wgsl"),
+        "fn biased(score: f32, query: u32, key: u32, head: u32) -> f32 { return score; }\n"
+    ),
     params: &["n", "m", "heads", "causal", "scale", "span"],
     bindings: &[Bind::X, Bind::X, Bind::X, Bind::Y, Bind::F32Write],
+};
+
+/// `attention_biased.wgsl` and `attention.wgsl`: with a bias by where the query lies from the key
+pub const ATTENTION_BIASED: Kernel = Kernel {
+    name: "attention_biased",
+    wgsl: concat!(include_str!("../../shaders/attention_biased.wgsl"), include_str!("../../shaders/attention.wgsl")),
+    params: &["n", "m", "heads", "causal", "scale", "span"],
+    bindings: &[Bind::X, Bind::X, Bind::X, Bind::Y, Bind::F32],
 };
 
 /// `attention_matrix.wgsl`
@@ -204,6 +219,36 @@ pub fn attention_into(rec: &mut Recorder, [q, k, v]: [&Tensor; 3], heads: usize,
         params,
         grid: [heads as u32, n.div_ceil(flash.queries) as u32, 1],
         flops: 4 * product([n, m, q.channels]),
+    });
+}
+
+/// Biases of scores on a plane of tokens.
+#[derive(Debug, Clone)]
+pub struct RelativeBias {
+    /// `[heads, 1, (2 rows - 1)(2 columns - 1)]` in f32, by where the query lies from the key: rows slow, columns fast, from furthest up and left on.
+    pub table: Tensor,
+    /// Rows of tokens.
+    pub rows: usize,
+    /// Columns of tokens.
+    pub columns: usize,
+}
+
+/// Self-attention of the `rows * columns` tokens of a plane, as [`attention_into`], with a bias added to the scaled scores.
+pub fn attention_biased_into(rec: &mut Recorder, [q, k, v]: [&Tensor; 3], heads: usize, scale: f32, bias: &RelativeBias, y: &Tensor) {
+    let RelativeBias { table, rows, columns } = bias;
+    let (n, d4) = (q.pixels(), q.channels / heads / 4);
+    assert!(d4 * 4 * heads == q.channels && [k, v, y].iter().all(|t| t.shape() == q.shape()) && n == rows * columns, "attention: shapes");
+    assert_eq!(table.shape(), (heads, 1, (2 * rows - 1) * (2 * columns - 1)), "attention: table of biases");
+    let flash = Flash::shared(rec.profile().software, d4);
+    let part = Footprint::rows((heads * d4) as u64, flash.queries, 0, flash.queries);
+    let counts = [n, n, heads, 0].map(|n| n as u32);
+    rec.dispatch(Dispatch {
+        kernel: &ATTENTION_BIASED,
+        consts: [flash.consts, vec![("ROWS", *rows as u32), ("COLUMNS", *columns as u32)]].concat(),
+        bindings: vec![Binding::part(q, part), Binding::whole(k), Binding::whole(v), Binding::part(y, part), Binding::whole(table)],
+        params: [&counts[..], &[scale.to_bits(), n.next_multiple_of(8) as u32]].concat(),
+        grid: [heads as u32, n.div_ceil(flash.queries) as u32, 1],
+        flops: 4 * product([n, n, q.channels]),
     });
 }
 

@@ -23,6 +23,7 @@ use crate::gpu::{Elem, Kernel, KernelFamily, MatrixUnits, Recorder, Tensor};
 /// Every kernel.
 pub const ALL: &[&Kernel] = &[
     &attention::ATTENTION,
+    &attention::ATTENTION_BIASED,
     &attention::ATTENTION_LANES,
     &attention::ATTENTION_LANES_BROADCAST,
     &attention::ATTENTION_MERGE,

@@ -1,15 +1,17 @@
-//! The diffusion transformers DiT and FiT: noisy latent, timestep and class to a prediction.
+//! The diffusion transformers DiT, FiT and MDTv2: noisy latent, timestep and class to a prediction.
 //!
 //! Sources: Peebles & Xie 2022 (arXiv:2212.09748); facebookresearch/DiT `models.py` at ed81ce2; diffusers
-//! `models/transformers/dit_transformer_2d.py` 0.42; Lu et al. 2024 (arXiv:2402.12376, arXiv:2410.13925), whlzy/FiT `fit/model/` at b22b7b0.
+//! `models/transformers/dit_transformer_2d.py` 0.42; Lu et al. 2024 (arXiv:2402.12376, arXiv:2410.13925), whlzy/FiT `fit/model/` at b22b7b0; Gao et al. 2023
+//! (arXiv:2303.14389), sail-sg/MDT `masked_diffusion/models.py` at 7d26c21.
 //!
 //! A call with guidance predicts for the class and for none at once: their tokens lie one after the other in one matrix, so that every weight is read
 //! once, and only norms, gates and attention, which differ or must not mix, take them one by one.
 
-use super::dit_config::{DitConfig, Positions, TIME_FEATURES};
+use super::dit_config::{DitConfig, Positions, Stage, TIME_FEATURES};
 use crate::error::{Error, Result};
 use crate::gpu::{Elem, Recorder, Tensor};
 use crate::kernels::Act;
+use crate::kernels::attention::RelativeBias;
 use crate::kernels::gated_add::gated_add_into;
 use crate::kernels::glu::glu;
 use crate::kernels::layer_norm::{LayerNormWeights, layer_norm_into};
@@ -107,13 +109,16 @@ fn pixels_first<T: Clone>(values: &[T], channels: usize, pixels: usize) -> Vec<T
 /// adaLN-Zero, self-attention, MLP.
 #[derive(Debug)]
 struct Block {
+    /// Of the tokens, and of those from an earlier block that they are joined with.
+    skip: Option<[Linear; 2]>,
+    bias: Option<RelativeBias>,
     modulation: Modulation,
     heads: Heads,
     proj: Linear,
     out: Linear,
 }
 
-/// A loaded DiT or FiT.
+/// A loaded DiT, FiT or MDTv2.
 #[derive(Debug)]
 pub struct Dit {
     config: DitConfig,
@@ -121,6 +126,8 @@ pub struct Dit {
     patch: Linear,
     /// `[h, w, hidden_size]`; none where they are rotary.
     positions: Option<Tensor>,
+    /// `[h, w, hidden_size]`, added before the blocks that decode, and a row of ones.
+    decoder_positions: Option<[Tensor; 2]>,
     embeddings: Vec<TimeEmbedding>,
     /// What all blocks' modulations share, where they are of low rank.
     shared_modulation: Option<Modulation>,
@@ -188,6 +195,14 @@ impl Dit {
             }
             None => None,
         };
+        let decoder_positions = match config.decode_layers {
+            Some(_) => {
+                let table = loader.read("decoder_pos_embed", &[1, config.tokens(), d]).await?;
+                let table = loader.upload("decoder_pos_embed", &table, d, loader.precision().activations).await?;
+                Some([table.reshape(across, across), loader.upload("ones", &vec![1.0; d], d, Elem::F32).await?])
+            }
+            None => None,
+        };
         let shape =
             TimeEmbeddingShape { features: TIME_FEATURES, width: d, flip_sin_to_cos: true, freq_shift: config.freq_shift, guidance: None };
         let mut embeddings = Vec::new();
@@ -201,9 +216,30 @@ impl Dit {
         let heads = HeadsShape { channels: d, context: d, heads: config.num_attention_heads, bias: true };
         let mut blocks = Vec::new();
         for i in 0..config.num_layers {
-            let path = |name: &str| format!("transformer_blocks.{i}.{name}");
+            let block = config.block(i);
+            let path = |name: &str| format!("{block}.{name}");
+            let skip = match config.stage(i) {
+                Some(Stage::Out | Stage::Decode) => {
+                    let parts = Linear::load_parts(loader, &path("skip_linear"), &[d, d], d).await?;
+                    Some(<[Linear; 2]>::try_from(parts).expect("one for each source"))
+                }
+                Some(Stage::In) | None => None,
+            };
+            let bias = match config.decode_layers {
+                Some(_) => {
+                    let (name, heads) = (path("attn1.rel_pos_bias.relative_position_bias_table"), config.num_attention_heads);
+                    let table = loader.read(&name, &[config.relative_entries(), heads]).await?;
+                    let entries = config.relative_entries() - 3;
+                    let by_head: Vec<f32> = (0..heads * entries).map(|i| table[i % entries * heads + i / entries]).collect();
+                    let table = loader.upload(&name, &by_head, entries, Elem::F32).await?;
+                    Some(RelativeBias { table, rows: across, columns: across })
+                }
+                None => None,
+            };
             blocks.push(Block {
-                modulation: Modulation::of_block(loader, &format!("transformer_blocks.{i}"), config).await?,
+                skip,
+                bias,
+                modulation: Modulation::of_block(loader, &block, config).await?,
                 heads: Heads::load_shape(loader, &path("attn1"), heads).await?,
                 proj: match config.gated_mlp {
                     true => {
@@ -235,6 +271,7 @@ impl Dit {
             precision: loader.precision(),
             patch,
             positions,
+            decoder_positions,
             embeddings,
             shared_modulation,
             blocks,
@@ -251,7 +288,7 @@ impl Dit {
     /// The predictions for `latent` (`[h, w, in_channels]`) at `timestep` (0 to 999 for DiT, 0 to 1 for SiT and FiTv2, whole or not), one for each of
     /// `classes`: `[h, w, in_channels]` in f32, without variances. Rotary positions follow larger sizes by `scaling`.
     ///
-    /// Taps: `pos_embed`, `transformer_blocks.{i}`, all classes below each other.
+    /// Taps: `pos_embed`, every [`DitConfig::block`], all classes below each other.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a latent of another shape than the model's, or classes of another model.
@@ -316,12 +353,24 @@ impl Dit {
             sum
         };
         let gelu = if self.config.gelu_tanh { Act::GeluTanh } else { Act::GeluErf };
+        let (first, mut kept) = (x.clone(), Vec::new());
         for (i, block) in self.blocks.iter().enumerate() {
-            let path = format!("transformer_blocks.{i}");
+            let (path, stage) = (self.config.block(i), self.config.stage(i));
+            let begins_to_decode = stage == Some(Stage::Decode) && (i == 0 || self.config.stage(i - 1) != stage);
+            if let Some([positions, ones]) = self.decoder_positions.as_ref().filter(|_| begins_to_decode) {
+                let sum = rec.tensor(count * rows, columns, d, elem);
+                (0..count).for_each(|n| gated_add_into(rec, positions, ones, &part(&x, n), &part(&sum, n)));
+                x = sum;
+            }
             x = rec.scoped(&path, |rec| {
+                if let Some([own, other]) = &block.skip {
+                    let with = if stage == Some(Stage::Out) { kept.pop().expect("as many go in as come out") } else { first.clone() };
+                    let h = own.forward(rec, &x, None, Act::None, elem);
+                    x = other.forward(rec, &with, Some(&h), Act::None, elem);
+                }
                 let terms = block.modulation.forward(rec, condition(i), shared.as_ref());
                 let h = norm(rec, &x, &terms, 0, NORM_EPS);
-                let h = rec.scoped("attn1", |rec| block.heads.self_attention(rec, &h, count, rotary.as_ref()));
+                let h = rec.scoped("attn1", |rec| block.heads.self_attention(rec, &h, count, rotary.as_ref(), block.bias.as_ref()));
                 let x = add(rec, &h, &x, &terms, 2);
                 let h = norm(rec, &x, &terms, 3, self.config.norm_eps);
                 let h = rec.scoped("ff", |rec| {
@@ -337,6 +386,9 @@ impl Dit {
                 add(rec, &h, &x, &terms, 5)
             });
             rec.tap(&path, &x);
+            if stage == Some(Stage::In) {
+                kept.push(x.clone());
+            }
         }
         Ok(rec.scoped("proj_out", |rec| {
             let terms = self.last_modulation.forward(rec, condition(0), None);

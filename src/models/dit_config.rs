@@ -1,8 +1,8 @@
-//! The configuration of a class-conditional diffusion transformer (DiT, SiT, FiT): from diffusers' `config.json`, or from the shapes of its tensors in the
+//! The configuration of a class-conditional diffusion transformer (DiT, SiT, FiT, MDT): from diffusers' `config.json`, or from the shapes of its tensors in the
 //! original's files, which bring none.
 //!
-//! Sources: diffusers `models/transformers/dit_transformer_2d.py` 0.42; facebookresearch/DiT `models.py` at ed81ce2; whlzy/FiT `fit/model/` at b22b7b0.
-//! diffusers and the original are not the same network: the frequencies of the timestep differ, the epsilon of a norm can, and the original guides 3
+//! Sources: diffusers `models/transformers/dit_transformer_2d.py` 0.42; facebookresearch/DiT `models.py` at ed81ce2; whlzy/FiT `fit/model/` at b22b7b0; sail-sg/MDT
+//! `masked_diffusion/models.py` at 7d26c21. diffusers and the original are not the same network: the frequencies of the timestep differ, the epsilon of a norm can, and the original guides 3
 //! channels of 4.
 
 use std::path::Path;
@@ -65,6 +65,9 @@ pub struct DitConfig {
     pub qk_norm: bool,
     /// Shifts, scales and gates of a block from so few channels, added to those of one layer for all blocks; none: from a layer of its own.
     pub modulation_rank: Option<usize>,
+    /// MDTv2: the last so many blocks decode, those before them are joined in pairs, and attention has biases by relative position; none: one block after
+    /// the other.
+    pub decode_layers: Option<usize>,
     /// Whether channels are the slowest index within a token; else the fastest.
     pub channels_first: bool,
 }
@@ -90,6 +93,7 @@ impl Default for DitConfig {
             gated_mlp: false,
             qk_norm: false,
             modulation_rank: None,
+            decode_layers: None,
             channels_first: false,
         }
     }
@@ -99,6 +103,20 @@ impl Default for DitConfig {
 pub const TIME_FEATURES: usize = 256;
 
 const MAX_LAYERS: usize = 512;
+
+/// Most tokens a side that have biases by relative position.
+const MAX_RELATIVE: usize = 64;
+
+/// Where a block of MDTv2 stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// What it makes is kept for a later block.
+    In,
+    /// Joined with what was kept last.
+    Out,
+    /// Joined with the tokens that all began with.
+    Decode,
+}
 
 /// Widths of DiT-S, B, L and XL with their heads, and of FiTv2-3B.
 const ORIGINAL_HEADS: [(usize, usize); 5] = [(384, 6), (768, 12), (1024, 16), (1152, 16), (2304, 24)];
@@ -192,13 +210,18 @@ impl DitConfig {
             )
         })?;
         let outputs = axes("proj_out_2.weight", 2)?[0];
-        let block = |i: &usize| view.contains(&format!("transformer_blocks.{i}.norm1.linear.weight"));
+        let count = |group: &str| (0..=MAX_LAYERS).take_while(|i| view.contains(&format!("{group}.{i}.norm1.linear.weight"))).count();
+        let [plain, inward, outward, decode] = ["transformer_blocks", "en_inblocks", "en_outblocks", "de_blocks"].map(count);
+        if inward != outward {
+            return Err(format!("{inward} en_inblocks and {outward} en_outblocks: there must be as many"));
+        }
         let rows = axes("transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight", 2)?[0];
         let known = Self {
             in_channels,
             out_channels: outputs / patch_size.saturating_mul(patch_size).max(1),
             hidden_size,
-            num_layers: (0..=MAX_LAYERS).take_while(block).count(),
+            num_layers: plain + inward + outward + decode,
+            decode_layers: (inward > 0).then_some(decode),
             num_attention_heads,
             patch_size,
             num_classes: rows.saturating_sub(1),
@@ -220,7 +243,7 @@ impl DitConfig {
         }
         let tokens = axes("pos_embed.pos_embed", 3)?[1];
         let config = Self {
-            mlp_hidden: axes("transformer_blocks.0.ff.net.0.proj.weight", 2)?[0],
+            mlp_hidden: axes(&format!("{}.ff.net.0.proj.weight", known.block(0)), 2)?[0],
             sample_size: tokens.isqrt().saturating_mul(patch_size),
             ..known
         };
@@ -269,6 +292,15 @@ impl DitConfig {
         if self.gated_mlp && !self.mlp_hidden.is_multiple_of(4) {
             return Err(format!("MLP width is {}, gates take multiples of 4", self.mlp_hidden));
         }
+        if let Some(decode) = self.decode_layers {
+            let (layers, across) = (self.num_layers, self.sample_size / self.patch_size);
+            if decode > layers || !(layers - decode).is_multiple_of(2) {
+                return Err(format!("{layers} blocks of which {decode} decode: the others must be pairs"));
+            }
+            if across > MAX_RELATIVE {
+                return Err(format!("{across}x{across} tokens: biases of up to {MAX_RELATIVE}x{MAX_RELATIVE} are known to this version"));
+            }
+        }
         if let Some(rank) = self.modulation_rank {
             within("rank of the modulation", rank, 1 << 14)?;
         }
@@ -302,6 +334,33 @@ impl DitConfig {
         across * across
     }
 
+    /// Path of block `i`.
+    pub fn block(&self, i: usize) -> String {
+        let Some(decode) = self.decode_layers else { return format!("transformer_blocks.{i}") };
+        let half = self.num_layers.saturating_sub(decode) / 2;
+        match self.stage(i) {
+            Some(Stage::Out) => format!("en_outblocks.{}", i - half),
+            Some(Stage::Decode) => format!("de_blocks.{}", i - 2 * half),
+            _ => format!("en_inblocks.{i}"),
+        }
+    }
+
+    /// Where block `i` stands; none where they follow each other.
+    pub fn stage(&self, i: usize) -> Option<Stage> {
+        let half = self.num_layers.saturating_sub(self.decode_layers?) / 2;
+        Some(match i {
+            i if i < half => Stage::In,
+            i if i < 2 * half => Stage::Out,
+            _ => Stage::Decode,
+        })
+    }
+
+    /// Entries of the table of biases a head: those by relative position, and three that nothing reads.
+    pub fn relative_entries(&self) -> usize {
+        let side = 2 * (self.sample_size / self.patch_size) - 1;
+        side * side + 3
+    }
+
     /// Path of the embedding of timestep and class that block `i` is told.
     pub fn embedding(&self, i: usize) -> String {
         format!("transformer_blocks.{}.norm1.emb", if self.shared_embedding { 0 } else { i })
@@ -323,6 +382,9 @@ impl DitConfig {
         if self.positions == Positions::Stored {
             list.push("pos_embed.pos_embed", &[1, self.tokens(), d]);
         }
+        if self.decode_layers.is_some() {
+            list.push("decoder_pos_embed", &[1, self.tokens(), d]);
+        }
         if self.modulation_rank.is_some() {
             list.linear("global_modulation", 6 * d, d);
         }
@@ -333,7 +395,14 @@ impl DitConfig {
             list.push(&format!("{path}.class_embedder.embedding_table.weight"), &[self.num_classes + 1, d]);
         }
         for i in 0..self.num_layers {
-            let block = |name: &str| format!("transformer_blocks.{i}.{name}");
+            let path = self.block(i);
+            let block = |name: &str| format!("{path}.{name}");
+            if self.decode_layers.is_some() {
+                list.push(&block("attn1.rel_pos_bias.relative_position_bias_table"), &[self.relative_entries(), self.num_attention_heads]);
+            }
+            if matches!(self.stage(i), Some(Stage::Out | Stage::Decode)) {
+                list.linear(&block("skip_linear"), d, 2 * d);
+            }
             match self.modulation_rank {
                 Some(rank) => {
                     list.linear(&block("norm1.linear"), rank, d);

@@ -4,9 +4,9 @@ use super::{GroupNorm, Linear, Loader};
 use crate::error::Result;
 use crate::gpu::{Recorder, Tensor};
 use crate::kernels::Act;
-use crate::kernels::attention::attention_into;
+use crate::kernels::attention::{RelativeBias, attention_biased_into, attention_into};
 use crate::kernels::group_norm::norm_apply;
-use crate::kernels::rotary::{Rotary, rotary};
+use crate::kernels::rotary::{Rotary, rotary as turned};
 
 /// Tokens that go through a block of layers at a time, so that its intermediate results stay small. Each token depends on
 /// itself and on the context alone: no bit depends on this number.
@@ -115,17 +115,27 @@ impl Heads {
     }
 
     /// `to_out(attention(x, x, x))` of a batch: `count` runs of tokens below each other in `x`, none of which sees another. Queries and keys turn by
-    /// `positions`, if there are any.
-    pub fn self_attention(&self, rec: &mut Recorder, x: &Tensor, count: usize, positions: Option<&Rotary>) -> Tensor {
+    /// `rotary`, scores have `bias` added, if there are any.
+    pub fn self_attention(
+        &self,
+        rec: &mut Recorder,
+        x: &Tensor,
+        count: usize,
+        rotary: Option<&Rotary>,
+        bias: Option<&RelativeBias>,
+    ) -> Tensor {
         let [mut q, mut k, v] = [&self.to_q, &self.to_k, &self.to_v].map(|to| to.forward(rec, x, None, Act::None, x.elem));
-        if let Some(positions) = positions {
-            [q, k] = [q, k].map(|t| rotary(rec, &t, self.heads, positions));
+        if let Some(positions) = rotary {
+            [q, k] = [q, k].map(|t| turned(rec, &t, self.heads, positions));
         }
         let y = rec.tensor(x.height, x.width, q.channels, x.elem);
         let rows = x.height / count;
         for n in 0..count {
             let [q, k, v, y] = [&q, &k, &v, &y].map(|t| t.rows(n * rows, rows));
-            attention_into(rec, [&q, &k, &v], self.heads, self.scale, false, &y, q.pixels());
+            match bias {
+                Some(bias) => attention_biased_into(rec, [&q, &k, &v], self.heads, self.scale, bias, &y),
+                None => attention_into(rec, [&q, &k, &v], self.heads, self.scale, false, &y, q.pixels()),
+            }
         }
         self.to_out.forward(rec, &y, None, Act::None, x.elem)
     }

@@ -208,6 +208,13 @@ impl Linear {
         Linear::parts(loader, path, &weight, &mut bias, sources).await
     }
 
+    /// [`Linear::load`] in the same way.
+    pub async fn load_parts(loader: &Loader<'_>, path: &str, sources: &[usize], outputs: usize) -> Result<Vec<Linear>> {
+        let weight = loader.read(&format!("{path}.weight"), &[outputs, sources.iter().sum()]).await?;
+        let mut bias = loader.read(&format!("{path}.bias"), &[outputs]).await?;
+        Linear::parts(loader, path, &weight, &mut bias, sources).await
+    }
+
     async fn parts(loader: &Loader<'_>, path: &str, weight: &[f32], bias: &mut [f32], sources: &[usize]) -> Result<Vec<Linear>> {
         let mut parts = Vec::new();
         for (columns, &source) in columns(weight, bias.len(), 1, sources).iter().zip(sources) {

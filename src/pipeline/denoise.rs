@@ -24,10 +24,25 @@ use crate::schedulers::{Call, Combination, Schedule, State};
 pub(super) struct Guidance {
     /// `negative + scale * (prompt - negative)`; none: the prompt's alone.
     pub scale: Option<f64>,
+    /// See [`Request::guidance_power`]; with what a timestep is divided by to lie between 0 and 1.
+    pub power: Option<(f64, f64)>,
     /// See [`Request::guidance_rescale`].
     pub rescale: f64,
     /// What models distilled with guidance are told.
     pub embedded: Option<f64>,
+}
+
+impl Guidance {
+    /// The scale at a timestep.
+    pub fn scale_at(&self, timestep: f64) -> Option<f64> {
+        match (self.scale, self.power) {
+            (Some(scale), Some((power, duration))) => {
+                let share = (1.0 - timestep / duration).clamp(0.0, 1.0).powf(power);
+                Some(1.0 + (scale - 1.0) * 0.5 * (1.0 - (std::f64::consts::PI * share).cos()))
+            }
+            (scale, _) => scale,
+        }
+    }
 }
 
 /// What inpainting holds on to.

@@ -89,6 +89,9 @@ pub struct Request {
     pub steps: usize,
     /// Guidance scale; 1 and below: none.
     pub cfg: f64,
+    /// Guidance of class-conditional models that grows from 1 to the scale as the noise fades, as `(1 - cos(pi (1 - t)^power)) / 2`; the smaller the power,
+    /// the sooner; 0: the scale at once; none: [`Parts::default_guidance_power`].
+    pub guidance_power: Option<f64>,
     /// Share by which guided predictions take the spread of unguided ones, 0 to 1.
     pub guidance_rescale: f64,
     /// Noise of DDIM, 0 to 1.
@@ -127,6 +130,7 @@ impl Request {
             prediction: None,
             steps: 50,
             cfg: 7.5,
+            guidance_power: None,
             guidance_rescale: 0.0,
             eta: 0.0,
             seed: 0,
@@ -309,6 +313,12 @@ impl Pipeline {
             false => Err(invalid(what, format!("{value} does not lie between {low} and {high}"))),
         };
         within("cfg", request.cfg, -100.0, 1000.0)?;
+        if let Some(power) = request.guidance_power {
+            within("guidance power", power, 0.0, 100.0)?;
+            if !self.parts.is_class_conditional() {
+                return Err(invalid("guidance power", "it is for class-conditional models"));
+            }
+        }
         within("guidance rescale", request.guidance_rescale, 0.0, 1.0)?;
         within("strength", request.strength, 0.0, 1.0)?;
         if let Some(noise) = &request.init_noise {
@@ -476,9 +486,18 @@ impl Pipeline {
         let guided = request.cfg > 1.0 && !distilled;
         Guidance {
             scale: guided.then_some(request.cfg),
+            power: self.guidance_power(request).map(|power| (power, if self.is_flow(request) { 1.0 } else { 1000.0 })),
             rescale: if guided { request.guidance_rescale } else { 0.0 },
             embedded: distilled.then_some(request.cfg - 1.0),
         }
+    }
+
+    fn guidance_power(&self, request: &Request) -> Option<f64> {
+        request.guidance_power.or_else(|| self.parts.default_guidance_power()).filter(|power| *power > 0.0)
+    }
+
+    fn is_flow(&self, request: &Request) -> bool {
+        self.scheduler(request).is_ok_and(|scheduler| scheduler.config().prediction_type == Prediction::Flow)
     }
 
     /// Whether a latent of this size is more than whole doublings of the UNet's coarsest level.

@@ -73,7 +73,7 @@ impl Conditioned<'_> {
                 (all.next().expect("there is a class"), all.next(), dit.config().guided_channels)
             }
         };
-        let (Some(without), Some(scale)) = (without, guidance.scale) else { return Ok(with) };
+        let (Some(without), Some(scale)) = (without, guidance.scale_at(timestep)) else { return Ok(with) };
         let guided = match guided_channels {
             all if all == channels => combine(rec, &[(&without, 1.0 - scale), (&with, scale)], None, channels, Elem::F32),
             some => {

@@ -68,7 +68,7 @@ pub struct Parts {
     pub vae: Option<VaeConfig>,
     /// Width and height of the model's native picture in pixels.
     pub native_size: (usize, usize),
-    /// `sd1`, `sd2`, `sdxl`, `dit`, `fit` or `unknown`.
+    /// `sd1`, `sd2`, `sdxl`, `dit`, `fit`, `mdt` or `unknown`.
     pub family: &'static str,
     /// What was taken for granted, for the user.
     pub notes: Vec<String>,
@@ -242,7 +242,11 @@ impl Parts {
         files: Files,
     ) -> Parts {
         let side = dit.sample_size * vae.as_ref().map_or(8, VaeConfig::scale);
-        let family = if dit.positions == Positions::Rotary { "fit" } else { "dit" };
+        let family = match dit {
+            _ if dit.positions == Positions::Rotary => "fit",
+            _ if dit.decode_layers.is_some() => "mdt",
+            _ => "dit",
+        };
         Parts {
             path: path.to_owned(),
             files,
@@ -274,6 +278,10 @@ impl Parts {
             let parts = Parts::class_conditional(path, dit, Labels::default(), None, source, Files::Single(weights));
             let (w, h) = parts.native_size;
             return Ok(if large { Parts { native_size: (2 * w, 2 * h), ..parts } } else { parts });
+        }
+        if dit.decode_layers.is_some() {
+            let source = SchedulerSource::Dit { prediction: Prediction::Epsilon };
+            return Ok(Parts::class_conditional(path, dit, Labels::default(), None, source, Files::Single(weights)));
         }
         let flow =
             path.ancestors().take(5).find_map(|name| if says(name, "sit") { Some(true) } else { says(name, "dit").then_some(false) });
@@ -486,11 +494,11 @@ impl Parts {
     fn check(&self) -> Result<()> {
         let (view, tensors) = (self.denoiser_view()?, self.denoiser_tensors());
         view.check(&tensors)?;
-        if let (Files::Single(_), Some(other)) = (&self.files, view.surplus(&tensors)) {
+        if let (Files::Single(_), Some(other)) = (&self.files, view.surplus(&tensors, self.unused())) {
             // Read off its tensors, a relative has those that are looked for and more.
             let (what, have) = match &self.denoiser {
                 Denoiser::Unet { unet, .. } => (unet.to_string(), "the UNets of Stable Diffusion"),
-                Denoiser::Dit { dit, .. } => (dit.to_string(), "DiT, SiT and FiT"),
+                Denoiser::Dit { dit, .. } => (dit.to_string(), "DiT, SiT, FiT and MDT"),
             };
             return Err(unknown(
                 &self.path,
@@ -590,6 +598,11 @@ impl Parts {
         }
     }
 
+    /// [`super::Request::guidance_power`] that is usual for it: of MDTv2 0.01, as its own script has it.
+    pub fn default_guidance_power(&self) -> Option<f64> {
+        matches!(&self.denoiser, Denoiser::Dit { dit, .. } if dit.decode_layers.is_some()).then_some(0.01)
+    }
+
     /// Channels that the denoiser takes.
     pub fn in_channels(&self) -> usize {
         match &self.denoiser {
@@ -603,6 +616,14 @@ impl Parts {
         match &self.denoiser {
             Denoiser::Unet { unet, .. } => unet.tensors(),
             Denoiser::Dit { dit, .. } => dit.tensors(),
+        }
+    }
+
+    /// Which tensors of a file the denoiser does not read.
+    fn unused(&self) -> fn(&str) -> bool {
+        match &self.denoiser {
+            Denoiser::Dit { dit, .. } if dit.decode_layers.is_some() => dit_keys::is_unused,
+            _ => |_| false,
         }
     }
 

@@ -2,8 +2,9 @@
 //!
 //! diffusers' `DiTTransformer2DModel`, and the original's, in which q, k and v are fused, all blocks share one embedding of timestep and class, and the
 //! table of positions is stored (`pos_embed.pos_embed` here). FiT's are those of the original, without the table; what diffusers has no name for is
-//! `ff.value`, `ff.gate`, `norm1.linear_2` and `global_modulation`. Sources: diffusers `models/transformers/dit_transformer_2d.py` 0.42;
-//! facebookresearch/DiT `models.py` at ed81ce2; whlzy/FiT `fit/model/` at b22b7b0.
+//! `ff.value`, `ff.gate`, `norm1.linear_2` and `global_modulation`. MDTv2's blocks are `en_inblocks`, `en_outblocks` and `de_blocks`, with `skip_linear` and
+//! `attn1.rel_pos_bias`. Sources: diffusers `models/transformers/dit_transformer_2d.py` 0.42;
+//! facebookresearch/DiT `models.py` at ed81ce2; whlzy/FiT `fit/model/` at b22b7b0; sail-sg/MDT `masked_diffusion/models.py` at 7d26c21.
 
 use super::Weights;
 use super::view::{Naming, View};
@@ -13,14 +14,25 @@ pub fn view(weights: &Weights) -> Option<View<'_>> {
     if weights.contains("transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight") {
         return Some(View::new(weights, "", Naming::Plain));
     }
-    // MaskDiT's table lies under `model.`, MDT's blocks have other names.
-    let original = ["x_embedder.proj.weight", "y_embedder.embedding_table.weight", "blocks.0.adaLN_modulation.1.weight"];
-    let known = original.into_iter().all(|name| weights.contains(name)) && (weights.contains("pos_embed") || weights.contains(GATE));
+    // MaskDiT's table lies under `model.`.
+    let all = |names: [&str; 2]| names.into_iter().all(|name| weights.contains(name));
+    let blocks = all(["pos_embed", "blocks.0.adaLN_modulation.1.weight"]) || weights.contains(GATE) || is_mdt(weights);
+    let known = blocks && all(["x_embedder.proj.weight", "y_embedder.embedding_table.weight"]);
     known.then(|| View::new(weights, "", Naming::Dit))
 }
 
 /// FiT's gates, which DiT has not.
 const GATE: &str = "blocks.0.mlp.fc1_g.weight";
+
+/// Whether `weights` are an MDTv2.
+pub fn is_mdt(weights: &Weights) -> bool {
+    weights.contains("decoder_pos_embed") && weights.contains("en_inblocks.0.adaLN_modulation.1.weight")
+}
+
+/// Whether a tensor of MDTv2's files is for training alone, or follows from the others.
+pub fn is_unused(file_name: &str) -> bool {
+    file_name == "mask_token" || file_name.starts_with("sideblocks.") || file_name.ends_with(".relative_position_index")
+}
 
 /// Whether a [`view`] is of FiT.
 pub fn is_fit(view: &View) -> bool {
@@ -46,10 +58,12 @@ pub(super) fn original_name(name: &str) -> Option<(String, Option<usize>)> {
         }
         ["transformer_blocks", "0", "norm1", "emb", "timestep_embedder", "linear_1", leaf] => (format!("t_embedder.mlp.0.{leaf}"), None),
         ["transformer_blocks", "0", "norm1", "emb", "timestep_embedder", "linear_2", leaf] => (format!("t_embedder.mlp.2.{leaf}"), None),
-        ["transformer_blocks", i, ref tail @ ..] => {
+        [group @ ("transformer_blocks" | "en_inblocks" | "en_outblocks" | "de_blocks"), i, ref tail @ ..] => {
             let (inner, third) = match *tail {
                 ["norm1", "linear", leaf] => (format!("adaLN_modulation.1.{leaf}"), None),
                 ["norm1", "linear_2", leaf] => (format!("adaLN_modulation.2.{leaf}"), None),
+                ["skip_linear", leaf] => (format!("skip_linear.{leaf}"), None),
+                ["attn1", "rel_pos_bias", leaf] => (format!("attn.rel_pos_bias.{leaf}"), None),
                 ["attn1", "to_out", "0", leaf] => (format!("attn.proj.{leaf}"), None),
                 ["attn1", projection, leaf] => {
                     let third = ["to_q", "to_k", "to_v"].iter().position(|p| *p == projection)?;
@@ -61,7 +75,8 @@ pub(super) fn original_name(name: &str) -> Option<(String, Option<usize>)> {
                 ["ff", "net", "2", leaf] => (format!("mlp.fc2.{leaf}"), None),
                 _ => return None,
             };
-            (format!("blocks.{i}.{inner}"), third)
+            let group = if group == "transformer_blocks" { "blocks" } else { group };
+            (format!("{group}.{i}.{inner}"), third)
         }
         _ => return None,
     })

@@ -156,6 +156,7 @@ impl fmt::Display for DitConfig {
         let (name, or_other) = match (self.positions, self.modulation_rank) {
             (Positions::Rotary, None) => ("FiT", " or any size"),
             (Positions::Rotary, Some(_)) => ("FiTv2", " or any size"),
+            _ if self.decode_layers.is_some() => ("MDTv2", ""),
             _ => ("DiT", ""),
         };
         write!(
@@ -185,7 +186,9 @@ fn halves(encoder: bool, decoder: bool) -> &'static str {
 /// # Errors
 /// [`Error::Config`] for a model that was recognised and whose config or shapes contradict themselves.
 pub fn recognise(weights: &Weights) -> Result<Recognised> {
-    if weights.contains("mask_token") || weights.metadata().contains_key(crate::models::infgen_config::METADATA_KEY) {
+    if (weights.contains("mask_token") && !dit_keys::is_mdt(weights))
+        || weights.metadata().contains_key(crate::models::infgen_config::METADATA_KEY)
+    {
         return Ok(Recognised::Infgen { config: Box::new(InfgenConfig::from_weights(weights)?) });
     }
     if let Some(info) = weights.info("latent").filter(|_| weights.len() == 1) {

@@ -164,10 +164,10 @@ impl<'a> View<'a> {
         }
     }
 
-    /// A tensor of the file, where this model's names are, that is none of `tensors`.
-    pub fn surplus(&self, tensors: &[(String, Vec<usize>)]) -> Option<&'a str> {
+    /// A tensor of the file, where this model's names are, that is none of `tensors`, nor one that the model does not use (by the file's name).
+    pub fn surplus(&self, tensors: &[(String, Vec<usize>)], unused: fn(&str) -> bool) -> Option<&'a str> {
         let known: HashSet<String> = tensors.iter().map(|(name, _)| self.file_name(name)).collect();
-        self.names().find(|name| name.starts_with(&self.prefix) && !known.contains(*name))
+        self.names().find(|name| name.starts_with(&self.prefix) && !known.contains(*name) && !unused(name))
     }
 
     /// Whether the file has `name` with inputs as rows.

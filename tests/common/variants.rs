@@ -72,7 +72,7 @@ pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
             [(2, 8), (8, 8), (10, 8), (16, 4)].map(|(d4, run)| vec![("D4", d4), ("WG", 8), ("RUN", run)]).to_vec()
         }
         "attention_lanes" => [1, 5, 8].map(|d4| vec![("D4", d4), ("WG", 8), ("RUN", 8)]).to_vec(),
-        "attention" | "attention_range" => [
+        "attention" | "attention_biased" | "attention_range" => [
             (1, 1, 8, 1),
             (5, 1, 64, 5),
             (10, 2, 64, 5),
@@ -82,7 +82,10 @@ pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
             (128, 16, 64, 8),
             (1024, 128, 128, 8),
         ]
-        .map(|(d4, s, wg, qn)| vec![("D4", d4), ("S", s), ("WG", wg), ("QN", qn)])
+        .map(|(d4, s, wg, qn)| {
+            let plane = if kernel.name == "attention_biased" { &[("ROWS", 16), ("COLUMNS", 16)][..] } else { &[] };
+            [&[("D4", d4), ("S", s), ("WG", wg), ("QN", qn)], plane].concat()
+        })
         .into(),
         "norm_apply" => {
             [(0, 1, 256), (1, 1, 256), (0, 8, 32), (1, 8, 32)].map(|(silu, run, wg)| vec![("SILU", silu), ("RUN", run), ("WG", wg)]).into()

@@ -1,11 +1,11 @@
-"""tests/data/class-to-image: predictions and final latents of two tiny DiTs, in diffusers' form and in the original's, and of two tiny FiTs.
+"""tests/data/class-to-image: predictions and final latents of two tiny DiTs, in diffusers' form and in the original's, of two tiny FiTs and a tiny MDTv2.
 
     python tools/goldens/class_to_image.py [--check]
 
 Weights are synthetic (synthetic.py), so none are stored: case.json lists every tensor with its amplitude. diffusers' form is computed by its DiTPipeline,
 the original's by `Original` below, written from its models.py (facebookresearch/DiT at ed81ce2): they are not the same network. SiT is the original's network
-with another sampler. FiT is `Fit` below, written from fit/model/ (whlzy/FiT at b22b7b0; its code, run beside it on weights and positions of these, gave
-the same to 1e-6).
+with another sampler. FiT is `Fit` below, written from fit/model/ (whlzy/FiT at b22b7b0), MDTv2 is `Mdt`, from
+masked_diffusion/models.py (sail-sg/MDT at 7d26c21); their own code, run beside them on these weights, gave the same to 1e-6.
 Values are computed in f32.
 """
 
@@ -44,7 +44,9 @@ SCHEDULER = {**TRAINED, "beta_end": 0.002}
 # Heads of one width with and without what differs between the versions; on planes longer than those of training (16 tokens), and not.
 FIT1 = {"hidden_size": 64, "depth": 2, "num_heads": 2, "patch_size": 2, "mlp_hidden": 96, "in_channels": 4, "outputs": 8}
 FIT2 = {**FIT1, "outputs": 4, "rank": 20, "num_heads": 4}
-SIZES = {"diffusers": (12, 12), "odd": (12, 12), "original": (8, 8), "fit1": (12, 8), "fit2": (36, 16)}
+# A head of a width that 8 does not divide; five tokens a side.
+MDT = {"hidden_size": 60, "depth": 6, "decode_layers": 2, "num_heads": 5, "patch_size": 2, "input_size": 10, "in_channels": 4}
+SIZES = {"diffusers": (12, 12), "odd": (12, 12), "original": (8, 8), "fit1": (12, 8), "fit2": (36, 16), "mdt": (10, 10)}
 # Its --interpolation, as `infgen generate --rope` has it.
 ROPES = ["no", "linear", "dynntk", "ntkpro1", "ntkpro2", "partntk", "yarn"]
 # Timestep and class of single calls.
@@ -59,11 +61,11 @@ class OriginalBlock(nn.Module):
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(d, 4 * d), "fc2": nn.Linear(4 * d, d)})
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(d, 6 * d))
 
-    def forward(self, x, c):
+    def forward(self, x, c, bias=0.0):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)
         b, n, d = x.shape
         q, k, v = self.attn["qkv"](modulate(x, shift_a, scale_a)).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        weights = ((q @ k.transpose(-2, -1)) * (d // self.heads) ** -0.5).softmax(-1)
+        weights = ((q @ k.transpose(-2, -1)) * (d // self.heads) ** -0.5 + bias).softmax(-1)
         x = x + gate_a[:, None] * self.attn["proj"]((weights @ v).transpose(1, 2).reshape(b, n, d))
         h = self.mlp["fc2"](F.gelu(self.mlp["fc1"](modulate(x, shift_m, scale_m)), approximate="tanh"))
         return x + gate_m[:, None] * h
@@ -92,15 +94,22 @@ class Original(nn.Module):
         freqs = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32) / 128)
         args = t[:, None].float() * freqs[None]
         cond = self.t_embedder["mlp"](torch.cat([args.cos(), args.sin()], -1)) + self.y_embedder["embedding_table"](y)
-        for block in self.blocks:
-            x = block(x, cond)
+        x = self.run(x, cond)
         shift, scale = self.final_layer["adaLN_modulation"](cond).chunk(2, dim=1)
         x = self.final_layer["linear"](modulate(x, shift, scale))
         x = x.reshape(b, height // self.patch, width // self.patch, self.patch, self.patch, 2 * c)
         return torch.einsum("nhwpqc->nchpwq", x).reshape(b, 2 * c, height, width)
 
-    def guided(self, x, t, y, scale, rescale=0.0):
-        """forward_with_cfg: the first 3 channels are guided. `rescale`: diffusers' rescale_noise_cfg, which DiT's own pipelines do not have."""
+    def run(self, x, c):
+        for block in self.blocks:
+            x = block(x, c)
+        return x
+
+    def guided(self, x, t, y, scale, rescale=0.0, share=None):
+        """forward_with_cfg: the first 3 channels are guided. `rescale`: diffusers' rescale_noise_cfg, which DiT's own pipelines do not have. `share`: what
+        MDT's power cosine, and FiT's, is taken of."""
+        if share is not None:
+            scale = (scale - 1) * (1 - math.cos(share * math.pi)) / 2 + 1
         both = self(torch.cat([x, x]), t.expand(2 * len(x)), torch.cat([y, torch.full_like(y, CLASSES)]))
         with_class, without = both[:, :3].chunk(2)
         guided = torch.cat([without + scale * (with_class - without), both[: len(x), 3:4]], 1)
@@ -180,9 +189,49 @@ class Fit(nn.Module):
     guided = Original.guided
 
 
+class MdtBlock(OriginalBlock):
+    def __init__(self, d, heads, side, skip):
+        super().__init__(d, heads)
+        table = nn.Module()
+        table.relative_position_bias_table = nn.Parameter(torch.zeros((2 * side - 1) ** 2 + 3, heads))
+        self.attn["rel_pos_bias"] = table
+        self.skip_linear = nn.Linear(2 * d, d) if skip else None
+        at = torch.arange(side * side)
+        down, across = (n[:, None] - n[None] + side - 1 for n in (at // side, at % side))
+        self.index = down * (2 * side - 1) + across
+
+    def forward(self, x, c, skip=None):
+        if self.skip_linear is not None:
+            x = self.skip_linear(torch.cat([x, skip], -1))
+        return super().forward(x, c, self.attn["rel_pos_bias"].relative_position_bias_table[self.index].permute(2, 0, 1))
+
+
+class Mdt(Original):
+    def __init__(self, c):
+        super().__init__({**c, "depth": 0})
+        d, side, half = c["hidden_size"], c["input_size"] // c["patch_size"], (c["depth"] - c["decode_layers"]) // 2
+        block = lambda skip: MdtBlock(d, c["num_heads"], side, skip)
+        self.en_inblocks = nn.ModuleList(block(False) for _ in range(half))
+        self.en_outblocks = nn.ModuleList(block(True) for _ in range(half))
+        self.de_blocks = nn.ModuleList(block(True) for _ in range(c["decode_layers"]))
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, side * side, d))
+
+    def run(self, x, c):
+        first, kept = x, []
+        for block in self.en_inblocks:
+            x = block(x, c)
+            kept.append(x)
+        for block in self.en_outblocks:
+            x = block(x, c, kept.pop())
+        x = x + self.decoder_pos_embed
+        for block in self.de_blocks:
+            x = block(x, c, first)
+        return x
+
+
 def amplitude(name: str, shape) -> tuple[float, float]:
     """amp and offset: activations near unit scale, attention far from uniform, every tensor felt."""
-    if "embedding_table" in name or name == "pos_embed":
+    if "embedding_table" in name or "bias_table" in name or name in ("pos_embed", "decoder_pos_embed"):
         return 1.0, 0.0
     if len(shape) == 1:
         return 0.3, 0.0
@@ -202,8 +251,9 @@ def flow(model, x, run):
     rope = {"rope": run["rope"]} if "rope" in run else {}
 
     def velocity(x, t):
+        share = (1 - t) ** run["power"] if "power" in run else None
         t = torch.tensor([t])
-        return model.guided(x, t, y, run["cfg"]) if run["cfg"] > 1 else model(x, t, y, **rope)[:, :4]
+        return model.guided(x, t, y, run["cfg"], share=share) if run["cfg"] > 1 else model(x, t, y, **rope)[:, :4]
 
     for i in range(run["steps"]):
         v = velocity(x, i * dt)
@@ -223,13 +273,16 @@ def runs():
     yield {**base, "name": "diffusers-own", "model": "diffusers", "sampler": None, "steps": 4}
     yield {**base, "name": "fit1-own-cfg", "model": "fit1", "sampler": None, "cfg": 1.5}
     yield {**base, "name": "fit2-own-cfg", "model": "fit2", "sampler": None, "cfg": 1.5, "steps": 3}
+    yield {**base, "name": "mdt-own-cfg", "model": "mdt", "sampler": None, "power": 0.01}
+    yield {**base, "name": "mdt-power-cfg", "model": "mdt", "steps": 6, "power": 4.0}
+    yield {**base, "name": "fit2-power-cfg", "model": "fit2", "sampler": "euler", "cfg": 3.0, "steps": 3, "power": 2.0}
     yield {**base, "name": "fit2-euler", "model": "fit2", "sampler": "euler", "cfg": 1.0, "steps": 2, "rope": "ntkpro2"}
 
 
 @torch.no_grad()
 def make(out: Path) -> None:
     models = {"diffusers": diffusers.DiTTransformer2DModel.from_config(DIFFUSERS).eval(), "original": Original(ORIGINAL).eval(),
-              "odd": diffusers.DiTTransformer2DModel.from_config(ODD).eval(), "fit1": Fit(FIT1).eval(), "fit2": Fit(FIT2).eval()}
+              "odd": diffusers.DiTTransformer2DModel.from_config(ODD).eval(), "fit1": Fit(FIT1).eval(), "fit2": Fit(FIT2).eval(), "mdt": Mdt(MDT).eval()}
     specs = {name: fill(model) for name, model in models.items()}
     noise = lambda model, seed: torch.randn(1, 4, *SIZES[model], generator=torch.Generator("cpu").manual_seed(seed))
     expected, listed = {}, []
@@ -266,7 +319,8 @@ def make(out: Path) -> None:
             for t in scheduler.timesteps:
                 x = scheduler.scale_model_input(latents, t)
                 guided = run["cfg"] > 1
-                eps = model.guided(x, t[None], y, run["cfg"], run.get("rescale", 0.0)) if guided else model(x, t[None], y)[:, :4]
+                share = (1 - t.item() / 1000) ** run["power"] if "power" in run else None
+                eps = model.guided(x, t[None], y, run["cfg"], run.get("rescale", 0.0), share) if guided else model(x, t[None], y)[:, :4]
                 latents = scheduler.step(eps, t, latents).prev_sample
         expected[run["name"]] = latents.numpy()
         listed.append(run)

@@ -240,9 +240,12 @@ pub struct GenerateArgs {
     /// Sampler [default: the model's own]
     #[arg(long, value_enum, value_name = "S", help_heading = "Picture")]
     pub sampler: Option<SamplerArg>,
-    /// Guidance scale; 1 is without, and twice as fast [default: 7.5; SDXL: 5; lcm: 1.5; DiT, SiT: 4; FiT: 1.5]
+    /// Guidance scale; 1 is without, and twice as fast [default: 7.5; SDXL: 5; lcm: 1.5; DiT, SiT, MDT: 4; FiT: 1.5]
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Picture")]
     pub cfg: Option<f64>,
+    /// Guidance of class-conditional models that grows as the noise fades: the smaller, the sooner; 0: the scale at once [default: MDT: 0.01; others: 0]
+    #[arg(long, value_name = "X", value_parser = parse_power, help_heading = "Picture")]
+    pub cfg_power: Option<f64>,
     /// Seed of all noise (of which, as in PyTorch, 32 bits count); several, such as 7,11 or 1-4, make a picture (or batch) each [default: another one every time]
     #[arg(short, long, value_name = "N[,N..]", value_parser = parse_seeds, help_heading = "Picture")]
     pub seed: Option<Seeds>,
@@ -424,6 +427,10 @@ fn parse_steps(text: &str) -> Result<usize, String> {
 
 fn parse_share(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|x| (0.0..=1.0).contains(x)).ok_or_else(|| "a number from 0 to 1".into())
+}
+
+fn parse_power(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|x| (0.0..=100.0).contains(x)).ok_or_else(|| "a number from 0 to 100".into())
 }
 
 fn parse_count(text: &str) -> Result<usize, String> {
