@@ -75,15 +75,21 @@ impl Models {
         write(&stem, &models.tensors("diffusers"), Dtype::F32);
         write(&models.path("original"), &models.tensors("original"), Dtype::F32);
         std::fs::copy(models.path("original"), models.path("sit")).unwrap();
-        // Their width is none of those that were published: a config.json says the heads.
-        for (name, heads) in [("fit1", 2), ("fit2", 4), ("mdt", 5)] {
+        // Their width is none of those that were published: a config.json says the heads; MDT's table of biases does, too.
+        for (name, heads) in [("fit1", Some(2)), ("fit2", Some(4)), ("mdt", None)] {
             let folder = models.path(name);
             std::fs::create_dir_all(&folder).unwrap();
-            std::fs::write(folder.join("config.json"), json!({ "num_heads": heads }).to_string()).unwrap();
+            if let Some(heads) = heads {
+                std::fs::write(folder.join("config.json"), json!({ "num_heads": heads }).to_string()).unwrap();
+            }
             let mut tensors = models.tensors(name);
             if name == "mdt" {
                 // Such as its files hold and inference does not need.
-                for (name, shape) in [("mask_token", &[1, 1, 60][..]), ("sideblocks.0.attn.proj.bias", &[60])] {
+                for (name, shape) in [
+                    ("mask_token", &[1, 1, 60][..]),
+                    ("sideblocks.0.attn.proj.bias", &[60]),
+                    ("de_blocks.0.attn.rel_pos_bias.relative_position_index", &[6, 10]),
+                ] {
                     tensors.push(Tensor { name: name.into(), shape: shape.into(), values: vec![f32::NAN; 60] });
                 }
             }
@@ -120,20 +126,6 @@ fn channels_last(planes: &[f32]) -> Vec<f32> {
     (0..planes.len()).map(|i| planes[i % 4 * area + i / 4]).collect()
 }
 
-/// By FiT's name for it.
-fn scaling(rope: &str) -> RotaryScaling {
-    match rope {
-        "no" => RotaryScaling::None,
-        "linear" => RotaryScaling::Linear,
-        "dynntk" => RotaryScaling::Ntk,
-        "ntkpro1" => RotaryScaling::NtkPro1,
-        "ntkpro2" => RotaryScaling::NtkPro2,
-        "partntk" => RotaryScaling::NtkByParts,
-        "yarn" => RotaryScaling::Yarn,
-        other => panic!("{other}"),
-    }
-}
-
 /// One call each, alone and with another class below it, which must change no bit.
 #[test]
 fn a_call_predicts_what_the_sources_predict() {
@@ -167,7 +159,10 @@ fn a_call_predicts_what_the_sources_predict() {
             assert!(both[0] == alone[0] && both[1] == predictions(timestep, &[5], own)[0], "{name}: classes see each other");
         }
         for rope in models.case.ropes.iter().filter(|_| name == "fit2") {
-            let distance = relative_l2(&predictions(0.3, &[5], scaling(rope))[0], &channels_last(&expected(&format!("rope.{rope}"))));
+            let distance = relative_l2(
+                &predictions(0.3, &[5], RotaryScaling::from_name(rope).unwrap())[0],
+                &channels_last(&expected(&format!("rope.{rope}"))),
+            );
             println!("{name}, rope {rope}: {distance:.2e}");
             assert!(distance < 1e-5, "{name}, rope {rope}: relative L2 {distance:.2e}");
         }
@@ -238,17 +233,22 @@ fn a_class_becomes_a_picture_of_any_size() {
     assert_ne!(Latent::open(&by_name).unwrap(), Latent::open(&by_number).unwrap());
 
     // What the plan names as the smallest ceiling is one.
+    let (fit, mdt) = (models.at("fit2"), models.at("mdt"));
+    for model in [&fit, &mdt, &file] {
+        let common = ["generate", "--model", model, "-p", "1", "--steps", "2", "-s", "1", "--save-latent", &by_name, "-o", &output];
+        done(&common);
+        let whole = Latent::open(&by_name).unwrap();
+        let tight = infgen(&[&common[..], &["-q", "--memory", "1MiB"]].concat());
+        let stderr = String::from_utf8_lossy(&tight.stderr);
+        let needed = stderr.split("needs ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_else(|| panic!("{stderr}")).to_owned();
+        let report = done(&[&common[..], &["--memory", &needed]].concat());
+        assert!(report["peak_gpu_bytes"].as_u64().unwrap() <= needed.parse().unwrap(), "{report}");
+        assert_eq!(Latent::open(&by_name).unwrap(), whole);
+        let less = (needed.parse::<u64>().unwrap() - 1).to_string();
+        assert_eq!(infgen(&[&common[..], &["-q", "--memory", &less]].concat()).status.code(), Some(1));
+    }
     let common = ["generate", "--model", &file, "-p", "1", "--steps", "2", "-s", "1", "--save-latent", &by_name, "-o", &output];
-    done(&common);
     let whole = Latent::open(&by_name).unwrap();
-    let tight = infgen(&[&common[..], &["-q", "--memory", "1MiB"]].concat());
-    let stderr = String::from_utf8_lossy(&tight.stderr);
-    let needed = stderr.split("needs ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_else(|| panic!("{stderr}")).to_owned();
-    let report = done(&[&common[..], &["--memory", &needed]].concat());
-    assert!(report["peak_gpu_bytes"].as_u64().unwrap() <= needed.parse().unwrap(), "{report}");
-    assert_eq!(Latent::open(&by_name).unwrap(), whole);
-    let less = (needed.parse::<u64>().unwrap() - 1).to_string();
-    assert_eq!(infgen(&[&common[..], &["-q", "--memory", &less]].concat()).status.code(), Some(1));
 
     // A batch's first picture takes the first part of the noise, which is all of it where there is one.
     let noise = models.at("noise.npy");
@@ -273,7 +273,6 @@ fn a_class_becomes_a_picture_of_any_size() {
     let distance = relative_l2(Latent::open(&by_name).unwrap().data(), Latent::open(&encoded).unwrap().data());
     assert!(distance < 0.1, "{distance:.2e} from the picture's latent");
 
-    let (fit, mdt) = (models.at("fit2"), models.at("mdt"));
     for (model, words) in [
         (&folder, ["\"class_to_image\"", "\"classes\":1000"]),
         (&file, ["\"dit\"", "\"num_attention_heads\":6"]),
@@ -299,8 +298,8 @@ fn what_a_class_conditional_model_cannot_do_is_refused() {
         no(&file, &["-p", "1", "-n", "2"], &["negative prompt", "class-conditional"]);
         no(&file, &["-p", "1", "--latent-size", "128x128"], &["128x128", "64x64", "--size"]);
         no(&file, &["-p", "1", "--emphasis"], &["emphasis"]);
-        no(&file, &["-p", "1", "--rope", "yarn"], &["positions", "FiT"]);
-        no(&models.at("fit2"), &["-p", "1", "--latent-size", "64x72"], &["64x72", "multiples of 16"]);
+        no(&file, &["-p", "1", "--rope", "yarn"], &["leave out --rope", "FiT"]);
+        no(&models.at("fit2"), &["-p", "1", "--latent-size", "64x72"], &["64x72", "multiples of 16", "64x64"]);
     }
     no(&file, &["-p", "1", "--decoder", "vae"], &["no VAE", "--decoder"]);
     no(&file, &["-p", "1", "--prediction", "flow", "--sampler", "ddim"], &["ddim", "flow", "heun or euler"]);
@@ -322,6 +321,7 @@ fn what_a_class_conditional_model_cannot_do_is_refused() {
     for file in ["config.json", "model_ema.safetensors"] {
         std::fs::copy(models.path("fit2").join(file), large.join(file)).unwrap();
     }
+    assert!(notes(&large)[0].contains("--latent-size 256x256"));
     let size = |path: &Path| Parts::open(path).unwrap().native_size;
     assert_eq!((size(&large), size(&models.path("fit2"))), ((512, 512), (256, 256)));
 

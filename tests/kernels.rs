@@ -10,11 +10,12 @@ use common::operands::{ACTS, Conv, packed, start, values, vector};
 use common::synthetic::fill;
 use common::{stored, wide};
 use infgen::gpu::{Bind, Binding, DeviceProfile, Dispatch, Elem, GpuOptions, Kernel, Recorder, Tensor};
-use infgen::kernels::attention::attention;
+use infgen::kernels::attention::{RelativeBias, attention, attention_biased_into};
 use infgen::kernels::conv2d::{self, ConvWeights, Geometry, Packing};
 use infgen::kernels::group_norm::{self, GroupNormWeights};
 use infgen::kernels::layer_norm::{LayerNormWeights, layer_norm};
 use infgen::kernels::linear::{self, LinearWeights};
+use infgen::kernels::rotary::{Rotary, rotary};
 use infgen::kernels::{Act, glu, inpe, output, peak, resample};
 use infgen::reference::{self, Activation, Bounded};
 
@@ -362,13 +363,13 @@ fn cutting_dispatches_changes_no_bit() {
             }
         }
     }
-    suite.finish(120);
+    suite.finish(120 + 30);
 }
 
 type Record = fn(&mut Recorder, Elem) -> Tensor;
 
 /// One call of each kernel, with planes of more than 16 KiB and weights of less than 12 KiB: only what has a footprint can be cut.
-const RECORDINGS: [(&str, Record); 16] = [
+const RECORDINGS: [(&str, Record); 19] = [
     ("upsample2x_conv2d_3x3 by winograd, where it runs", |rec, elem| {
         let packing = if rec.profile().broadcast { Packing::Winograd } else { Packing::Taps };
         let (x, weights) = Conv::new("cut", (151, 5, 3), 29, 3, elem).record(rec, elem, |w| conv2d::pack_upsample(w, 29, 3, packing));
@@ -392,6 +393,26 @@ const RECORDINGS: [(&str, Record); 16] = [
     ("conv2d_strided", |rec, elem| {
         let (x, weights) = Conv::new("cut", (139, 21, 6), 29, 3, elem).record(rec, elem, |w| conv2d::pack_square(w, 29, 6, 3));
         conv2d::conv2d_strided(rec, &x, &weights, Geometry { kernel: 3, stride: 2, pad_before: 1, pad_after: 1 }, Act::Relu, elem)
+    }),
+    ("glu", |rec, elem| {
+        let x = rec.upload(&values("cut", "x", 301 * 72, 1.7, elem), 301, 1, 72, elem);
+        glu::glu(rec, &x, Act::Silu, elem)
+    }),
+    ("rotary", |rec, elem| {
+        let x = rec.upload(&values("cut", "x", 2 * 19 * 23 * 24, 1.7, elem), 2 * 19, 23, 24, elem);
+        let table = rec.upload(&values("cut", "table", 42 * 4, 1.0, Elem::F32), 42, 1, 4, Elem::F32);
+        rotary(rec, &x, 3, &Rotary { table, rows: 19, columns: 23, norm: Some(1e-6) })
+    }),
+    ("attention_biased", |rec, elem| {
+        let tokens = rec.upload(&values("cut", "x", 9 * 17 * 16, 1.7, elem), 9, 17, 16, elem);
+        let bias = RelativeBias {
+            table: rec.upload(&values("cut", "table", 2 * 561, 1.0, Elem::F32), 2, 1, 561, Elem::F32),
+            rows: 9,
+            columns: 17,
+        };
+        let y = rec.tensor(9, 17, 16, elem);
+        attention_biased_into(rec, [&tokens, &tokens, &tokens], 2, 0.3, &bias, &y);
+        y
     }),
     ("linear", |rec, elem| {
         let x = rec.upload(&values("cut", "x", 1501 * 13, 1.7, elem), 1501, 1, 13, elem);

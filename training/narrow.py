@@ -158,16 +158,15 @@ def narrowed(wide, latents, up, stem_channels):
 
 # ---------------------------------------------------------------- learning from the wide network
 
-def draw(views, scaling, rng):
-    """A latent, the size of a decode of it, and what is looked at: all, or four crops of 256 pixels of larger ones.
+def draw(views, scaling, sizes, rng):
+    """A latent, the size of a decode of it, one of `sizes` times its own, and what is looked at: all, or four crops of 256 pixels of larger ones.
     Never mirrored: a latent's mirror image is not the latent of the mirrored picture (decoded, 29 dB apart)."""
     z = latent(rng.choice(views), scaling)
     if rng.random() < 0.2:
         z = z * rng.uniform(0.85, 1.15)
-    h, w = z.shape[-2:]
-    if rng.random() < 0.3:
+    (h, w), k = z.shape[-2:], rng.choice(sizes)
+    if k == 1:
         return z[None], [(8 * h, 8 * w)], [[(0, 0, h, w)]]
-    k = rng.choice([2, 2, 2, 4, 4, 4, 4, 1.25, 1.5, 3])
     H, W = int(h * k), int(w * k)
     rows, cols = min(32, H), min(32, W)
     at = lambda n, k: min(max(rng.randint(-2, n - k + 2), 0), n - k)
@@ -194,7 +193,7 @@ def taught(wide, z, sizes, rects):
     return sum(crops) / len(crops)
 
 
-def learn(net, wide, views, held, out, hours, lr, seed):
+def learn(net, wide, views, held, out, sizes, hours, lr, seed):
     """Of the picture without the base, which both share. Adam and Muon, cosine by wall clock to zero; the average is what counts. Writes out/checkpoint.pt."""
     rng, c, path = random.Random(seed), net.config, out / "checkpoint.pt"
     net, wide = (m.to(memory_format=torch.channels_last) for m in (net.train().requires_grad_(True), wide))
@@ -230,7 +229,7 @@ def learn(net, wide, views, held, out, hours, lr, seed):
         for o in opts:
             for g in o.param_groups:
                 g["lr"] = lr * rate
-        batch = draw(views, c["scaling_factor"], rng)
+        batch = draw(views, c["scaling_factor"], sizes, rng)
         with amp():
             with torch.no_grad():
                 want = taught(wide, *batch)
@@ -260,6 +259,8 @@ def main():
     ap.add_argument("--begin", type=Path, help="a narrow decoder to begin from (.safetensors), instead of least squares")
     ap.add_argument("--up", type=int, nargs="+", default=[96, 88, 48])
     ap.add_argument("--stem-channels", type=int, default=40)
+    ap.add_argument("--sizes", type=float, nargs="+", default=[1, 1, 1, 1, 2, 2, 2, 4, 4, 4, 4, 1.25, 1.5, 3],
+                    help="how much larger than a latent's own size its decodes are; one is drawn for each step")
     ap.add_argument("--hours", type=float, default=0.75)
     ap.add_argument("--lr", type=float, default=1.5e-4)
     ap.add_argument("--seed", type=int, default=0)
@@ -286,7 +287,7 @@ def main():
         at = lambda: rng.randint(0, 64 - SIDE)
         parts = [z[:, i:i + SIDE, j:j + SIDE] for z in parts for i, j in [(at(), at())]]
         net = narrowed(wide, parts, a.up, a.stem_channels)
-    learn(net, wide, views, held, a.out, a.hours, a.lr, a.seed)
+    learn(net, wide, views, held, a.out, a.sizes, a.hours, a.lr, a.seed)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import data
 import export
 import taesd
 from infgen_model import InfGenDecoder, grid_points, preset, validate
+import narrow
 from narrow import narrowed
 from train import CONFIGS, Teachers, base_crops, crop_tokens, encoded, initialise, share_statistics
 
@@ -74,6 +75,30 @@ def test_a_narrower_network_is_the_same_where_it_can_be_and_near_elsewhere():
     less = narrowed(wide, latents, [64, 40, 24], 40)
     error = ((want(less.eval()) - want(wide)).norm() / want(wide).std(correction=0) / want(wide).numel() ** 0.5).item()
     assert error < 0.9, error  # of a random network, whose channels are all of use
+
+
+def test_larger_pictures_are_taught_as_the_mean_with_smaller_ones_enlarged(monkeypatch):
+    m, z = small(latent_skip="bilinear", mid_block_add_attention=False), torch.randn(1, 4, 6, 8)
+    at = lambda k: (z, [(8 * 6 * k, 8 * 8 * k)], [[(0, 0, 6 * k, 8 * k)]])
+    made = {k: narrow.core_crops(m, *at(k)) for k in (1, 2)}
+    larger = F.interpolate(made[1], scale_factor=2, mode="bicubic", align_corners=False)
+    close(narrow.taught(m, *at(2)), (made[2] + larger) / 2)
+    close(narrow.taught(m, *at(1)), made[1], 1e-6)
+
+    def slope(_, z, sizes, rects):
+        """A picture whose value says where in it a pixel lies."""
+        (H, W), grids = sizes[0], []
+        for top, left, rows, cols in rects[0]:
+            y, x = ((torch.arange(8 * n) + 8 * o + 0.5) / side for n, o, side in ((rows, top, H), (cols, left, W)))
+            grids.append((2 * y[:, None] + 3 * x).expand(3, -1, -1))
+        return torch.stack(grids)
+    monkeypatch.setattr(narrow, "core_crops", slope)
+    z = torch.randn(1, 4, 16, 24)
+    for k in (1.25, 1.5, 2, 3, 4):
+        rows, cols = int(16 * k), int(24 * k)
+        crops = z, [(8 * rows, 8 * cols)], [[(5, 7, 8, 8), (rows - 12, cols - 12, 8, 8), (3, cols - 11, 8, 8)]]
+        pixel = 2 / (8 * rows) + 3 / (8 * cols)
+        assert (narrow.taught(m, *crops) - slope(None, *crops)).abs().max() < 0.1 * pixel, k  # torch's cubic bends slopes a little
 
 
 def test_joined_networks_give_the_mean_of_both_pictures():

@@ -356,12 +356,6 @@ impl Dit {
         let (first, mut kept) = (x.clone(), Vec::new());
         for (i, block) in self.blocks.iter().enumerate() {
             let (path, stage) = (self.config.block(i), self.config.stage(i));
-            let begins_to_decode = stage == Some(Stage::Decode) && (i == 0 || self.config.stage(i - 1) != stage);
-            if let Some([positions, ones]) = self.decoder_positions.as_ref().filter(|_| begins_to_decode) {
-                let sum = rec.tensor(count * rows, columns, d, elem);
-                (0..count).for_each(|n| gated_add_into(rec, positions, ones, &part(&x, n), &part(&sum, n)));
-                x = sum;
-            }
             x = rec.scoped(&path, |rec| {
                 if let Some([own, other]) = &block.skip {
                     let with = if stage == Some(Stage::Out) { kept.pop().expect("as many go in as come out") } else { first.clone() };
@@ -388,6 +382,12 @@ impl Dit {
             rec.tap(&path, &x);
             if stage == Some(Stage::In) {
                 kept.push(x.clone());
+            }
+            let coded = stage == Some(Stage::Out) && self.config.stage(i + 1) == Some(Stage::Decode);
+            if let Some([positions, ones]) = self.decoder_positions.as_ref().filter(|_| coded) {
+                let sum = rec.tensor(count * rows, columns, d, elem);
+                (0..count).for_each(|n| gated_add_into(rec, positions, ones, &part(&x, n), &part(&sum, n)));
+                x = sum;
             }
         }
         Ok(rec.scoped("proj_out", |rec| {

@@ -172,7 +172,7 @@ impl DitConfig {
     }
 
     /// Reads the sizes off the tensors. The number of heads does not show in them: it is that of DiT-S, B, L or XL by the width, or `num_heads` of `json`,
-    /// the folder's `config.json`. FiT's tokens are 2 x 2 pixels of 4 channels, trained on 32 x 32.
+    /// the folder's `config.json`; of MDTv2 it shows. FiT's tokens are 2 x 2 pixels of 4 channels, trained on 32 x 32.
     ///
     /// # Errors
     /// [`Error::Config`] for shapes that no such transformer has.
@@ -203,6 +203,8 @@ impl DitConfig {
             }
             None => None,
         };
+        let biases = "en_inblocks.0.attn1.rel_pos_bias.relative_position_bias_table";
+        let stated = stated.or(if view.contains(biases) { Some(axes(biases, 2)?[1]) } else { None });
         let known = ORIGINAL_HEADS.iter().find(|(width, _)| *width == hidden_size).map(|(_, heads)| *heads);
         let num_attention_heads = stated.or(known).ok_or_else(|| {
             format!(
@@ -294,6 +296,9 @@ impl DitConfig {
         }
         if let Some(decode) = self.decode_layers {
             let (layers, across) = (self.num_layers, self.sample_size / self.patch_size);
+            if self.positions == Positions::Rotary {
+                return Err("positions that turn and biases by relative position, which no network of these has both".into());
+            }
             if decode > layers || !(layers - decode).is_multiple_of(2) {
                 return Err(format!("{layers} blocks of which {decode} decode: the others must be pairs"));
             }
@@ -450,6 +455,36 @@ mod tests {
         assert_eq!((config.tensors().len() - 28 * 4, parameters(&config)), (292, 675_129_632));
         let large = DitConfig { sample_size: 64, ..config };
         assert_eq!((large.tokens(), parameters(&large)), (1024, 675_129_632 + 768 * 1152));
+    }
+
+    #[test]
+    fn fit_and_mdt_have_the_tensors_and_parameters_that_were_published() {
+        let parameters = |config: &DitConfig| config.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>();
+        let fused = |config: &DitConfig| config.tensors().len() - 4 * config.num_layers;
+        let fit = DitConfig { positions: Positions::Rotary, gated_mlp: true, channels_first: true, ..DitConfig::default() };
+        assert_eq!((fused(&fit), parameters(&fit)), (347, 823_599_392));
+        let second =
+            DitConfig { num_layers: 36, mlp_hidden: 3072, out_channels: 4, qk_norm: true, modulation_rank: Some(288), ..fit.clone() };
+        assert_eq!((fused(&second), parameters(&second)), (517, 671_045_776));
+        assert!(second.validate().is_ok() && second.takes(80, 40) && !second.takes(80, 41) && !second.takes(0, 2));
+        // Its files have a side block, a mask token and indices besides, which inference does not need.
+        let mdt = DitConfig { decode_layers: Some(4), ..DitConfig::default() };
+        let block = 6912 * 1153 + 3456 * 1153 + 1152 * 1153 + 4608 * 1153 + 1152 * 4609 + 964 * 16;
+        assert_eq!((fused(&mdt) + 28 + 12 + 1, parameters(&mdt) + block + 1152), (394, 742_263_904));
+        assert_eq!(
+            [0, 11, 12, 23, 24, 27].map(|i| mdt.block(i)).join(" "),
+            "en_inblocks.0 en_inblocks.11 en_outblocks.0 en_outblocks.11 de_blocks.0 de_blocks.3"
+        );
+        let refused = |config: DitConfig, word: &str| {
+            let error = config.validate().unwrap_err();
+            assert!(error.contains(word), "{error}");
+        };
+        refused(DitConfig { decode_layers: Some(3), ..DitConfig::default() }, "pairs");
+        refused(DitConfig { decode_layers: Some(29), ..DitConfig::default() }, "pairs");
+        refused(DitConfig { sample_size: 256, ..mdt.clone() }, "128x128");
+        refused(DitConfig { positions: Positions::Rotary, ..mdt }, "turn");
+        refused(DitConfig { num_attention_heads: 96, ..fit.clone() }, "multiples of 8");
+        refused(DitConfig { modulation_rank: Some(0), ..fit }, "rank");
     }
 
     #[test]

@@ -37,6 +37,35 @@ fn ramp(fast: f64, slow: f64, axis: usize, trained: f64) -> impl Fn(usize) -> f6
 }
 
 impl RotaryScaling {
+    /// All of them.
+    pub const ALL: [RotaryScaling; 7] = [
+        RotaryScaling::None,
+        RotaryScaling::Linear,
+        RotaryScaling::Ntk,
+        RotaryScaling::NtkPro1,
+        RotaryScaling::NtkPro2,
+        RotaryScaling::NtkByParts,
+        RotaryScaling::Yarn,
+    ];
+
+    /// FiT's name for it, and the program's.
+    pub fn name(self) -> &'static str {
+        match self {
+            RotaryScaling::None => "no",
+            RotaryScaling::Linear => "linear",
+            RotaryScaling::Ntk => "dynntk",
+            RotaryScaling::NtkPro1 => "ntkpro1",
+            RotaryScaling::NtkPro2 => "ntkpro2",
+            RotaryScaling::NtkByParts => "partntk",
+            RotaryScaling::Yarn => "yarn",
+        }
+    }
+
+    /// The scaling of that name.
+    pub fn from_name(name: &str) -> Option<RotaryScaling> {
+        RotaryScaling::ALL.into_iter().find(|scaling| scaling.name() == name)
+    }
+
     /// Angles a position of one axis of `length` tokens, for the `axis / 2` pairs of channels that it turns.
     fn frequencies(self, axis: usize, length: usize, trained: usize) -> Vec<f64> {
         let (scale, d, trained) = ((length as f64 / trained as f64).max(1.0), axis as f64, trained as f64);

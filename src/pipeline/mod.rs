@@ -27,7 +27,6 @@ use crate::image::Image;
 use crate::latent::{Latent, LatentSpace};
 use crate::models::clip::ClipText;
 use crate::models::dit::Classes;
-use crate::models::dit_config::Positions;
 use crate::models::unet_config::UnetConfig;
 use crate::nn::{Loader, Precision, RotaryScaling};
 use crate::noise::TorchGenerator;
@@ -89,8 +88,9 @@ pub struct Request {
     pub steps: usize,
     /// Guidance scale; 1 and below: none.
     pub cfg: f64,
-    /// Guidance of class-conditional models that grows from 1 to the scale as the noise fades, as `(1 - cos(pi (1 - t)^power)) / 2`; the smaller the power,
-    /// the sooner; 0: the scale at once; none: [`Parts::default_guidance_power`].
+    /// Guidance of class-conditional models by a power cosine: 1 and the share `(1 - cos(pi (1 - t)^power)) / 2` of what the scale is more, `t` the model's
+    /// timestep between 0 and 1. So it grows as the noise fades (MDT), or falls where the time runs from noise to data (FiTv2, whose source has it so). 0: the
+    /// scale throughout; none: [`Parts::default_guidance_power`].
     pub guidance_power: Option<f64>,
     /// Share by which guided predictions take the spread of unguided ones, 0 to 1.
     pub guidance_rescale: f64,
@@ -251,12 +251,13 @@ impl Pipeline {
 
     fn check(&self, request: &Request) -> Result<()> {
         let scale = self.parts.scale();
+        let step = self.parts.size_step().unwrap_or(scale);
         for side in [request.width, request.height] {
-            if side == 0 || !side.is_multiple_of(scale) || side > crate::engine::MAX_SIDE {
-                let near = |side: usize| (side / scale).max(1) * scale;
+            if side == 0 || !side.is_multiple_of(step) || side > crate::engine::MAX_SIDE {
+                let near = |side: usize| (side / step).max(1) * step;
                 let (w, h) = (near(request.width), near(request.height));
                 let detail = format!(
-                    "{}x{}: stage one needs sides that are multiples of {scale}, at most {}, for instance {w}x{h}; --size sets the size of the picture freely",
+                    "{}x{}: stage one needs sides that are multiples of {step}, at most {}, for instance {w}x{h}; --size sets the size of the picture freely",
                     request.width,
                     request.height,
                     crate::engine::MAX_SIDE
@@ -264,9 +265,8 @@ impl Pipeline {
                 return Err(invalid("latent size", detail));
             }
         }
-        let turns = matches!(&self.parts.denoiser, Denoiser::Dit { dit, .. } if dit.positions == Positions::Rotary);
-        if request.rotary.is_some() && !turns {
-            return Err(invalid("scaling of positions", "this model has none that turn; FiT's models have"));
+        if request.rotary.is_some() && self.parts.default_rotary().is_none() {
+            return Err(invalid("rope", "this model's positions do not turn, as FiT's do: leave out --rope"));
         }
         match &self.parts.denoiser {
             Denoiser::Unet { unet, .. } => {
@@ -286,14 +286,8 @@ impl Pipeline {
             Denoiser::Dit { dit, labels } => {
                 if !dit.takes(request.width / scale, request.height / scale) {
                     let ((w, h), (width, height)) = (self.parts.native_size, (request.width, request.height));
-                    let detail = match dit.positions {
-                        Positions::Rotary => {
-                            format!("{width}x{height}: the sides of this model are multiples of {}", scale * dit.patch_size)
-                        }
-                        _ => format!(
-                            "{width}x{height}: this model has positions for {w}x{h} alone; --size sets the size of the picture freely"
-                        ),
-                    };
+                    let detail =
+                        format!("{width}x{height}: this model has positions for {w}x{h} alone; --size sets the size of the picture freely");
                     return Err(invalid("latent size", detail));
                 }
                 if request.negative.as_ref().is_some_and(|text| !text.trim().is_empty()) {
@@ -316,7 +310,7 @@ impl Pipeline {
         if let Some(power) = request.guidance_power {
             within("guidance power", power, 0.0, 100.0)?;
             if !self.parts.is_class_conditional() {
-                return Err(invalid("guidance power", "it is for class-conditional models"));
+                return Err(invalid("guidance power", "it is for models that are told a class: leave out --cfg-power"));
             }
         }
         within("guidance rescale", request.guidance_rescale, 0.0, 1.0)?;
@@ -486,18 +480,18 @@ impl Pipeline {
         let guided = request.cfg > 1.0 && !distilled;
         Guidance {
             scale: guided.then_some(request.cfg),
-            power: self.guidance_power(request).map(|power| (power, if self.is_flow(request) { 1.0 } else { 1000.0 })),
+            power: self.guidance_power(request),
             rescale: if guided { request.guidance_rescale } else { 0.0 },
             embedded: distilled.then_some(request.cfg - 1.0),
         }
     }
 
-    fn guidance_power(&self, request: &Request) -> Option<f64> {
-        request.guidance_power.or_else(|| self.parts.default_guidance_power()).filter(|power| *power > 0.0)
-    }
-
-    fn is_flow(&self, request: &Request) -> bool {
-        self.scheduler(request).is_ok_and(|scheduler| scheduler.config().prediction_type == Prediction::Flow)
+    /// Power, and timestep of the noise alone, or of the data where those go the other way.
+    fn guidance_power(&self, request: &Request) -> Option<(f64, f64)> {
+        let power = request.guidance_power.or_else(|| self.parts.default_guidance_power()).filter(|power| *power > 0.0)?;
+        let scheduler = self.scheduler(request).ok()?;
+        let flow = scheduler.config().prediction_type == Prediction::Flow;
+        Some((power, if flow { 1.0 } else { scheduler.config().num_train_timesteps as f64 }))
     }
 
     /// Whether a latent of this size is more than whole doublings of the UNet's coarsest level.

@@ -11,6 +11,7 @@ use crate::models::clip_config::ClipTextConfig;
 use crate::models::dit_config::{DitConfig, Positions};
 use crate::models::unet_config::UnetConfig;
 use crate::models::vae_config::VaeConfig;
+use crate::nn::RotaryScaling;
 use crate::schedulers::{Prediction, Sampler, Scheduler, SchedulerConfig, with_class};
 use crate::tokenizer::ClipTokenizer;
 use crate::weights::recognise::{self, Recognised};
@@ -142,7 +143,7 @@ impl Parts {
             return Parts::original_dit(path, dit, weights);
         }
         let recognised = recognise::recognise(&weights)?;
-        let wanted = "a checkpoint of Stable Diffusion 1.x, 2.x or SDXL, or a DiT";
+        let wanted = "a checkpoint of Stable Diffusion 1.x, 2.x or SDXL, or a DiT, SiT, FiT or MDT";
         let family = match &recognised {
             Recognised::Checkpoint { family: family @ ("sd1" | "sd2" | "sdxl" | "unknown"), .. } => *family,
             Recognised::Unet { .. } | Recognised::TextEncoder { .. } | Recognised::Vae(_) => {
@@ -267,24 +268,31 @@ impl Parts {
             return Err(unknown(path, detail));
         }
         // The hub's cache has a model's name four levels up.
+        let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let says = |name: &Path, word: &str| {
             let name = name.file_name().map(|name| name.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
             name.split(|c: char| !c.is_ascii_alphanumeric()).any(|part| part == word)
         };
         if dit.positions == Positions::Rotary {
             let prediction = if dit.modulation_rank.is_some() { Prediction::Flow } else { Prediction::Epsilon };
-            let large = path.ancestors().take(5).any(|name| says(name, "hrft") || says(name, "hr"));
+            let large = whole.ancestors().take(5).any(|name| says(name, "hrft") || says(name, "hr"));
             let source = SchedulerSource::Dit { prediction };
             let parts = Parts::class_conditional(path, dit, Labels::default(), None, source, Files::Single(weights));
             let (w, h) = parts.native_size;
-            return Ok(if large { Parts { native_size: (2 * w, 2 * h), ..parts } } else { parts });
+            let note = format!(
+                "{}: taken for the model for {}x{} pixels, by its name; if it is not: --latent-size {w}x{h}",
+                path.display(),
+                2 * w,
+                2 * h
+            );
+            return Ok(if large { Parts { native_size: (2 * w, 2 * h), notes: vec![note], ..parts } } else { parts });
         }
         if dit.decode_layers.is_some() {
             let source = SchedulerSource::Dit { prediction: Prediction::Epsilon };
             return Ok(Parts::class_conditional(path, dit, Labels::default(), None, source, Files::Single(weights)));
         }
         let flow =
-            path.ancestors().take(5).find_map(|name| if says(name, "sit") { Some(true) } else { says(name, "dit").then_some(false) });
+            whole.ancestors().take(5).find_map(|name| if says(name, "sit") { Some(true) } else { says(name, "dit").then_some(false) });
         let prediction = if flow == Some(true) { Prediction::Flow } else { Prediction::Epsilon };
         let note = match flow {
             Some(true) => Some("taken for SiT, by its name; if it is DiT, whose tensors are the same: --prediction epsilon"),
@@ -601,6 +609,11 @@ impl Parts {
     /// [`super::Request::guidance_power`] that is usual for it: of MDTv2 0.01, as its own script has it.
     pub fn default_guidance_power(&self) -> Option<f64> {
         matches!(&self.denoiser, Denoiser::Dit { dit, .. } if dit.decode_layers.is_some()).then_some(0.01)
+    }
+
+    /// [`super::Request::rotary`] where none is named, of models whose positions turn.
+    pub fn default_rotary(&self) -> Option<RotaryScaling> {
+        matches!(&self.denoiser, Denoiser::Dit { dit, .. } if dit.positions == Positions::Rotary).then(RotaryScaling::default)
     }
 
     /// Channels that the denoiser takes.

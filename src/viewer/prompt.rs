@@ -13,6 +13,7 @@ use super::ui::Command;
 use crate::error::Result;
 use crate::gpu::Observer;
 use crate::image::PngFacts;
+use crate::nn::RotaryScaling;
 use crate::pipeline::{Parts, Pipeline, Request};
 use crate::schedulers::Sampler;
 
@@ -44,6 +45,9 @@ pub struct Prompt {
     step: Option<usize>,
     /// The model is told a class.
     class_conditional: bool,
+    /// What the model takes, as it came or as a picture's settings said.
+    rotary: Option<RotaryScaling>,
+    guidance_power: Option<f64>,
 }
 
 impl Default for Prompt {
@@ -62,6 +66,8 @@ impl Default for Prompt {
             height: 512,
             step: Some(8),
             class_conditional: false,
+            rotary: None,
+            guidance_power: None,
         }
     }
 }
@@ -73,6 +79,7 @@ impl Prompt {
         self.step = parts.size_step();
         (self.width, self.height) = parts.native_size;
         self.class_conditional = parts.is_class_conditional();
+        (self.rotary, self.guidance_power) = (parts.default_rotary(), parts.default_guidance_power());
         if let Ok(own) = parts.scheduler(None, None) {
             if own.sampler() == Sampler::Lcm {
                 self.steps = LCM_STEPS;
@@ -92,6 +99,8 @@ impl Prompt {
             cfg: self.cfg,
             seed: self.seed,
             sampler: self.sampler,
+            rotary: self.rotary,
+            guidance_power: self.guidance_power,
             preview_every: 1,
             ..Request::new(self.prompt.clone(), self.width, self.height)
         }
@@ -111,6 +120,13 @@ impl Prompt {
         self.cfg = settings["cfg"].as_f64().filter(|cfg| cfg.is_finite()).map_or(self.cfg, |cfg| cfg.clamp(0.0, 30.0));
         if let Some(seed) = settings["seed"].as_u64() {
             (self.seed, self.random) = (seed, false);
+        }
+        if self.rotary.is_some() {
+            self.rotary = text("rope").and_then(|name| RotaryScaling::from_name(&name)).or(self.rotary);
+        }
+        if self.class_conditional {
+            let power = settings["cfg_power"].as_f64().filter(|power| (0.0..=100.0).contains(power));
+            self.guidance_power = power.or(self.guidance_power);
         }
         self.sampler = text("sampler").and_then(|name| Sampler::from_name(&name));
         let size = text("latent_size").and_then(|size| {
@@ -137,7 +153,7 @@ impl Prompt {
         });
         if model.is_none() {
             ui.weak(
-                "Open or drop a model, Stable Diffusion 1.x, 2.x or XL, DiT or FiT: a diffusers folder, or a single file in safetensors.",
+                "Open or drop a model, Stable Diffusion 1.x, 2.x or XL, DiT, SiT, FiT or MDT: a diffusers folder, or a single file in safetensors.",
             );
         }
         ui.separator();
@@ -167,7 +183,7 @@ impl Prompt {
                 ui.label("Stage one");
                 ui.horizontal(|ui| {
                     let (least, unit) = (self.step.unwrap_or(1), self.step.unwrap_or(1) as f64);
-                    // Class-conditional models make one size.
+                    // DiT makes one size.
                     ui.add_enabled(self.step.is_some(), DragValue::new(&mut self.width).range(least..=MAX_STAGE_ONE).speed(unit));
                     ui.label("×");
                     ui.add_enabled(self.step.is_some(), DragValue::new(&mut self.height).range(least..=MAX_STAGE_ONE).speed(unit));
@@ -215,6 +231,7 @@ pub fn generate(pipeline: &Pipeline, request: &Request, id: u64, proxy: &EventLo
     let settings = json!({
         "model": pipeline.parts().path.display().to_string(), "prompt": request.prompt, "negative_prompt": request.negative,
         "steps": request.steps, "sampler": generated.sampler.name(), "cfg": request.cfg, "seed": request.seed,
+        "cfg_power": request.guidance_power, "rope": request.rotary.map(RotaryScaling::name),
         "latent_size": format!("{}x{}", request.width, request.height),
     });
     let mut notes = vec![format!("seed {}, {:.1} s", request.seed, generated.denoise_seconds)];
@@ -258,6 +275,13 @@ mod tests {
                 panel.recall(&json!({ "prompt": prompt, "negative_prompt": recalled }));
                 assert_eq!(panel.request().negative.as_deref(), asked);
             }
+            let mut fit = Prompt { class_conditional: true, step: Some(16), rotary: Some(RotaryScaling::Ntk), ..Prompt::default() };
+            fit.recall(&json!({ "prompt": "207", "latent_size": "328x200", "rope": "yarn", "cfg_power": 2.5 }));
+            let request = fit.request();
+            assert_eq!((request.width, request.height, request.negative), (320, 192, None));
+            assert_eq!((request.rotary, request.guidance_power), (Some(RotaryScaling::Yarn), Some(2.5)));
+            panel.recall(&json!({ "prompt": prompt, "rope": "yarn", "cfg_power": 2.5 }));
+            assert_eq!((panel.request().rotary, panel.request().guidance_power), (None, None), "of another model");
             let mut class_conditional = Prompt { class_conditional: true, step: None, width: 256, height: 256, ..Prompt::default() };
             let before = class_conditional.clone();
             class_conditional.recall(&settings);

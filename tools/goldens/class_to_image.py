@@ -44,8 +44,8 @@ SCHEDULER = {**TRAINED, "beta_end": 0.002}
 # Heads of one width with and without what differs between the versions; on planes longer than those of training (16 tokens), and not.
 FIT1 = {"hidden_size": 64, "depth": 2, "num_heads": 2, "patch_size": 2, "mlp_hidden": 96, "in_channels": 4, "outputs": 8}
 FIT2 = {**FIT1, "outputs": 4, "rank": 20, "num_heads": 4}
-# A head of a width that 8 does not divide; five tokens a side.
-MDT = {"hidden_size": 60, "depth": 6, "decode_layers": 2, "num_heads": 5, "patch_size": 2, "input_size": 10, "in_channels": 4}
+# Heads of odd width; five tokens a side.
+MDT = {"hidden_size": 60, "depth": 6, "decode_layers": 2, "num_heads": 4, "patch_size": 2, "input_size": 10, "in_channels": 4}
 SIZES = {"diffusers": (12, 12), "odd": (12, 12), "original": (8, 8), "fit1": (12, 8), "fit2": (36, 16), "mdt": (10, 10)}
 # Its --interpolation, as `infgen generate --rope` has it.
 ROPES = ["no", "linear", "dynntk", "ntkpro1", "ntkpro2", "partntk", "yarn"]

@@ -88,7 +88,7 @@ pub enum Command {
   infgen upscale --image photo.jpg --scale 2 -o large.png
   infgen upscale --image photo.jpg --size 4096x2731 -o large.png")]
     Upscale(UpscaleArgs),
-    /// Generate pictures from text (Stable Diffusion 1.x, 2.x, SDXL) or a class (DiT, SiT), at any size
+    /// Generate pictures from text (Stable Diffusion 1.x, 2.x, SDXL) or a class (DiT, SiT, FiT, MDT), at any size
     #[command(after_help = GENERATE_HELP)]
     Generate(Box<GenerateArgs>),
     /// Open a window that shows a latent decoded at exactly the pixels it covers
@@ -200,7 +200,7 @@ Notes:
   The picture is decoded by the model's own VAE, if it has one, at its native size, and by the InfGen decoder that ships here at any other (of SDXL
   by one of its space: --decoder).
   SDXL without --negative is led away from zeros, with --negative \"\" from the empty text, as in diffusers.
-  SiT and FiTv2 take --steps intervals of its time, which their own sampler calls one number of steps more.
+  SiT and FiTv2 take --steps intervals of its time, which their own samplers call one number of steps more.
   A PNG keeps the settings where other tools look for them (`parameters`); `infgen inspect fox.png` prints them.
   Weights are stored as --dtype says, what flows between layers is f32 in both.";
 
@@ -219,8 +219,8 @@ pub struct GenerateArgs {
     #[arg(long = "lora", value_name = "FILE[:STRENGTH]", value_parser = parse_lora, help_heading = "Model")]
     pub loras: Vec<LoraArg>,
     /// How FiT's positions follow latent sizes above 256 pixels a side (its --interpolation, --decouple) [default: dynntk]
-    #[arg(long, value_enum, value_name = "R", help_heading = "Size")]
-    pub rope: Option<RopeArg>,
+    #[arg(long, value_parser = parse_rope, value_name = "no|linear|dynntk|ntkpro1|ntkpro2|partntk|yarn", help_heading = "Size")]
+    pub rope: Option<RotaryScaling>,
     /// What the model predicts, where its files do not say (single-file SD 2.x: v; SiT: flow)
     #[arg(long, value_enum, help_heading = "Model")]
     pub prediction: Option<PredictionArg>,
@@ -243,7 +243,8 @@ pub struct GenerateArgs {
     /// Guidance scale; 1 is without, and twice as fast [default: 7.5; SDXL: 5; lcm: 1.5; DiT, SiT, MDT: 4; FiT: 1.5]
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Picture")]
     pub cfg: Option<f64>,
-    /// Guidance of class-conditional models that grows as the noise fades: the smaller, the sooner; 0: the scale at once [default: MDT: 0.01; others: 0]
+    /// Guidance that changes with the steps by a cosine of this power: MDT's and DiT's grows to the scale, the smaller the sooner; FiTv2's, as its own, falls
+    /// from it; 0: the scale throughout [default: MDT: 0.01; others: 0]
     #[arg(long, value_name = "X", value_parser = parse_power, help_heading = "Picture")]
     pub cfg_power: Option<f64>,
     /// Seed of all noise (of which, as in PyTorch, 32 bits count); several, such as 7,11 or 1-4, make a picture (or batch) each [default: another one every time]
@@ -262,7 +263,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = parse_share, help_heading = "Picture")]
     pub guidance_rescale: f64,
 
-    /// Size at which the model works, in pixels; multiples of 8 [default: the picture's or the model's own; DiT and SiT have one, FiT takes multiples of 16]
+    /// Size at which the model works, in pixels; multiples of 8 [default: the picture's or the model's own; DiT, SiT and MDT have one, FiT takes multiples of 16]
     #[arg(long, value_name = "WxH", help_heading = "Size")]
     pub latent_size: Option<Size>,
     /// Size of the result in pixels, any; of another shape than the latent size it stretches the picture [default: the latent size]
@@ -331,39 +332,6 @@ impl From<SamplerArg> for Sampler {
     }
 }
 
-/// FiT's names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum RopeArg {
-    /// As trained
-    No,
-    /// Interpolated
-    Linear,
-    /// A larger base: low frequencies interpolated, high ones kept (NTK-aware)
-    Dynntk,
-    /// dynntk, queries and keys longer by the longer side
-    Ntkpro1,
-    /// dynntk, queries and keys longer by the number of tokens
-    Ntkpro2,
-    /// Interpolated, dynntk or kept, by frequency
-    Partntk,
-    /// Interpolated or kept by frequency, queries and keys longer
-    Yarn,
-}
-
-impl From<RopeArg> for RotaryScaling {
-    fn from(rope: RopeArg) -> RotaryScaling {
-        match rope {
-            RopeArg::No => RotaryScaling::None,
-            RopeArg::Linear => RotaryScaling::Linear,
-            RopeArg::Dynntk => RotaryScaling::Ntk,
-            RopeArg::Ntkpro1 => RotaryScaling::NtkPro1,
-            RopeArg::Ntkpro2 => RotaryScaling::NtkPro2,
-            RopeArg::Partntk => RotaryScaling::NtkByParts,
-            RopeArg::Yarn => RotaryScaling::Yarn,
-        }
-    }
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PredictionArg {
     /// The noise
@@ -427,6 +395,10 @@ fn parse_steps(text: &str) -> Result<usize, String> {
 
 fn parse_share(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|x| (0.0..=1.0).contains(x)).ok_or_else(|| "a number from 0 to 1".into())
+}
+
+fn parse_rope(text: &str) -> Result<RotaryScaling, String> {
+    RotaryScaling::from_name(text).ok_or_else(|| format!("one of {}", RotaryScaling::ALL.map(RotaryScaling::name).join(", ")))
 }
 
 fn parse_power(text: &str) -> Result<f64, String> {

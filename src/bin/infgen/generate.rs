@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Instant;
 
-use clap::ValueEnum;
 use infgen::error::human_bytes;
 use infgen::hub::{self, HubId, HubOptions};
 use infgen::image::{OutputFormat, ResizeFilter, batch_path, check_writable};
@@ -183,12 +182,12 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
         prediction,
         steps: args.steps.unwrap_or(if lcm { LCM_STEPS } else { STEPS }),
         cfg: args.cfg.unwrap_or(parts.default_guidance(own)),
-        guidance_power: args.cfg_power,
+        guidance_power: args.cfg_power.or(parts.default_guidance_power()),
         guidance_rescale: args.guidance_rescale,
         eta: args.eta,
         seed: seeds[0],
         batch: args.batch,
-        rotary: args.rope.map(RotaryScaling::from),
+        rotary: args.rope.or(parts.default_rotary()),
         init_noise,
         image,
         strength: args.strength.unwrap_or(match args.mask {
@@ -292,7 +291,7 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
             "sampler": sampler.name(), "cfg": request.cfg, "seed": seed, "index": index, "batch": args.batch,
             "latent_size": format!("{}x{}", native.width, native.height), "size": format!("{}x{}", size.width, size.height),
             "decoder": decoder_choice.name(), "eta": request.eta, "cfg_power": request.guidance_power, "guidance_rescale": request.guidance_rescale,
-            "rope": args.rope.and_then(|rope| rope.to_possible_value()).map(|value| value.get_name().to_owned()), "clip_skip": request.clip_skip, "emphasis": request.emphasis,
+            "rope": request.rotary.map(RotaryScaling::name), "clip_skip": request.clip_skip, "emphasis": request.emphasis,
             "loras": args.loras.iter().map(|l| json!({ "file": l.path.display().to_string(), "strength": l.strength })).collect::<Vec<_>>(),
             "image": args.image.as_ref().map(|p| p.display().to_string()),
             "strength": args.image.as_ref().map(|_| request.strength),
@@ -411,6 +410,12 @@ fn parameters(request: &Request, sampler: &Sampler, model: &str, args: &Generate
     }
     if request.eta > 0.0 {
         fields.push(format!("Eta: {}", request.eta));
+    }
+    if let Some(power) = request.guidance_power {
+        fields.push(format!("CFG power: {power}"));
+    }
+    if let Some(rotary) = request.rotary {
+        fields.push(format!("RoPE: {}", rotary.name()));
     }
     if size != native {
         fields.push(format!("Decoded size: {}x{}", size.width, size.height));
