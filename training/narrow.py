@@ -3,11 +3,12 @@
 The stem exactly: what `post_quant_conv` writes lies in a space of 36 dimensions and its bias, so 37 channels do. The up blocks layer by layer (channel pruning
 with reconstruction by least squares; ThiNet, arXiv 1707.06342; He et al., arXiv 1707.06168): channels that the layers behind use least are left out, and each
 convolution is fitted to give, from what the narrower network really hands it, what the wide network's gave. Then the narrow network learns
-what the wide one makes of latents (`--hours`): a target without noise, so half an hour does.
+what the wide one makes of latents (`--hours`): a target without noise, so half an hour does. Of larger pictures that is the mean with what it makes of the
+same latent at smaller sizes, enlarged, which is better than its own (`taught`).
 
   python narrow.py DECODER.safetensors --cache CACHE --out RUN [--up 96 88 48] [--stem-channels 40] [--hours 0.75]
 
-Goes on from RUN/checkpoint.pt if it is there. CACHE: written by data.py. `export.py decoder RUN/checkpoint.pt OUT` makes the file.
+Goes on from RUN/checkpoint.pt if it is there; `--begin` begins with another narrow decoder, a base decoder included or not as in DECODER. CACHE: written by data.py. `export.py decoder RUN/checkpoint.pt OUT` makes the file.
 """
 import argparse
 import math
