@@ -211,8 +211,13 @@ fn check_decoders(test: &str, cases: &[(&str, (usize, usize))], host_memory: Opt
 
 #[test]
 fn an_infgen_decode_does_not_depend_on_ceiling_or_rectangle() {
-    let cases =
-        [("infgen-small-skip", (7, 9)), ("infgen-small-patch4", (5, 8)), ("infgen-small-no-blocks", (6, 7)), ("infgen-small-base", (6, 9))];
+    let cases = [
+        ("infgen-small-skip", (7, 9)),
+        ("infgen-small-patch4", (5, 8)),
+        ("infgen-small-no-blocks", (6, 7)),
+        ("infgen-small-base", (6, 9)),
+        ("infgen-small-base-reduced", (9, 7)),
+    ];
     check_decoders("an_infgen_decode_does_not_depend_on_ceiling_or_rectangle", &cases, None);
 }
 

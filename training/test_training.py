@@ -15,9 +15,9 @@ sys.path.insert(0, str(HERE))
 import cost
 import data
 import export
+import narrow
 import taesd
 from infgen_model import InfGenDecoder, grid_points, preset, validate
-import narrow
 from narrow import narrowed
 from train import CONFIGS, Teachers, base_crops, crop_tokens, encoded, initialise, share_statistics
 

@@ -7,7 +7,7 @@ use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Ten
 pub const GLU: Kernel = Kernel {
     name: "glu",
     wgsl: concat!(include_str!("../../shaders/common/activation.wgsl"), include_str!("../../shaders/glu.wgsl")),
-    params: &["units", "c4", "act"],
+    params: &["units", "c4"],
     bindings: &[Bind::X, Bind::Y],
 };
 
@@ -20,9 +20,9 @@ pub fn glu(rec: &mut Recorder, x: &Tensor, act: Act, elem: Elem) -> Tensor {
     let both = Footprint { base: -half, per: [0, 512, 0], extent: 512 + 2 * half };
     rec.dispatch(Dispatch {
         kernel: &GLU,
-        consts: vec![],
+        consts: vec![("ACT", act as u32)],
         bindings: vec![Binding::part(x, both), Binding::part(&y, Footprint::rows(1, 256, 0, 256))],
-        params: vec![y.units() as u32, y.quads() as u32, act as u32],
+        params: vec![y.units() as u32, y.quads() as u32],
         grid: [1, y.units().div_ceil(256) as u32, 1],
         flops: 12 * product([y.pixels(), y.channels]),
     });

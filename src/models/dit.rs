@@ -336,8 +336,8 @@ impl Dit {
             let table = rec.upload(&table, rows + columns, 1, head / 2, Elem::F32);
             Rotary { table, rows, columns, norm: self.config.qk_norm.then_some(NORM_EPS) }
         });
-        let shared = |rec: &mut Recorder, modulation: &Modulation| modulation.all(rec, condition(0), None);
-        let shared = self.shared_modulation.as_ref().map(|modulation| rec.scoped("modulation", |rec| shared(rec, modulation)));
+        let shared = self.shared_modulation.as_ref();
+        let shared = shared.map(|modulation| rec.scoped("modulation", |rec| modulation.all(rec, condition(0), None)));
         let norm = |rec: &mut Recorder, x: &Tensor, terms: &[Terms], at: usize, eps: f32| {
             let y = rec.tensor(count * rows, columns, d, elem);
             for (n, terms) in terms.iter().enumerate() {

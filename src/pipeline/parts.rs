@@ -273,35 +273,34 @@ impl Parts {
             let name = name.file_name().map(|name| name.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
             name.split(|c: char| !c.is_ascii_alphanumeric()).any(|part| part == word)
         };
-        if dit.positions == Positions::Rotary {
-            let prediction = if dit.modulation_rank.is_some() { Prediction::Flow } else { Prediction::Epsilon };
-            let large = whole.ancestors().take(5).any(|name| says(name, "hrft") || says(name, "hr"));
-            let source = SchedulerSource::Dit { prediction };
-            let parts = Parts::class_conditional(path, dit, Labels::default(), None, source, Files::Single(weights));
-            let (w, h) = parts.native_size;
-            let note = format!(
-                "{}: taken for the model for {}x{} pixels, by its name; if it is not: --latent-size {w}x{h}",
-                path.display(),
-                2 * w,
-                2 * h
-            );
-            return Ok(if large { Parts { native_size: (2 * w, 2 * h), notes: vec![note], ..parts } } else { parts });
-        }
-        if dit.decode_layers.is_some() {
-            let source = SchedulerSource::Dit { prediction: Prediction::Epsilon };
-            return Ok(Parts::class_conditional(path, dit, Labels::default(), None, source, Files::Single(weights)));
-        }
-        let flow =
-            whole.ancestors().take(5).find_map(|name| if says(name, "sit") { Some(true) } else { says(name, "dit").then_some(false) });
-        let prediction = if flow == Some(true) { Prediction::Flow } else { Prediction::Epsilon };
-        let note = match flow {
-            Some(true) => Some("taken for SiT, by its name; if it is DiT, whose tensors are the same: --prediction epsilon"),
-            Some(false) => None,
-            None => Some("taken for DiT; if it is SiT, whose tensors are the same: --prediction flow"),
+        let nearest = |words: [&'static str; 2]| whole.ancestors().take(5).find_map(|name| words.into_iter().find(|word| says(name, word)));
+        let (turns, low_rank, joined) = (dit.positions == Positions::Rotary, dit.modulation_rank.is_some(), dit.decode_layers.is_some());
+        let source = |prediction| SchedulerSource::Dit { prediction };
+        let files = Files::Single(weights);
+        let mut parts = Parts::class_conditional(path, dit, Labels::default(), None, source(Prediction::Epsilon), files);
+        let note = if turns {
+            if low_rank {
+                parts.scheduler = source(Prediction::Flow);
+            }
+            nearest(["hrft", "hr"]).map(|_| {
+                let (w, h) = parts.native_size;
+                parts.native_size = (2 * w, 2 * h);
+                format!("taken for the model for {}x{} pixels, by its name; if it is not: --latent-size {w}x{h}", 2 * w, 2 * h)
+            })
+        } else if joined {
+            None
+        } else {
+            match nearest(["sit", "dit"]) {
+                Some("sit") => {
+                    parts.scheduler = source(Prediction::Flow);
+                    Some("taken for SiT, by its name; if it is DiT, whose tensors are the same: --prediction epsilon".into())
+                }
+                Some(_) => None,
+                None => Some("taken for DiT; if it is SiT, whose tensors are the same: --prediction flow".into()),
+            }
         };
-        let notes = note.iter().map(|note| format!("{}: {note}", path.display())).collect();
-        let source = SchedulerSource::Dit { prediction };
-        Ok(Parts { notes, ..Parts::class_conditional(path, dit, Labels::default(), None, source, Files::Single(weights)) })
+        parts.notes = note.iter().map(|note| format!("{}: {note}", path.display())).collect();
+        Ok(parts)
     }
 
     /// Whether `path` is a folder with the parts of a model that [`Parts::open`] knows, rather than weights.

@@ -182,11 +182,11 @@ impl Prompt {
                 ui.end_row();
                 ui.label("Stage one");
                 ui.horizontal(|ui| {
-                    let (least, unit) = (self.step.unwrap_or(1), self.step.unwrap_or(1) as f64);
+                    let least = self.step.unwrap_or(1);
                     // DiT makes one size.
-                    ui.add_enabled(self.step.is_some(), DragValue::new(&mut self.width).range(least..=MAX_STAGE_ONE).speed(unit));
+                    ui.add_enabled(self.step.is_some(), DragValue::new(&mut self.width).range(least..=MAX_STAGE_ONE).speed(least as f64));
                     ui.label("×");
-                    ui.add_enabled(self.step.is_some(), DragValue::new(&mut self.height).range(least..=MAX_STAGE_ONE).speed(unit));
+                    ui.add_enabled(self.step.is_some(), DragValue::new(&mut self.height).range(least..=MAX_STAGE_ONE).speed(least as f64));
                 });
                 (self.width, self.height) = (self.side(self.width), self.side(self.height));
                 ui.end_row();

@@ -87,6 +87,7 @@ pub fn constants(kernel: &Kernel) -> Vec<Vec<(&'static str, u32)>> {
             [&[("D4", d4), ("S", s), ("WG", wg), ("QN", qn)], plane].concat()
         })
         .into(),
+        "glu" => [2, 3].map(|act| vec![("ACT", act)]).into(),
         "norm_apply" => {
             [(0, 1, 256), (1, 1, 256), (0, 8, 32), (1, 8, 32)].map(|(silu, run, wg)| vec![("SILU", silu), ("RUN", run), ("WG", wg)]).into()
         }

@@ -200,7 +200,7 @@ Notes:
   The picture is decoded by the model's own VAE, if it has one, at its native size, and by the InfGen decoder that ships here at any other (of SDXL
   by one of its space: --decoder).
   SDXL without --negative is led away from zeros, with --negative \"\" from the empty text, as in diffusers.
-  SiT and FiTv2 take --steps intervals of its time, which their own samplers call one number of steps more.
+  SiT and FiTv2 take --steps intervals of their time, which their own samplers call one number of steps more.
   A PNG keeps the settings where other tools look for them (`parameters`); `infgen inspect fox.png` prints them.
   Weights are stored as --dtype says, what flows between layers is f32 in both.";
 
@@ -218,9 +218,6 @@ pub struct GenerateArgs {
     /// LoRA merged into the model, with its strength; can be given several times
     #[arg(long = "lora", value_name = "FILE[:STRENGTH]", value_parser = parse_lora, help_heading = "Model")]
     pub loras: Vec<LoraArg>,
-    /// How FiT's positions follow latent sizes above 256 pixels a side (its --interpolation, --decouple) [default: dynntk]
-    #[arg(long, value_parser = parse_rope, value_name = "no|linear|dynntk|ntkpro1|ntkpro2|partntk|yarn", help_heading = "Size")]
-    pub rope: Option<RotaryScaling>,
     /// What the model predicts, where its files do not say (single-file SD 2.x: v; SiT: flow)
     #[arg(long, value_enum, help_heading = "Model")]
     pub prediction: Option<PredictionArg>,
@@ -266,6 +263,9 @@ pub struct GenerateArgs {
     /// Size at which the model works, in pixels; multiples of 8 [default: the picture's or the model's own; DiT, SiT and MDT have one, FiT takes multiples of 16]
     #[arg(long, value_name = "WxH", help_heading = "Size")]
     pub latent_size: Option<Size>,
+    /// How FiT's positions follow latent sizes above 256 pixels a side (its --interpolation, --decouple) [default: dynntk]
+    #[arg(long, value_parser = parse_rope, value_name = "no|linear|dynntk|ntkpro1|ntkpro2|partntk|yarn", help_heading = "Size")]
+    pub rope: Option<RotaryScaling>,
     /// Size of the result in pixels, any; of another shape than the latent size it stretches the picture [default: the latent size]
     #[arg(long, value_name = "WxH", help_heading = "Size")]
     pub size: Option<Size>,
