@@ -1,4 +1,4 @@
-//! Models that are told a class: DiT in diffusers' form and in the original's, FiT, MDTv2, against their sources, and through the program.
+//! Models that are told a class: DiT in diffusers' form and in the original's, FiT, MDTv2, MaskDiT, against their sources, and through the program.
 
 mod common;
 
@@ -49,6 +49,10 @@ struct Run {
     power: Option<f64>,
 }
 
+/// Files of MaskDiT's weights: as they were saved, where the model was compiled before, and without the wrapper.
+const MASKDIT: [(&str, &str); 3] =
+    [("maskdit.safetensors", "model."), ("compiled.safetensors", "_orig_mod.model."), ("bare.safetensors", "")];
+
 /// All models in a folder, removed with it.
 struct Models {
     case: Case,
@@ -95,6 +99,13 @@ impl Models {
             }
             write(&folder.join("model_ema.safetensors"), &tensors, Dtype::F32);
         }
+        // MaskDiT's names lie in a wrapper.
+        for (file, prefix) in MASKDIT {
+            let mut tensors = models.tensors("maskdit");
+            tensors.push(Tensor { name: "mask_token".into(), shape: vec![1, 1, 96], values: vec![f32::NAN; 96] });
+            tensors.iter_mut().for_each(|tensor| tensor.name.insert_str(0, prefix));
+            write(&models.scratch.path().join(file), &tensors, Dtype::F32);
+        }
         models
     }
 
@@ -103,6 +114,7 @@ impl Models {
         self.scratch.path().join(match model {
             "original" => "original-DiT.safetensors",
             "sit" => "SiT-S-2.safetensors",
+            "maskdit" => "maskdit.safetensors",
             folder => folder,
         })
     }
@@ -149,7 +161,11 @@ fn a_call_predicts_what_the_sources_predict() {
         let calls = if name == "odd" { vec![(500.0, 7)] } else { models.case.calls.clone() };
         let own = RotaryScaling::default();
         for (timestep, class) in calls {
-            let timestep = if name == "fit2" { timestep / 1000.0 } else { timestep };
+            let timestep = match &**name {
+                "fit2" => timestep / 1000.0,
+                "maskdit" => timestep / -500.0,
+                _ => timestep,
+            };
             let alone = predictions(timestep, &[class], own);
             let want = channels_last(&expected(&format!("call.{name}.{class}")));
             let distance = relative_l2(&alone[0], &want);
@@ -197,7 +213,7 @@ fn latents_are_those_of_the_sources() {
                 continue; // This random model's latent is 400 times what decoders know, and leaves the range of f16 there.
             }
             let report = done(&[&common[..], &sampler, &["--dtype", dtype, "--save-latent", &latent, "-o", &output]].concat());
-            let own = if ["sit", "fit2"].contains(&&*run.model) { "heun" } else { "ddim" };
+            let own = if ["sit", "fit2", "maskdit"].contains(&&*run.model) { "heun" } else { "ddim" };
             assert_eq!(report["sampler"], run.sampler.as_deref().unwrap_or(own));
             let got = Latent::open(&latent).unwrap();
             assert_eq!(got.shape(), [1, 4, h, w]);
@@ -233,8 +249,8 @@ fn a_class_becomes_a_picture_of_any_size() {
     assert_ne!(Latent::open(&by_name).unwrap(), Latent::open(&by_number).unwrap());
 
     // What the plan names as the smallest ceiling is one.
-    let (fit, mdt) = (models.at("fit2"), models.at("mdt"));
-    for model in [&fit, &mdt, &file] {
+    let (fit, mdt, masked) = (models.at("fit2"), models.at("mdt"), models.at("maskdit.safetensors"));
+    for model in [&fit, &mdt, &masked, &file] {
         let common = ["generate", "--model", model, "-p", "1", "--steps", "2", "-s", "1", "--save-latent", &by_name, "-o", &output];
         done(&common);
         let whole = Latent::open(&by_name).unwrap();
@@ -278,6 +294,7 @@ fn a_class_becomes_a_picture_of_any_size() {
         (&file, ["\"dit\"", "\"num_attention_heads\":6"]),
         (&fit, ["\"positions\":\"rotary\"", "\"modulation_rank\":20"]),
         (&mdt, ["\"dit\"", "\"decode_layers\":2"]),
+        (&masked, ["\"decoder\":{\"hidden_size\":96", "\"num_classes\":1000"]),
     ] {
         let inspected = String::from_utf8(infgen(&["inspect", model, "--json"]).stdout).unwrap();
         assert!(words.iter().all(|word| inspected.contains(word)), "{inspected}");
@@ -298,11 +315,21 @@ fn what_a_class_conditional_model_cannot_do_is_refused() {
         no(&file, &["-p", "1", "-n", "2"], &["negative prompt", "class-conditional"]);
         no(&file, &["-p", "1", "--latent-size", "128x128"], &["128x128", "64x64", "--size"]);
         no(&file, &["-p", "1", "--emphasis"], &["emphasis"]);
+        no(&models.at("maskdit.safetensors"), &["-p", "1", "--cfg-power", "2"], &["leave out --cfg-power", "sigma"]);
         no(&file, &["-p", "1", "--rope", "yarn"], &["leave out --rope", "FiT"]);
         no(&models.at("fit2"), &["-p", "1", "--latent-size", "64x72"], &["64x72", "multiples of 16", "64x64"]);
     }
+    let masked = models.at("maskdit.safetensors");
+    no(&masked, &["-p", "1", "--sampler", "ddim"], &["ddim", "EDM", "heun or euler"]);
+    no(&masked, &["-p", "1", "--prediction", "epsilon"], &["MaskDiT", "leave out --prediction"]);
     no(&file, &["-p", "1", "--decoder", "vae"], &["no VAE", "--decoder"]);
     no(&file, &["-p", "1", "--prediction", "flow", "--sampler", "ddim"], &["ddim", "flow", "heun or euler"]);
+
+    let configs = MASKDIT.map(|(name, _)| match Parts::open(&models.scratch.path().join(name)).unwrap().denoiser {
+        Denoiser::Dit { dit, .. } => dit,
+        other => panic!("{name}: {other:?}"),
+    });
+    assert!(configs[0].decoder.is_some() && configs.iter().all(|config| *config == configs[0]));
 
     // DiT and SiT look the same: a name that says neither gets a note.
     let unnamed = models.scratch.path().join("model.safetensors");

@@ -1,8 +1,9 @@
-//! The diffusion transformers DiT, FiT and MDTv2: noisy latent, timestep and class to a prediction.
+//! The diffusion transformers DiT, FiT, MDTv2 and MaskDiT: noisy latent, timestep and class to a prediction.
 //!
 //! Sources: Peebles & Xie 2022 (arXiv:2212.09748); facebookresearch/DiT `models.py` at ed81ce2; diffusers
 //! `models/transformers/dit_transformer_2d.py` 0.42; Lu et al. 2024 (arXiv:2402.12376, arXiv:2410.13925), whlzy/FiT `fit/model/` at b22b7b0; Gao et al. 2023
-//! (arXiv:2303.14389), sail-sg/MDT `masked_diffusion/models.py` at 7d26c21.
+//! (arXiv:2303.14389), sail-sg/MDT `masked_diffusion/models.py` at 7d26c21; Zheng et al. 2023 (arXiv:2306.09305), Anima-Lab/MaskDiT
+//! `models/maskdit.py` at 73cfb96.
 //!
 //! A call with guidance predicts for the class and for none at once: their tokens lie one after the other in one matrix, so that every weight is read
 //! once, and only norms, gates and attention, which differ or must not mix, take them one by one.
@@ -59,12 +60,12 @@ impl Modulation {
         Ok(Modulation { inward: None, linear: Linear::from_values(loader, path, &weight, &bias, inputs).await?, terms, channels })
     }
 
-    /// Of the block at `path`.
-    async fn of_block(loader: &Loader<'_>, path: &str, config: &DitConfig) -> Result<Modulation> {
-        let d = config.hidden_size;
+    /// Of block `i`.
+    async fn of_block(loader: &Loader<'_>, config: &DitConfig, i: usize) -> Result<Modulation> {
+        let (path, d, (width, ..)) = (config.block(i), config.hidden_size, config.widths(i));
         let (first, second) = (format!("{path}.norm1.linear"), format!("{path}.norm1.linear_2"));
         match config.modulation_rank {
-            None => Modulation::load(loader, &first, (d, d), &BLOCK_ORDER, &[0, 3]).await,
+            None => Modulation::load(loader, &first, (d, width), &BLOCK_ORDER, &[0, 3]).await,
             Some(rank) => {
                 let inward = Some(Linear::load(loader, &first, d, rank).await?);
                 Ok(Modulation { inward, ..Modulation::load(loader, &second, (rank, d), &BLOCK_ORDER, &[0, 3]).await? })
@@ -118,7 +119,16 @@ struct Block {
     out: Linear,
 }
 
-/// A loaded DiT, FiT or MDTv2.
+/// What stands between the blocks of MaskDiT's encoder and those of its decoder: norm and linear layer to the decoder's width.
+#[derive(Debug)]
+struct DecoderLayer {
+    modulation: Modulation,
+    linear: Linear,
+    /// `[h, w, width]`
+    positions: Tensor,
+}
+
+/// A loaded DiT, FiT, MDTv2 or MaskDiT.
 #[derive(Debug)]
 pub struct Dit {
     config: DitConfig,
@@ -126,8 +136,9 @@ pub struct Dit {
     patch: Linear,
     /// `[h, w, hidden_size]`; none where they are rotary.
     positions: Option<Tensor>,
-    /// `[h, w, hidden_size]`, added before the blocks that decode, and a row of ones.
+    /// Of MDTv2: `[h, w, hidden_size]`, added before the blocks that decode, and a row of ones.
     decoder_positions: Option<[Tensor; 2]>,
+    decoder_layer: Option<DecoderLayer>,
     embeddings: Vec<TimeEmbedding>,
     /// What all blocks' modulations share, where they are of low rank.
     shared_modulation: Option<Modulation>,
@@ -152,10 +163,17 @@ impl Classes {
         if classes.is_empty() || classes.iter().any(|class| *class > config.num_classes) {
             return Err(Error::Invalid { what: "class", detail: format!("{classes:?} of {}", config.num_classes) });
         }
-        let shape = [config.num_classes + 1, config.hidden_size];
+        let shape = config.class_table();
         let mut values = Vec::new();
         for i in 0..config.embeddings() {
             let name = format!("{}.class_embedder.embedding_table.weight", config.embedding(i));
+            if config.class_columns {
+                let table = view.get_async(&name, &shape).await?;
+                for &class in classes {
+                    values.extend(table.chunks_exact(config.num_classes).map(|row| row.get(class).copied().unwrap_or(0.0)));
+                }
+                continue;
+            }
             for &class in classes {
                 values.extend(view.get_rows(&name, &shape, class..class + 1).await?);
             }
@@ -203,6 +221,18 @@ impl Dit {
             }
             None => None,
         };
+        let decoder_layer = match &config.decoder {
+            Some(decoder) => {
+                let table = loader.read("decoder_pos_embed", &[1, config.tokens(), decoder.hidden_size]).await?;
+                let table = loader.upload("decoder_pos_embed", &table, decoder.hidden_size, loader.precision().activations).await?;
+                Some(DecoderLayer {
+                    modulation: Modulation::load(loader, "decoder_layer.modulation", (d, d), &[1, 0], &[0]).await?,
+                    linear: Linear::load(loader, "decoder_layer.linear", d, decoder.hidden_size).await?,
+                    positions: table.reshape(across, across),
+                })
+            }
+            None => None,
+        };
         let shape =
             TimeEmbeddingShape { features: TIME_FEATURES, width: d, flip_sin_to_cos: true, freq_shift: config.freq_shift, guidance: None };
         let mut embeddings = Vec::new();
@@ -213,10 +243,10 @@ impl Dit {
             Some(_) => Some(Modulation::load(loader, "global_modulation", (d, d), &BLOCK_ORDER, &[]).await?),
             None => None,
         };
-        let heads = HeadsShape { channels: d, context: d, heads: config.num_attention_heads, bias: true };
         let mut blocks = Vec::new();
-        for i in 0..config.num_layers {
-            let block = config.block(i);
+        for i in 0..config.blocks() {
+            let (block, (width, heads, mlp)) = (config.block(i), config.widths(i));
+            let heads = HeadsShape { channels: width, context: width, heads, bias: true };
             let path = |name: &str| format!("{block}.{name}");
             let skip = match config.stage(i) {
                 Some(Stage::Out | Stage::Decode) => {
@@ -239,32 +269,33 @@ impl Dit {
             blocks.push(Block {
                 skip,
                 bias,
-                modulation: Modulation::of_block(loader, &block, config).await?,
+                modulation: Modulation::of_block(loader, config, i).await?,
                 heads: Heads::load_shape(loader, &path("attn1"), heads).await?,
                 proj: match config.gated_mlp {
                     true => {
                         let (mut weight, mut bias) = (Vec::new(), Vec::new());
                         for half in [path("ff.value"), path("ff.gate")] {
-                            weight.extend(loader.read(&format!("{half}.weight"), &[config.mlp_hidden, d]).await?);
-                            bias.extend(loader.read(&format!("{half}.bias"), &[config.mlp_hidden]).await?);
+                            weight.extend(loader.read(&format!("{half}.weight"), &[mlp, width]).await?);
+                            bias.extend(loader.read(&format!("{half}.bias"), &[mlp]).await?);
                         }
-                        Linear::from_values(loader, &path("ff.value"), &weight, &bias, d).await?
+                        Linear::from_values(loader, &path("ff.value"), &weight, &bias, width).await?
                     }
-                    false => Linear::load(loader, &path("ff.net.0.proj"), d, config.mlp_hidden).await?,
+                    false => Linear::load(loader, &path("ff.net.0.proj"), width, mlp).await?,
                 },
-                out: Linear::load(loader, &path("ff.net.2"), config.mlp_hidden, d).await?,
+                out: Linear::load(loader, &path("ff.net.2"), mlp, width).await?,
             });
         }
+        let (width, ..) = config.widths(config.blocks());
         let last = match config.channels_first {
             true => {
                 let (pixels, outputs) = (p * p, config.out_channels);
-                let weight = loader.read("proj_out_2.weight", &[outputs * pixels, d]).await?;
+                let weight = loader.read("proj_out_2.weight", &[outputs * pixels, width]).await?;
                 let bias = loader.read("proj_out_2.bias", &[outputs * pixels]).await?;
-                let rows: Vec<&[f32]> = weight.chunks_exact(d).collect();
+                let rows: Vec<&[f32]> = weight.chunks_exact(width).collect();
                 let (weight, bias) = (pixels_first(&rows, outputs, pixels).concat(), pixels_first(&bias, outputs, pixels));
-                Linear::from_values(loader, "proj_out_2", &weight, &bias, d).await?
+                Linear::from_values(loader, "proj_out_2", &weight, &bias, width).await?
             }
-            false => Linear::load(loader, "proj_out_2", d, p * p * config.out_channels).await?,
+            false => Linear::load(loader, "proj_out_2", width, p * p * config.out_channels).await?,
         };
         Ok(Dit {
             config: config.clone(),
@@ -272,10 +303,11 @@ impl Dit {
             patch,
             positions,
             decoder_positions,
+            decoder_layer,
             embeddings,
             shared_modulation,
             blocks,
-            last_modulation: Modulation::load(loader, "proj_out_1", (d, d), &[1, 0], &[0]).await?,
+            last_modulation: Modulation::load(loader, "proj_out_1", (d, width), &[1, 0], &[0]).await?,
             last,
         })
     }
@@ -285,10 +317,10 @@ impl Dit {
         &self.config
     }
 
-    /// The predictions for `latent` (`[h, w, in_channels]`) at `timestep` (0 to 999 for DiT, 0 to 1 for SiT and FiTv2, whole or not), one for each of
+    /// The predictions for `latent` (`[h, w, in_channels]`) at `timestep` (0 to 999 for DiT, 0 to 1 for SiT and FiTv2, `ln(sigma) / 4` for MaskDiT, whole or not), one for each of
     /// `classes`: `[h, w, in_channels]` in f32, without variances. Rotary positions follow larger sizes by `scaling`.
     ///
-    /// Taps: `pos_embed`, every [`DitConfig::block`], all classes below each other.
+    /// Taps: `pos_embed`, every [`DitConfig::block`], `decoder_layer`, all classes below each other.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a latent of another shape than the model's, or classes of another model.
@@ -339,14 +371,14 @@ impl Dit {
         let shared = self.shared_modulation.as_ref();
         let shared = shared.map(|modulation| rec.scoped("modulation", |rec| modulation.all(rec, condition(0), None)));
         let norm = |rec: &mut Recorder, x: &Tensor, terms: &[Terms], at: usize, eps: f32| {
-            let y = rec.tensor(count * rows, columns, d, elem);
+            let y = rec.tensor(count * rows, columns, x.channels, elem);
             for (n, terms) in terms.iter().enumerate() {
                 layer_norm_into(rec, &part(x, n), &terms.norm(at, eps), &part(&y, n));
             }
             y
         };
         let add = |rec: &mut Recorder, y: &Tensor, x: &Tensor, terms: &[Terms], at: usize| {
-            let sum = rec.tensor(count * rows, columns, d, elem);
+            let sum = rec.tensor(count * rows, columns, x.channels, elem);
             for (n, terms) in terms.iter().enumerate() {
                 gated_add_into(rec, &part(y, n), &terms.gate(at), &part(x, n), &part(&sum, n));
             }
@@ -356,6 +388,18 @@ impl Dit {
         let (first, mut kept) = (x.clone(), Vec::new());
         for (i, block) in self.blocks.iter().enumerate() {
             let (path, stage) = (self.config.block(i), self.config.stage(i));
+            if let Some(DecoderLayer { modulation, linear, positions }) =
+                self.decoder_layer.as_ref().filter(|_| i == self.config.num_layers)
+            {
+                x = rec.scoped("decoder_layer", |rec| {
+                    let terms = modulation.forward(rec, condition(0), None);
+                    let h = norm(rec, &x, &terms, 0, NORM_EPS);
+                    let y = rec.tensor(count * rows, columns, positions.channels, elem);
+                    (0..count).for_each(|n| linear.forward_into(rec, &part(&h, n), Some(positions), Act::None, &part(&y, n)));
+                    y
+                });
+                rec.tap("decoder_layer", &x);
+            }
             x = rec.scoped(&path, |rec| {
                 if let Some([own, other]) = &block.skip {
                     let with = if stage == Some(Stage::Out) { kept.pop().expect("as many go in as come out") } else { first.clone() };

@@ -1,8 +1,8 @@
-//! The configuration of a class-conditional diffusion transformer (DiT, SiT, FiT, MDT): from diffusers' `config.json`, or from the shapes of its tensors in the
+//! The configuration of a class-conditional diffusion transformer (DiT, SiT, FiT, MDT, MaskDiT): from diffusers' `config.json`, or from the shapes of its tensors in the
 //! original's files, which bring none.
 //!
 //! Sources: diffusers `models/transformers/dit_transformer_2d.py` 0.42; facebookresearch/DiT `models.py` at ed81ce2; whlzy/FiT `fit/model/` at b22b7b0; sail-sg/MDT
-//! `masked_diffusion/models.py` at 7d26c21. diffusers and the original are not the same network: the frequencies of the timestep differ, the epsilon of a norm can, and the original guides 3
+//! `masked_diffusion/models.py` at 7d26c21; Anima-Lab/MaskDiT `models/maskdit.py` at 73cfb96. diffusers and the original are not the same network: the frequencies of the timestep differ, the epsilon of a norm can, and the original guides 3
 //! channels of 4.
 
 use std::path::Path;
@@ -24,6 +24,19 @@ pub enum Positions {
     Formula,
     /// By turning the heads of queries and keys, which works at any size (FiT).
     Rotary,
+}
+
+/// MaskDiT's blocks behind the others, narrower, with positions of their own; what modulates them is as wide as the others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DitDecoder {
+    /// Width of a token.
+    pub hidden_size: usize,
+    /// Number of blocks.
+    pub num_layers: usize,
+    /// Heads of every attention.
+    pub num_attention_heads: usize,
+    /// Width inside the MLPs.
+    pub mlp_hidden: usize,
 }
 
 /// Shapes and constants of a DiT. [`DitConfig::default`] is the original's DiT-XL/2 for 256 x 256 pixels.
@@ -68,6 +81,10 @@ pub struct DitConfig {
     /// MDTv2: the last so many blocks decode, those before them are joined in pairs, and attention has biases by relative position; none: one block after
     /// the other.
     pub decode_layers: Option<usize>,
+    /// MaskDiT's decoder, behind all `num_layers` blocks.
+    pub decoder: Option<DitDecoder>,
+    /// Classes are columns of a linear layer without bias, and none of them is zeros (MaskDiT); else rows of a table, none the last of them.
+    pub class_columns: bool,
     /// Whether channels are the slowest index within a token; else the fastest.
     pub channels_first: bool,
 }
@@ -94,6 +111,8 @@ impl Default for DitConfig {
             qk_norm: false,
             modulation_rank: None,
             decode_layers: None,
+            decoder: None,
+            class_columns: false,
             channels_first: false,
         }
     }
@@ -118,8 +137,11 @@ pub enum Stage {
     Decode,
 }
 
-/// Widths of DiT-S, B, L and XL with their heads, and of FiTv2-3B.
-const ORIGINAL_HEADS: [(usize, usize); 5] = [(384, 6), (768, 12), (1024, 16), (1152, 16), (2304, 24)];
+/// Widths of DiT-S, B, L and XL with their heads, of MaskDiT's H and of FiTv2-3B.
+const ORIGINAL_HEADS: [(usize, usize); 6] = [(384, 6), (768, 12), (1024, 16), (1152, 16), (1280, 16), (2304, 24)];
+
+/// Heads of MaskDiT's decoder, whatever its size.
+const DECODER_HEADS: usize = 16;
 
 impl DitConfig {
     /// Reads diffusers' `config.json`; absent fields take diffusers' defaults. `path` stands for the JSON in messages.
@@ -217,7 +239,17 @@ impl DitConfig {
         if inward != outward {
             return Err(format!("{inward} en_inblocks and {outward} en_outblocks: there must be as many"));
         }
-        let rows = axes("transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight", 2)?[0];
+        let decoder = match view.contains("decoder_layer.linear.weight") {
+            true => Some(DitDecoder {
+                hidden_size: axes("decoder_layer.linear.weight", 2)?[0],
+                num_layers: count("decoder_blocks"),
+                num_attention_heads: DECODER_HEADS,
+                mlp_hidden: axes("decoder_blocks.0.ff.net.0.proj.weight", 2)?[0],
+            }),
+            false => None,
+        };
+        let table = axes("transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight", 2)?;
+        let num_classes = if decoder.is_some() { table[1] } else { table[0].saturating_sub(1) };
         let known = Self {
             in_channels,
             out_channels: outputs / patch_size.saturating_mul(patch_size).max(1),
@@ -226,8 +258,10 @@ impl DitConfig {
             decode_layers: (inward > 0).then_some(decode),
             num_attention_heads,
             patch_size,
-            num_classes: rows.saturating_sub(1),
-            guided_channels: in_channels.min(3),
+            num_classes,
+            guided_channels: if decoder.is_some() { in_channels } else { in_channels.min(3) },
+            class_columns: decoder.is_some(),
+            decoder,
             ..Self::default()
         };
         if fit {
@@ -306,6 +340,20 @@ impl DitConfig {
                 return Err(format!("{across}x{across} tokens: biases of up to {MAX_RELATIVE}x{MAX_RELATIVE} are known to this version"));
             }
         }
+        if let Some(decoder) = &self.decoder {
+            let DitDecoder { hidden_size, num_layers, num_attention_heads: heads, mlp_hidden } = *decoder;
+            within("the decoder's hidden size", hidden_size, 1 << 14)?;
+            within("the decoder's num_layers", num_layers, MAX_LAYERS)?;
+            within("the decoder's MLP width", mlp_hidden, 1 << 16)?;
+            if !hidden_size.is_multiple_of(4) || !hidden_size.is_multiple_of(heads) {
+                return Err(format!(
+                    "{hidden_size} channels in {heads} heads of the decoder: the channels must be a multiple of 4 and of the heads"
+                ));
+            }
+            if self.positions != Positions::Stored || self.gated_mlp || self.modulation_rank.is_some() || self.decode_layers.is_some() {
+                return Err("a decoder behind FiT's or MDT's blocks, which no network of these has".into());
+            }
+        }
         if let Some(rank) = self.modulation_rank {
             within("rank of the modulation", rank, 1 << 14)?;
         }
@@ -339,8 +387,29 @@ impl DitConfig {
         across * across
     }
 
+    /// Number of blocks, the decoder's included.
+    pub fn blocks(&self) -> usize {
+        self.num_layers + self.decoder.as_ref().map_or(0, |decoder| decoder.num_layers)
+    }
+
+    /// Tokens' width, heads, and width inside the MLP of block `i`; behind the last, those of the last.
+    pub fn widths(&self, i: usize) -> (usize, usize, usize) {
+        match &self.decoder {
+            Some(decoder) if i >= self.num_layers => (decoder.hidden_size, decoder.num_attention_heads, decoder.mlp_hidden),
+            _ => (self.hidden_size, self.num_attention_heads, self.mlp_hidden),
+        }
+    }
+
+    /// Shape of a table of classes.
+    pub fn class_table(&self) -> [usize; 2] {
+        if self.class_columns { [self.hidden_size, self.num_classes] } else { [self.num_classes + 1, self.hidden_size] }
+    }
+
     /// Path of block `i`.
     pub fn block(&self, i: usize) -> String {
+        if i >= self.num_layers && self.decoder.is_some() {
+            return format!("decoder_blocks.{}", i - self.num_layers);
+        }
         let Some(decode) = self.decode_layers else { return format!("transformer_blocks.{i}") };
         let half = self.num_layers.saturating_sub(decode) / 2;
         match self.stage(i) {
@@ -387,8 +456,12 @@ impl DitConfig {
         if self.positions == Positions::Stored {
             list.push("pos_embed.pos_embed", &[1, self.tokens(), d]);
         }
-        if self.decode_layers.is_some() {
-            list.push("decoder_pos_embed", &[1, self.tokens(), d]);
+        if self.decode_layers.is_some() || self.decoder.is_some() {
+            list.push("decoder_pos_embed", &[1, self.tokens(), self.widths(self.num_layers).0]);
+        }
+        if let Some(decoder) = &self.decoder {
+            list.linear("decoder_layer.modulation", 2 * d, d);
+            list.linear("decoder_layer.linear", decoder.hidden_size, d);
         }
         if self.modulation_rank.is_some() {
             list.linear("global_modulation", 6 * d, d);
@@ -397,10 +470,10 @@ impl DitConfig {
             let path = self.embedding(i);
             list.linear(&format!("{path}.timestep_embedder.linear_1"), d, TIME_FEATURES);
             list.linear(&format!("{path}.timestep_embedder.linear_2"), d, d);
-            list.push(&format!("{path}.class_embedder.embedding_table.weight"), &[self.num_classes + 1, d]);
+            list.push(&format!("{path}.class_embedder.embedding_table.weight"), &self.class_table());
         }
-        for i in 0..self.num_layers {
-            let path = self.block(i);
+        for i in 0..self.blocks() {
+            let (path, (width, _, mlp)) = (self.block(i), self.widths(i));
             let block = |name: &str| format!("{path}.{name}");
             if self.decode_layers.is_some() {
                 list.push(&block("attn1.rel_pos_bias.relative_position_bias_table"), &[self.relative_entries(), self.num_attention_heads]);
@@ -413,18 +486,19 @@ impl DitConfig {
                     list.linear(&block("norm1.linear"), rank, d);
                     list.linear(&block("norm1.linear_2"), 6 * d, rank);
                 }
-                None => list.linear(&block("norm1.linear"), 6 * d, d),
+                None => list.linear(&block("norm1.linear"), 6 * width, d),
             }
             for projection in ["to_q", "to_k", "to_v", "to_out.0"] {
-                list.linear(&block(&format!("attn1.{projection}")), d, d);
+                list.linear(&block(&format!("attn1.{projection}")), width, width);
             }
             for inward in if self.gated_mlp { &["ff.value", "ff.gate"][..] } else { &["ff.net.0.proj"] } {
-                list.linear(&block(inward), self.mlp_hidden, d);
+                list.linear(&block(inward), mlp, width);
             }
-            list.linear(&block("ff.net.2"), d, self.mlp_hidden);
+            list.linear(&block("ff.net.2"), width, mlp);
         }
-        list.linear("proj_out_1", 2 * d, d);
-        list.linear("proj_out_2", patch * patch * self.out_channels, d);
+        let (width, ..) = self.widths(self.blocks());
+        list.linear("proj_out_1", 2 * width, d);
+        list.linear("proj_out_2", patch * patch * self.out_channels, width);
         list.0
     }
 
@@ -475,6 +549,15 @@ mod tests {
             [0, 11, 12, 23, 24, 27].map(|i| mdt.block(i)).join(" "),
             "en_inblocks.0 en_inblocks.11 en_outblocks.0 en_outblocks.11 de_blocks.0 de_blocks.3"
         );
+        // With the mask token of training.
+        let decoder = DitDecoder { hidden_size: 512, num_layers: 8, num_attention_heads: 16, mlp_hidden: 2048 };
+        let masked =
+            DitConfig { out_channels: 4, guided_channels: 4, class_columns: true, decoder: Some(decoder.clone()), ..DitConfig::default() };
+        assert_eq!((fused(&masked) - 4 * 8 + 1, parameters(&masked) + 512), (378, 730_541_200));
+        assert_eq!(
+            [0, 27, 28, 35].map(|i| masked.block(i)).join(" "),
+            "transformer_blocks.0 transformer_blocks.27 decoder_blocks.0 decoder_blocks.7"
+        );
         let refused = |config: DitConfig, word: &str| {
             let error = config.validate().unwrap_err();
             assert!(error.contains(word), "{error}");
@@ -484,6 +567,8 @@ mod tests {
         refused(DitConfig { sample_size: 256, ..mdt.clone() }, "128x128");
         refused(DitConfig { positions: Positions::Rotary, ..mdt }, "turn");
         refused(DitConfig { num_attention_heads: 96, ..fit.clone() }, "multiples of 8");
+        refused(DitConfig { decoder: Some(decoder.clone()), ..fit.clone() }, "FiT's or MDT's");
+        refused(DitConfig { decoder: Some(DitDecoder { hidden_size: 40, ..decoder }), ..masked }, "40 channels in 16 heads of the decoder");
         refused(DitConfig { modulation_rank: Some(0), ..fit }, "rank");
     }
 

@@ -312,6 +312,12 @@ impl Pipeline {
             if !self.parts.is_class_conditional() {
                 return Err(invalid("guidance power", "it is for models that are told a class: leave out --cfg-power"));
             }
+            if power > 0.0 && self.parts.is_edm() {
+                return Err(invalid(
+                    "guidance power",
+                    "it is for models with timesteps, and MaskDiT is told a sigma: leave out --cfg-power",
+                ));
+            }
         }
         within("guidance rescale", request.guidance_rescale, 0.0, 1.0)?;
         within("strength", request.strength, 0.0, 1.0)?;

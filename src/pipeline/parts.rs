@@ -69,7 +69,7 @@ pub struct Parts {
     pub vae: Option<VaeConfig>,
     /// Width and height of the model's native picture in pixels.
     pub native_size: (usize, usize),
-    /// `sd1`, `sd2`, `sdxl`, `dit`, `fit`, `mdt` or `unknown`.
+    /// `sd1`, `sd2`, `sdxl`, `dit`, `fit`, `mdt`, `maskdit` or `unknown`.
     pub family: &'static str,
     /// What was taken for granted, for the user.
     pub notes: Vec<String>,
@@ -143,7 +143,7 @@ impl Parts {
             return Parts::original_dit(path, dit, weights);
         }
         let recognised = recognise::recognise(&weights)?;
-        let wanted = "a checkpoint of Stable Diffusion 1.x, 2.x or SDXL, or a DiT, SiT, FiT or MDT";
+        let wanted = "a checkpoint of Stable Diffusion 1.x, 2.x or SDXL, or a DiT, SiT, FiT, MDT or MaskDiT";
         let family = match &recognised {
             Recognised::Checkpoint { family: family @ ("sd1" | "sd2" | "sdxl" | "unknown"), .. } => *family,
             Recognised::Unet { .. } | Recognised::TextEncoder { .. } | Recognised::Vae(_) => {
@@ -246,6 +246,7 @@ impl Parts {
         let family = match dit {
             _ if dit.positions == Positions::Rotary => "fit",
             _ if dit.decode_layers.is_some() => "mdt",
+            _ if dit.decoder.is_some() => "maskdit",
             _ => "dit",
         };
         Parts {
@@ -275,6 +276,7 @@ impl Parts {
         };
         let nearest = |words: [&'static str; 2]| whole.ancestors().take(5).find_map(|name| words.into_iter().find(|word| says(name, word)));
         let (turns, low_rank, joined) = (dit.positions == Positions::Rotary, dit.modulation_rank.is_some(), dit.decode_layers.is_some());
+        let masked = dit.decoder.is_some();
         let source = |prediction| SchedulerSource::Dit { prediction };
         let files = Files::Single(weights);
         let mut parts = Parts::class_conditional(path, dit, Labels::default(), None, source(Prediction::Epsilon), files);
@@ -287,6 +289,9 @@ impl Parts {
                 parts.native_size = (2 * w, 2 * h);
                 format!("taken for the model for {}x{} pixels, by its name; if it is not: --latent-size {w}x{h}", 2 * w, 2 * h)
             })
+        } else if masked {
+            parts.scheduler = source(Prediction::Edm);
+            None
         } else if joined {
             None
         } else {
@@ -505,7 +510,7 @@ impl Parts {
             // Read off its tensors, a relative has those that are looked for and more.
             let (what, have) = match &self.denoiser {
                 Denoiser::Unet { unet, .. } => (unet.to_string(), "the UNets of Stable Diffusion"),
-                Denoiser::Dit { dit, .. } => (dit.to_string(), "DiT, SiT, FiT and MDT"),
+                Denoiser::Dit { dit, .. } => (dit.to_string(), "DiT, SiT, FiT, MDT and MaskDiT"),
             };
             return Err(unknown(
                 &self.path,
@@ -589,6 +594,11 @@ impl Parts {
         matches!(self.denoiser, Denoiser::Dit { .. })
     }
 
+    /// Whether the model was trained as EDM has it, and is told a sigma: MaskDiT.
+    pub fn is_edm(&self) -> bool {
+        matches!(&self.denoiser, Denoiser::Dit { dit, .. } if dit.decoder.is_some())
+    }
+
     /// Whether the denoiser was distilled with guidance, and is told its scale.
     pub fn is_distilled(&self) -> bool {
         self.unet().is_some_and(|unet| unet.time_cond_proj_dim.is_some())
@@ -597,7 +607,7 @@ impl Parts {
     /// The guidance scale that is usual for it, with the sampler that runs.
     pub fn default_guidance(&self, sampler: Sampler) -> f64 {
         match &self.denoiser {
-            Denoiser::Dit { dit, .. } if dit.positions == Positions::Rotary => 1.5,
+            Denoiser::Dit { dit, .. } if dit.positions == Positions::Rotary || self.is_edm() => 1.5,
             Denoiser::Dit { .. } => 4.0,
             Denoiser::Unet { .. } if sampler == Sampler::Lcm && !self.is_distilled() => 1.5,
             Denoiser::Unet { second: Some(_), .. } => 5.0,
@@ -634,7 +644,7 @@ impl Parts {
     /// Which tensors of a file the denoiser does not read.
     fn unused(&self) -> fn(&str) -> bool {
         match &self.denoiser {
-            Denoiser::Dit { dit, .. } if dit.decode_layers.is_some() => dit_keys::is_unused,
+            Denoiser::Dit { dit, .. } if dit.decode_layers.is_some() || dit.decoder.is_some() => dit_keys::is_unused,
             _ => |_| false,
         }
     }
@@ -716,9 +726,14 @@ impl Parts {
     /// # Errors
     /// As [`Scheduler::from_json`] and [`Scheduler::new`].
     pub fn scheduler(&self, sampler: Option<Sampler>, prediction: Option<Prediction>) -> Result<Scheduler> {
+        let invalid = |detail: &str| Err(Error::Invalid { what: "prediction", detail: detail.into() });
         if prediction == Some(Prediction::Flow) && self.unet().is_some() {
-            let detail = "flow is for SiT and FiTv2: the UNets of Stable Diffusion are told a timestep of 0 to 999".into();
-            return Err(Error::Invalid { what: "prediction", detail });
+            return invalid("flow is for SiT and FiTv2: the UNets of Stable Diffusion are told a timestep of 0 to 999");
+        }
+        if prediction.is_some_and(|prediction| (prediction == Prediction::Edm) != self.is_edm()) {
+            return invalid(
+                "MaskDiT, and no other of these models, is told a sigma and predicts what belongs to it (EDM): leave out --prediction",
+            );
         }
         match &self.scheduler {
             SchedulerSource::Json { json, path } => {
@@ -734,7 +749,7 @@ impl Parts {
             }
             SchedulerSource::Dit { prediction: inferred } => {
                 let prediction = prediction.unwrap_or(*inferred);
-                let own = if prediction == Prediction::Flow { Sampler::Heun } else { Sampler::Ddim };
+                let own = if matches!(prediction, Prediction::Flow | Prediction::Edm) { Sampler::Heun } else { Sampler::Ddim };
                 let sampler = sampler.unwrap_or(own);
                 Scheduler::new(sampler, SchedulerConfig::dit(sampler, prediction))
             }

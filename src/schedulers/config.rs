@@ -46,6 +46,10 @@ pub enum Prediction {
     /// The velocity `data - noise` at a time from 0 to 1, Ma et al. 2024 (SiT, arXiv:2401.08740). Configs of diffusers do not say it.
     #[serde(skip)]
     Flow,
+    /// What the clean latent lacks beside a share of the noisy one, both weighted by the noise's sigma, at the time `ln(sigma) / 4`: Karras et al. 2022
+    /// (EDM, arXiv:2206.00364), table 1. Configs of diffusers do not say it.
+    #[serde(skip)]
+    Edm,
 }
 
 /// Where a list of sigmas ends.
@@ -107,7 +111,7 @@ pub struct SchedulerConfig {
     pub interpolation_type: String,
     /// Euler: `discrete` or `continuous`.
     pub timestep_type: String,
-    /// Bounds of Karras' and exponential sigmas, where they are not those of the table.
+    /// Bounds of Karras' and exponential sigmas, where they are not those of the table; of EDM models 0.002 and 80.
     pub sigma_min: Option<f64>,
     /// See `sigma_min`.
     pub sigma_max: Option<f64>,
@@ -208,7 +212,7 @@ impl SchedulerConfig {
         }
     }
 
-    /// DiT, and SiT where `prediction_type` is [`Prediction::Flow`], for files without a scheduler config: evenly spaced betas, nothing clipped.
+    /// DiT, SiT where `prediction_type` is [`Prediction::Flow`] and MaskDiT where it is [`Prediction::Edm`], for files without a scheduler config: evenly spaced betas, nothing clipped.
     pub fn dit(sampler: Sampler, prediction_type: Prediction) -> SchedulerConfig {
         SchedulerConfig {
             beta_start: 0.0001,

@@ -73,7 +73,7 @@ pub(super) fn multistep(scheduler: &Scheduler, steps: usize, skip: usize) -> Res
         let (x0, eps) = match config.prediction_type {
             Prediction::Epsilon => ((1.0 / from.alpha) * &(&x - &(from.sigma * &out)), out.clone()),
             Prediction::Sample => (out.clone(), (1.0 / from.sigma) * &(&x - &(from.alpha * &out))),
-            Prediction::Flow => unreachable!("{}", super::NO_FLOW),
+            Prediction::Flow | Prediction::Edm => unreachable!("{}", super::NO_TABLE),
             Prediction::VPrediction => (&(from.alpha * &x) - &(from.sigma * &out), &(from.alpha * &out) + &(from.sigma * &x)),
         };
         // The estimate that the solver integrates; kept where a later step reads it.

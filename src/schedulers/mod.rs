@@ -6,6 +6,7 @@
 
 mod config;
 mod dpm_solver;
+mod edm;
 mod expr;
 mod flow;
 mod sigma_space;
@@ -123,8 +124,8 @@ pub struct Scheduler {
     alphas_cumprod: Vec<f64>,
 }
 
-/// Why no formula with a table of noise meets a flow model.
-const NO_FLOW: &str = "Scheduler::new refuses flow models but for the samplers of flow.rs";
+/// Why no formula with a table of noise meets a flow or EDM model.
+const NO_TABLE: &str = "Scheduler::new refuses flow and EDM models but for the samplers of flow.rs and edm.rs";
 
 /// `alphas_cumprod` of the last timestep where a rescaled table is needed as sigmas: the smallest f16 that is not 0.
 const SNR_FLOOR: f64 = 1.0 / (1 << 24) as f64;
@@ -137,8 +138,13 @@ impl Scheduler {
     pub fn new(sampler: Sampler, config: SchedulerConfig) -> Result<Scheduler> {
         let invalid = |detail: String| Error::Invalid { what: "scheduler", detail };
         config.check(sampler).map_err(invalid)?;
-        if config.prediction_type == Prediction::Flow && !matches!(sampler, Sampler::Euler | Sampler::Heun) {
-            return Err(invalid(format!("{sampler} is not defined for flow models; use heun or euler")));
+        let of_their_own = match config.prediction_type {
+            Prediction::Flow => Some("flow"),
+            Prediction::Edm => Some("EDM"),
+            _ => None,
+        };
+        if let Some(models) = of_their_own.filter(|_| !matches!(sampler, Sampler::Euler | Sampler::Heun)) {
+            return Err(invalid(format!("{sampler} is not defined for {models} models; use heun or euler")));
         }
         let knows_samples = !matches!(sampler, Sampler::Pndm | Sampler::EulerAncestral);
         if config.prediction_type == Prediction::Sample && !knows_samples {
@@ -230,6 +236,7 @@ impl Scheduler {
         let schedule = match self.sampler {
             Sampler::Euler if self.config.prediction_type == Prediction::Flow => Ok(flow::euler(steps, skip)),
             Sampler::Heun if self.config.prediction_type == Prediction::Flow => Ok(flow::heun(steps, skip)),
+            Sampler::Euler | Sampler::Heun if self.config.prediction_type == Prediction::Edm => Ok(edm::plan(self, steps, skip)),
             Sampler::Ddim => variance_preserving::ddim(self, steps, skip, eta),
             Sampler::Ddpm => variance_preserving::ddpm(self, steps, skip),
             Sampler::Pndm => variance_preserving::pndm(self, steps, skip),
@@ -270,7 +277,7 @@ impl Scheduler {
                 (out, eps)
             }
             Prediction::VPrediction => (&(signal * &x) - &(noise * &out), &(signal * &out) + &(noise * &x)),
-            Prediction::Flow => unreachable!("{NO_FLOW}"),
+            Prediction::Flow | Prediction::Edm => unreachable!("{NO_TABLE}"),
         }
     }
 }

@@ -57,7 +57,7 @@ fn denoised(scheduler: &Scheduler, sigma: f64) -> Combination {
     match scheduler.config.prediction_type {
         Prediction::Epsilon => &x - &(sigma * &out),
         Prediction::Sample => out,
-        Prediction::Flow => unreachable!("{}", super::NO_FLOW),
+        Prediction::Flow | Prediction::Edm => unreachable!("{}", super::NO_TABLE),
         Prediction::VPrediction => &((1.0 / norm) * &x) - &(sigma / norm.sqrt() * &out),
     }
 }

@@ -153,7 +153,7 @@ impl Prompt {
         });
         if model.is_none() {
             ui.weak(
-                "Open or drop a model, Stable Diffusion 1.x, 2.x or XL, DiT, SiT, FiT or MDT: a diffusers folder, or a single file in safetensors.",
+                "Open or drop a model, Stable Diffusion 1.x, 2.x or XL, DiT, SiT, FiT, MDT or MaskDiT: a diffusers folder, or a single file in safetensors.",
             );
         }
         ui.separator();

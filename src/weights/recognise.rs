@@ -157,6 +157,7 @@ impl fmt::Display for DitConfig {
             (Positions::Rotary, None) => ("FiT", " or any size"),
             (Positions::Rotary, Some(_)) => ("FiTv2", " or any size"),
             _ if self.decode_layers.is_some() => ("MDTv2", ""),
+            _ if self.decoder.is_some() => ("MaskDiT", ""),
             _ => ("DiT", ""),
         };
         write!(
@@ -186,7 +187,7 @@ fn halves(encoder: bool, decoder: bool) -> &'static str {
 /// # Errors
 /// [`Error::Config`] for a model that was recognised and whose config or shapes contradict themselves.
 pub fn recognise(weights: &Weights) -> Result<Recognised> {
-    if (weights.contains("mask_token") && !dit_keys::is_mdt(weights))
+    if (weights.contains("mask_token") && !dit_keys::is_masked(weights))
         || weights.metadata().contains_key(crate::models::infgen_config::METADATA_KEY)
     {
         return Ok(Recognised::Infgen { config: Box::new(InfgenConfig::from_weights(weights)?) });

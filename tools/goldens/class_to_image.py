@@ -1,11 +1,12 @@
-"""tests/data/class-to-image: predictions and final latents of two tiny DiTs, in diffusers' form and in the original's, of two tiny FiTs and a tiny MDTv2.
+"""tests/data/class-to-image: predictions and final latents of two tiny DiTs, in diffusers' form and in the original's, of two tiny FiTs, a tiny MDTv2 and a tiny
+MaskDiT.
 
     python tools/goldens/class_to_image.py [--check]
 
 Weights are synthetic (synthetic.py), so none are stored: case.json lists every tensor with its amplitude. diffusers' form is computed by its DiTPipeline,
 the original's by `Original` below, written from its models.py (facebookresearch/DiT at ed81ce2): they are not the same network. SiT is the original's network
 with another sampler. FiT is `Fit` below, written from fit/model/ (whlzy/FiT at b22b7b0), MDTv2 is `Mdt`, from
-masked_diffusion/models.py (sail-sg/MDT at 7d26c21); their own code, run beside them on these weights, gave the same to 1e-6.
+masked_diffusion/models.py (sail-sg/MDT at 7d26c21), MaskDiT is `Masked`, from models/maskdit.py and sample.py (Anima-Lab/MaskDiT at 73cfb96); their own code, run beside them on these weights, gave the same to 2e-6.
 Values are computed in f32.
 """
 
@@ -46,7 +47,9 @@ FIT1 = {"hidden_size": 64, "depth": 2, "num_heads": 2, "patch_size": 2, "mlp_hid
 FIT2 = {**FIT1, "outputs": 4, "rank": 20, "num_heads": 4}
 # Heads of odd width; five tokens a side.
 MDT = {"hidden_size": 60, "depth": 6, "decode_layers": 2, "num_heads": 4, "patch_size": 2, "input_size": 10, "in_channels": 4}
-SIZES = {"diffusers": (12, 12), "odd": (12, 12), "original": (8, 8), "fit1": (12, 8), "fit2": (36, 16), "mdt": (10, 10)}
+# A decoder of 16 heads, as its source has it whatever the width.
+MASKED = {"hidden_size": 384, "depth": 2, "num_heads": 6, "patch_size": 2, "input_size": 8, "in_channels": 4, "decoder": 96, "decoder_depth": 2}
+SIZES = {"diffusers": (12, 12), "odd": (12, 12), "original": (8, 8), "fit1": (12, 8), "fit2": (36, 16), "mdt": (10, 10), "maskdit": (8, 8)}
 # Its --interpolation, as `infgen generate --rope` has it.
 ROPES = ["no", "linear", "dynntk", "ntkpro1", "ntkpro2", "partntk", "yarn"]
 # Timestep and class of single calls.
@@ -54,12 +57,12 @@ CALLS = [(0.0, 0), (801.0, 207), (37.0, CLASSES)]
 
 
 class OriginalBlock(nn.Module):
-    def __init__(self, d, heads):
+    def __init__(self, d, heads, told=None):
         super().__init__()
         self.heads = heads
         self.attn = nn.ModuleDict({"qkv": nn.Linear(d, 3 * d), "proj": nn.Linear(d, d)})
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(d, 4 * d), "fc2": nn.Linear(4 * d, d)})
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(d, 6 * d))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(told or d, 6 * d))
 
     def forward(self, x, c, bias=0.0):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)
@@ -93,12 +96,15 @@ class Original(nn.Module):
         x = self.x_embedder["proj"](x).flatten(2).transpose(1, 2) + self.pos_embed
         freqs = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32) / 128)
         args = t[:, None].float() * freqs[None]
-        cond = self.t_embedder["mlp"](torch.cat([args.cos(), args.sin()], -1)) + self.y_embedder["embedding_table"](y)
+        cond = self.t_embedder["mlp"](torch.cat([args.cos(), args.sin()], -1)) + self.labels(y)
         x = self.run(x, cond)
         shift, scale = self.final_layer["adaLN_modulation"](cond).chunk(2, dim=1)
         x = self.final_layer["linear"](modulate(x, shift, scale))
-        x = x.reshape(b, height // self.patch, width // self.patch, self.patch, self.patch, 2 * c)
-        return torch.einsum("nhwpqc->nchpwq", x).reshape(b, 2 * c, height, width)
+        x = x.reshape(b, height // self.patch, width // self.patch, self.patch, self.patch, -1)
+        return torch.einsum("nhwpqc->nchpwq", x).reshape(b, -1, height, width)
+
+    def labels(self, y):
+        return self.y_embedder["embedding_table"](y)
 
     def run(self, x, c):
         for block in self.blocks:
@@ -229,6 +235,57 @@ class Mdt(Original):
         return x
 
 
+class Masked(Original):
+    """At inference nothing is masked. The network F of EDM; `denoised` is D. Class `CLASSES` is a vector of zeros."""
+
+    def __init__(self, c):
+        super().__init__(c)
+        d, n, p = c["hidden_size"], c["decoder"], c["patch_size"]
+        self.y_embedder = nn.ModuleDict({"embedding_table": nn.Linear(CLASSES, d, bias=False)})
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, (c["input_size"] // p) ** 2, n))
+        told = lambda: nn.Sequential(nn.SiLU(), nn.Linear(d, 2 * d))
+        self.decoder_layer = nn.ModuleDict({"linear": nn.Linear(d, n), "adaLN_modulation": told()})
+        self.decoder_blocks = nn.ModuleList(OriginalBlock(n, 16, d) for _ in range(c["decoder_depth"]))
+        self.final_layer = nn.ModuleDict({"linear": nn.Linear(n, p * p * c["in_channels"]), "adaLN_modulation": nn.Sequential(nn.SiLU(), nn.Linear(d, 2 * n))})
+
+    def labels(self, y):
+        return self.y_embedder["embedding_table"](F.one_hot(y, CLASSES + 1)[:, :CLASSES].float())
+
+    def run(self, x, c):
+        x = super().run(x, c)
+        shift, scale = self.decoder_layer["adaLN_modulation"](c).chunk(2, dim=1)
+        x = self.decoder_layer["linear"](modulate(x, shift, scale)) + self.decoder_pos_embed
+        for block in self.decoder_blocks:
+            x = block(x, c)
+        return x
+
+    def denoised(self, x, sigma, y, scale):
+        norm = (sigma**2 + 0.5**2).sqrt()
+        told = (x.float() / norm).float(), (sigma.log() / 4).float().reshape(1)
+        if scale > 1:
+            with_class, without = self(torch.cat([told[0]] * 2), told[1].expand(2), torch.cat([y, torch.full_like(y, CLASSES)])).chunk(2)
+            out = without + scale * (with_class - without)
+        else:
+            out = self(*told, y)
+        return 0.5**2 / norm**2 * x + sigma * 0.5 / norm * out.double()
+
+
+def edm(model, x, run):
+    """MaskDiT's sampler without churn, the state in f64."""
+    y, n = torch.tensor([run["class"]]), run["steps"]
+    low, high = 0.002 ** (1 / 7), 80.0 ** (1 / 7)
+    sigmas = torch.cat([(high + torch.arange(n, dtype=torch.float64) / max(n - 1, 1) * (low - high)) ** 7, torch.zeros(1, dtype=torch.float64)])
+    x = x.double() * sigmas[0]
+    for now, after in zip(sigmas[:-1], sigmas[1:]):
+        slope = (x - model.denoised(x, now, y, run["cfg"])) / now
+        there = x + (after - now) * slope
+        if run["sampler"] != "euler" and after > 0:
+            slope = (slope + (there - model.denoised(there, after, y, run["cfg"])) / after) / 2
+            there = x + (after - now) * slope
+        x = there
+    return x
+
+
 def amplitude(name: str, shape) -> tuple[float, float]:
     """amp and offset: activations near unit scale, attention far from uniform, every tensor felt."""
     if "embedding_table" in name or "bias_table" in name or name in ("pos_embed", "decoder_pos_embed"):
@@ -275,6 +332,9 @@ def runs():
     yield {**base, "name": "fit2-own-cfg", "model": "fit2", "sampler": None, "cfg": 1.5, "steps": 3}
     yield {**base, "name": "mdt-own-cfg", "model": "mdt", "sampler": None, "power": 0.01}
     yield {**base, "name": "mdt-power-cfg", "model": "mdt", "steps": 6, "power": 4.0}
+    yield {**base, "name": "maskdit-own-cfg", "model": "maskdit", "sampler": None, "cfg": 1.5, "steps": 6}
+    yield {**base, "name": "maskdit-euler", "model": "maskdit", "sampler": "euler", "cfg": 1.0, "steps": 4, "class": 999}
+    yield {**base, "name": "maskdit-one-step", "model": "maskdit", "sampler": "heun", "cfg": 3.0, "steps": 1}
     yield {**base, "name": "fit2-power-cfg", "model": "fit2", "sampler": "euler", "cfg": 3.0, "steps": 3, "power": 2.0}
     yield {**base, "name": "fit2-euler", "model": "fit2", "sampler": "euler", "cfg": 1.0, "steps": 2, "rope": "ntkpro2"}
 
@@ -282,7 +342,7 @@ def runs():
 @torch.no_grad()
 def make(out: Path) -> None:
     models = {"diffusers": diffusers.DiTTransformer2DModel.from_config(DIFFUSERS).eval(), "original": Original(ORIGINAL).eval(),
-              "odd": diffusers.DiTTransformer2DModel.from_config(ODD).eval(), "fit1": Fit(FIT1).eval(), "fit2": Fit(FIT2).eval(), "mdt": Mdt(MDT).eval()}
+              "odd": diffusers.DiTTransformer2DModel.from_config(ODD).eval(), "fit1": Fit(FIT1).eval(), "fit2": Fit(FIT2).eval(), "mdt": Mdt(MDT).eval(), "maskdit": Masked(MASKED).eval()}
     specs = {name: fill(model) for name, model in models.items()}
     noise = lambda model, seed: torch.randn(1, 4, *SIZES[model], generator=torch.Generator("cpu").manual_seed(seed))
     expected, listed = {}, []
@@ -292,7 +352,7 @@ def make(out: Path) -> None:
             if name in ("diffusers", "odd"):
                 sample = model(noise(name, 1), **told).sample
             else:
-                t = told["timestep"] / (1000 if name == "fit2" else 1)
+                t = told["timestep"] / {"fit2": 1000, "maskdit": -500}.get(name, 1)
                 sample = model(noise(name, 1), t, told["class_labels"])
             expected[f"call.{name}.{y}"] = sample[0, :4].numpy()
     for rope in ROPES:
@@ -312,6 +372,8 @@ def make(out: Path) -> None:
         elif run["model"] in ("sit", "fit2"):
             name = "original" if run["model"] == "sit" else "fit2"
             latents = flow(models[name], noise(name, run["seed"]), run)
+        elif run["model"] == "maskdit":
+            latents = edm(models["maskdit"], noise("maskdit", run["seed"]), run)
         else:
             model = models[run["model"]]
             latents, y = noise(run["model"], run["seed"]), torch.tensor([run["class"]])

@@ -88,7 +88,7 @@ pub enum Command {
   infgen upscale --image photo.jpg --scale 2 -o large.png
   infgen upscale --image photo.jpg --size 4096x2731 -o large.png")]
     Upscale(UpscaleArgs),
-    /// Generate pictures from text (Stable Diffusion 1.x, 2.x, SDXL) or a class (DiT, SiT, FiT, MDT), at any size
+    /// Generate pictures from text (Stable Diffusion 1.x, 2.x, SDXL) or a class (DiT, SiT, FiT, MDT, MaskDiT), at any size
     #[command(after_help = GENERATE_HELP)]
     Generate(Box<GenerateArgs>),
     /// Open a window that shows a latent decoded at exactly the pixels it covers
@@ -192,6 +192,7 @@ const GENERATE_HELP: &str = "Examples:
   infgen generate --model sd_xl_base_1.0.safetensors -p \"a fox\" --size 1920x1920 --decoder weights/infgen-tiny-sdxl.safetensors -o fox.png
   infgen generate --model dit-xl-2-256/ -p \"golden retriever\" --size 1024x1024 -o dog.png     (a class, also -p 207)
   infgen generate --model FiTv2_XL_HRFT/model_ema.safetensors -p 207 --latent-size 640x320 -o wide.png     (FiT: any shape)
+  infgen generate --model imagenet256-guidance.safetensors -p 207 --steps 40 --size 1024x1024 -o dog.png     (MaskDiT)
   infgen generate --model org/name -p \"a map\" -o map.png     (from the hub, once; kept in its cache)
 
 Notes:
@@ -237,7 +238,7 @@ pub struct GenerateArgs {
     /// Sampler [default: the model's own]
     #[arg(long, value_enum, value_name = "S", help_heading = "Picture")]
     pub sampler: Option<SamplerArg>,
-    /// Guidance scale; 1 is without, and twice as fast [default: 7.5; SDXL: 5; lcm: 1.5; DiT, SiT, MDT: 4; FiT: 1.5]
+    /// Guidance scale; 1 is without, and twice as fast [default: 7.5; SDXL: 5; lcm: 1.5; DiT, SiT, MDT: 4; FiT, MaskDiT: 1.5]
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Picture")]
     pub cfg: Option<f64>,
     /// Guidance that changes with the steps by a cosine of this power: MDT's and DiT's grows to the scale, the smaller the sooner; FiTv2's, as its own, falls
@@ -260,7 +261,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = parse_share, help_heading = "Picture")]
     pub guidance_rescale: f64,
 
-    /// Size at which the model works, in pixels; multiples of 8 [default: the picture's or the model's own; DiT, SiT and MDT have one, FiT takes multiples of 16]
+    /// Size at which the model works, in pixels; multiples of 8 [default: the picture's or the model's own; DiT, SiT, MDT and MaskDiT have one, FiT takes multiples of 16]
     #[arg(long, value_name = "WxH", help_heading = "Size")]
     pub latent_size: Option<Size>,
     /// How FiT's positions follow latent sizes above 256 pixels a side (its --interpolation, --decouple) [default: dynntk]

@@ -91,6 +91,7 @@ fn inspect_model(run: &Run, parts: &Parts) -> Result<()> {
                 Prediction::VPrediction => "v",
                 Prediction::Sample => "the sample",
                 Prediction::Flow => "the velocity from noise to data",
+                Prediction::Edm => "the sample beside a share of the noisy one (EDM)",
             };
             (scheduler.sampler().name().to_owned(), prediction)
         }
