@@ -107,6 +107,30 @@ fn masks_choose_between_two_latents() {
 }
 
 #[test]
+fn noise_takes_the_size_that_was_learned() {
+    let Some((mut suite, configs)) = start("noise_takes_the_size_that_was_learned") else { return };
+    for config in configs.iter().filter(|c| c.elem == Elem::F32) {
+        for shape in SHAPES {
+            for (base, slope) in [(-3.25, 0.5), (0.125, -2.0)] {
+                let label = format!("spread_noise {} {shape:?} {base}", config.name);
+                let (h, w, c) = shape;
+                let (noise, v) = (values(&label, "noise", h * w * c), values(&label, "v", h * w * c));
+                suite.case(
+                    config,
+                    &label,
+                    |rec| {
+                        let (noise, v) = (plane(rec, &noise, shape), plane(rec, &v, shape));
+                        combine::spread_noise(rec, &noise, &v, (base, slope))
+                    },
+                    || reference::spread_noise(&wide(&noise), &wide(&v), (base, slope)),
+                );
+            }
+        }
+    }
+    suite.finish(2 * SHAPES.len());
+}
+
+#[test]
 fn guidance_takes_the_spread_of_the_conditional_output() {
     let Some((mut suite, configs)) = start("guidance_takes_the_spread_of_the_conditional_output") else { return };
     for config in configs.iter().filter(|c| c.elem == Elem::F32) {

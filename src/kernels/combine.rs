@@ -1,4 +1,4 @@
-//! What a sampler does to latents: linear combinations, masks, rescaled guidance. All in f32.
+//! What a sampler does to latents: linear combinations, masks, rescaled guidance, noise of a learned size. All in f32.
 
 use super::product;
 use crate::gpu::{Bind, Binding, Dispatch, Elem, Footprint, Kernel, Recorder, Tensor};
@@ -24,6 +24,14 @@ pub const GUIDANCE_RESCALE: Kernel = Kernel {
     name: "guidance_rescale",
     wgsl: include_str!("../../shaders/guidance_rescale.wgsl"),
     params: &["units", "c4", "channels", "phi"],
+    bindings: &[Bind::F32, Bind::F32, Bind::F32Write],
+};
+
+/// `spread_noise.wgsl`
+pub const SPREAD_NOISE: Kernel = Kernel {
+    name: "spread_noise",
+    wgsl: include_str!("../../shaders/spread_noise.wgsl"),
+    params: &["units", "base", "slope"],
     bindings: &[Bind::F32, Bind::F32, Bind::F32Write],
 };
 
@@ -90,6 +98,21 @@ pub fn guidance_rescale(rec: &mut Recorder, text: &Tensor, x: &Tensor, phi: f64)
         params: vec![x.units() as u32, x.quads() as u32, x.channels as u32, (phi as f32).to_bits()],
         grid: [1, 1, 1],
         flops: 11 * product([x.pixels(), x.channels]),
+    });
+    y
+}
+
+/// `noise * exp(base + slope * v)`, both `[h, w, c]`; the numbers are rounded to f32 here.
+pub fn spread_noise(rec: &mut Recorder, noise: &Tensor, v: &Tensor, (base, slope): (f64, f64)) -> Tensor {
+    assert_eq!(noise.shape(), v.shape(), "spread_noise: shapes");
+    let y = rec.tensor(noise.height, noise.width, noise.channels, Elem::F32);
+    rec.dispatch(Dispatch {
+        kernel: &SPREAD_NOISE,
+        consts: vec![],
+        bindings: vec![Binding::whole(noise), Binding::whole(v), Binding::part(&y, Footprint::rows(1, 256, 0, 256))],
+        params: vec![y.units() as u32, (base as f32).to_bits(), (slope as f32).to_bits()],
+        grid: [1, y.units().div_ceil(256) as u32, 1],
+        flops: 4 * product([y.pixels(), y.channels]),
     });
     y
 }

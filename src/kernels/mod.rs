@@ -31,6 +31,7 @@ pub const ALL: &[&Kernel] = &[
     &combine::BLEND,
     &combine::COMBINE,
     &combine::GUIDANCE_RESCALE,
+    &combine::SPREAD_NOISE,
     &attention::ATTENTION_SCORES_BROADCAST,
     &attention::ATTENTION_SCORES_LANES,
     &attention::ATTENTION_SOFTMAX_LANES,

@@ -318,12 +318,12 @@ impl Dit {
     }
 
     /// The predictions for `latent` (`[h, w, in_channels]`) at `timestep` (0 to 999 for DiT, 0 to 1 for SiT and FiTv2, `ln(sigma) / 4` for MaskDiT, whole or not), one for each of
-    /// `classes`: `[h, w, in_channels]` in f32, without variances. Rotary positions follow larger sizes by `scaling`.
+    /// `classes`: `[h, w, in_channels]` in f32; where `variance` asks for it, also what was learned for the first one's. Rotary positions follow larger sizes by `scaling`.
     ///
     /// Taps: `pos_embed`, every [`DitConfig::block`], `decoder_layer`, all classes below each other.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a latent of another shape than the model's, or classes of another model.
+    /// [`Error::Invalid`] for a latent of another shape than the model's, classes of another model, or a variance that it has not learned.
     pub fn forward(
         &self,
         rec: &mut Recorder,
@@ -331,11 +331,15 @@ impl Dit {
         timestep: f64,
         classes: &Classes,
         scaling: RotaryScaling,
-    ) -> Result<Vec<Tensor>> {
+        variance: bool,
+    ) -> Result<(Vec<Tensor>, Option<Tensor>)> {
         let (channels, (h, w, c)) = (self.config.in_channels, latent.shape());
         if c != channels || !self.config.takes(w, h) {
             let detail = format!("{w} x {h} of {c} channels, this transformer takes {} of {channels}", self.config.sizes());
             return Err(Error::Invalid { what: "latent", detail });
+        }
+        if variance && self.config.out_channels < 2 * channels {
+            return Err(Error::Invalid { what: "variance", detail: "this transformer has not learned it".into() });
         }
         let (d, elem, count) = (self.config.hidden_size, self.precision.activations, classes.count);
         if count == 0 || classes.values.len() != self.config.embeddings() * count * d {
@@ -439,7 +443,10 @@ impl Dit {
             let h = norm(rec, &x, &terms, 0, NORM_EPS);
             let tokens = self.last.forward(rec, &h, None, Act::None, Elem::F32);
             count_nonfinite(rec, &tokens);
-            (0..count).map(|n| unpatchify(rec, &part(&tokens, n), self.config.patch_size, channels, Elem::F32)).collect()
+            let plane =
+                |rec: &mut Recorder, n: usize, channels| unpatchify(rec, &part(&tokens, n), self.config.patch_size, channels, Elem::F32);
+            let predictions = (0..count).map(|n| plane(rec, n, 0..channels)).collect();
+            (predictions, variance.then(|| plane(rec, 0, channels..2 * channels)))
         }))
     }
 }

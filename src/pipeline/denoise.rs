@@ -9,7 +9,7 @@ use super::{Pipeline, Request, Start, Told, channels_first, channels_last};
 use crate::error::{Error, Result};
 use crate::gpu::{Elem, Gpu, Observer, Recorder, Tensor};
 use crate::kernels::Act;
-use crate::kernels::combine::{blend_into, combine, combine_into};
+use crate::kernels::combine::{blend_into, combine, combine_into, spread_noise};
 use crate::kernels::linear::linear;
 use crate::kernels::output::{count_nonfinite, image_to_rgba8};
 use crate::latent::LatentSpace;
@@ -17,7 +17,7 @@ use crate::models::dit::Classes;
 use crate::models::unet::{Prompt, Unet, added_features};
 use crate::nn::Loader;
 use crate::noise::TorchGenerator;
-use crate::schedulers::{Call, Combination, Schedule, State};
+use crate::schedulers::{Call, Combination, Schedule, Spread, State};
 
 /// How the model's predictions for prompt and negative prompt are joined.
 #[derive(Debug, Clone, Copy)]
@@ -190,7 +190,9 @@ impl Pipeline {
                 let done = (index * schedule.calls.len() + k) as f64;
                 let all = (request.batch * schedule.calls.len()) as f64;
                 let within = observer.part(done / all, 1.0 / all);
-                let fresh = call.draws_noise().then(|| part(generator.randn(request.batch * count)));
+                // The original of DiT draws for the null class, too, which it does not use.
+                let unused = if call.spread.is_some() && guidance.scale.is_some() { request.batch * count } else { 0 };
+                let fresh = call.draws_noise().then(|| part(generator.randn(request.batch * count + unused)));
                 let last = k + 1 == schedule.calls.len();
                 let wants_preview = request.preview_every > 0 && ((k + 1).is_multiple_of(request.preview_every) || last);
                 let rec = run.record(call, &states, k, fresh.as_deref(), &noise, wants_preview, last)?;
@@ -335,9 +337,16 @@ impl Loop<'_> {
         let mut terms = vec![(sample, call.input_scale)];
         terms.extend(self.extra.as_ref().map(|extra| (extra, 1.0)));
         let input = combine(rec_ref, &terms, None, self.network.in_channels(), self.activations);
-        let output = self.network.predict(rec_ref, &input, call.timestep, self.guidance, self.channels)?;
+        let (output, variance) = self.network.predict(rec_ref, &input, call, self.guidance, self.channels)?;
         rec_ref.scoped("sampler", |rec| count_nonfinite(rec, &output));
         let fresh = fresh.map(|values| rec_ref.upload(values, h, w, self.channels, Elem::F32));
+        let fresh = match (fresh, call.spread, variance) {
+            (Some(fresh), Some(Spread { base, slope }), Some(variance)) => {
+                rec_ref.scoped("sampler", |rec| count_nonfinite(rec, &variance));
+                Some(spread_noise(rec_ref, &fresh, &variance, (base, slope)))
+            }
+            (fresh, ..) => fresh,
+        };
         let mut predicted: Option<Tensor> = None;
         let gather = |combination: &Combination, predicted: &Option<Tensor>| -> Vec<(Tensor, f64)> {
             let tensor = |state: State| match state {

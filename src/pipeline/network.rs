@@ -10,6 +10,7 @@ use crate::kernels::linear::{LinearWeights, linear, pack_linear};
 use crate::models::dit::{Classes, Dit};
 use crate::models::unet::{Prompt, Unet};
 use crate::nn::{Loader, RotaryScaling};
+use crate::schedulers::Call;
 
 /// A loaded denoiser.
 #[derive(Debug)]
@@ -51,8 +52,16 @@ impl Conditioned<'_> {
         }
     }
 
-    /// The prediction under guidance, `[h, w, channels]` in f32.
-    pub fn predict(&self, rec: &mut Recorder, input: &Tensor, timestep: f64, guidance: Guidance, channels: usize) -> Result<Tensor> {
+    /// The prediction for `call` under guidance, `[h, w, channels]` in f32, and what was learned for the variance where the call asks for it.
+    pub fn predict(
+        &self,
+        rec: &mut Recorder,
+        input: &Tensor,
+        call: &Call,
+        guidance: Guidance,
+        channels: usize,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let (timestep, mut variance) = (call.timestep, None);
         let (with, without, guided_channels) = match self {
             Conditioned::Unet { unet, prompt, negative } => {
                 let mut step = unet.step(rec, timestep, guidance.embedded, prompt);
@@ -69,11 +78,14 @@ impl Conditioned<'_> {
                 (with, without, channels)
             }
             Conditioned::Dit { dit, classes, rotary } => {
-                let mut all = rec.scoped("transformer", |rec| dit.forward(rec, input, timestep, classes, *rotary))?.into_iter();
+                let learned = call.spread.is_some();
+                let (all, of_first) = rec.scoped("transformer", |rec| dit.forward(rec, input, timestep, classes, *rotary, learned))?;
+                let mut all = all.into_iter();
+                variance = of_first;
                 (all.next().expect("there is a class"), all.next(), dit.config().guided_channels)
             }
         };
-        let (Some(without), Some(scale)) = (without, guidance.scale_at(timestep)) else { return Ok(with) };
+        let (Some(without), Some(scale)) = (without, guidance.scale_at(timestep)) else { return Ok((with, variance)) };
         let guided = match guided_channels {
             all if all == channels => combine(rec, &[(&without, 1.0 - scale), (&with, scale)], None, channels, Elem::F32),
             some => {
@@ -81,10 +93,11 @@ impl Conditioned<'_> {
                 add_to_first(rec, &with, &away, some, scale - 1.0)
             }
         };
-        Ok(match guidance.rescale {
+        let output = match guidance.rescale {
             phi if phi > 0.0 => guidance_rescale(rec, &with, &guided, phi),
             _ => guided,
-        })
+        };
+        Ok((output, variance))
     }
 }
 

@@ -751,7 +751,9 @@ impl Parts {
                 let prediction = prediction.unwrap_or(*inferred);
                 let own = if matches!(prediction, Prediction::Flow | Prediction::Edm) { Sampler::Heun } else { Sampler::Ddim };
                 let sampler = sampler.unwrap_or(own);
-                Scheduler::new(sampler, SchedulerConfig::dit(sampler, prediction))
+                let learned = matches!(&self.denoiser, Denoiser::Dit { dit, .. } if dit.out_channels > dit.in_channels);
+                let learned_variance = learned && sampler == Sampler::Ddpm && prediction == Prediction::Epsilon;
+                Scheduler::new(sampler, SchedulerConfig { learned_variance, ..SchedulerConfig::dit(sampler, prediction) })
             }
         }
     }

@@ -22,6 +22,18 @@ pub fn blend(a: &[f64], b: &[f64], mask: &[f64], channels: usize) -> Vec<Bounded
     (0..a.len()).map(element).collect()
 }
 
+/// `noise exp(base + slope v)`, element by element.
+pub fn spread_noise(noise: &[f64], v: &[f64], (base, slope): (f64, f64)) -> Vec<Bounded> {
+    let element = |(noise, v): (&f64, &f64)| {
+        let argument = base + slope * v;
+        // WGSL: exp within 3 + 2 |x| ulp; the argument itself within two roundings.
+        let error = (3.0 + 2.0 * argument.abs() + 2.0) * ULP + gamma(2) * (base.abs() + (slope * v).abs());
+        let value = noise * argument.exp();
+        Bounded { value, bound: error * value.abs() + TINY }
+    };
+    noise.iter().zip(v).map(element).collect()
+}
+
 /// `x (1 + phi (std(text) / std(x) - 1))` (Lin et al. 2023, equations 15 and 16).
 pub fn guidance_rescale(text: &[f64], x: &[f64], phi: f64) -> Vec<Bounded> {
     let variance = |v: &[f64]| {

@@ -22,7 +22,7 @@ pub use attention::{Heads, attention};
 pub use conv2d::{Geometry, WINOGRAD, WINOGRAD_UPSAMPLING, conv2d, upsample_nearest_2x, widen_by_winograd, winograd_bound};
 pub use image::{image_to_rgba8, image_to_unit};
 pub use inpe::{fourier_features, sphere_point};
-pub use latent::{blend, combine, guidance_rescale};
+pub use latent::{blend, combine, guidance_rescale, spread_noise};
 pub use linear::linear;
 pub use norm::{Affine, group_norm, group_norm_affine, layer_norm};
 pub use resample::{resample_bicubic, resample_bilinear};

@@ -115,6 +115,10 @@ pub struct SchedulerConfig {
     pub sigma_min: Option<f64>,
     /// See `sigma_min`.
     pub sigma_max: Option<f64>,
+    /// DDPM: the variance that the model learned, between the two of the formula, steps from the first to the last of the training, a table in f64: as the
+    /// original of DiT has it (Nichol & Dhariwal 2021, arXiv:2102.09672). Configs of diffusers do not say it.
+    #[serde(skip)]
+    pub learned_variance: bool,
     /// Where the sigmas end.
     pub final_sigmas_type: FinalSigmas,
     /// DPM solvers: order 1 to 3.
@@ -168,6 +172,7 @@ impl Default for SchedulerConfig {
             timestep_type: "discrete".into(),
             sigma_min: None,
             sigma_max: None,
+            learned_variance: false,
             final_sigmas_type: FinalSigmas::Zero,
             solver_order: 2,
             algorithm_type: "dpmsolver++".into(),

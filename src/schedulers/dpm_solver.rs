@@ -141,7 +141,7 @@ pub(super) fn multistep(scheduler: &Scheduler, steps: usize, skip: usize) -> Res
         let excess = (kept.len() + 1).saturating_sub(config.solver_order);
         kept.drain(..excess.min(kept.len()));
         let known = if last { Mix { signal: 1.0, noise: 0.0 } } else { Mix { signal: to.alpha, noise: to.sigma } };
-        calls.push(Call { timestep: list[i], input_scale: 1.0, predicted: x0, updates, known });
+        calls.push(Call { timestep: list[i], input_scale: 1.0, predicted: x0, updates, known, spread: None });
     }
     let start = level(sigmas[skip]);
     Ok(finish(1.0, Mix { signal: start.alpha, noise: start.sigma }, calls))

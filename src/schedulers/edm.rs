@@ -18,7 +18,8 @@ fn call(sigma: f64, after: f64, updates: impl FnOnce(&Combination) -> Vec<Update
     let skip = (SIGMA_DATA / norm).powi(2);
     let predicted = &(skip * &x) + &(sigma * SIGMA_DATA / norm * &out);
     let updates = updates(&predicted);
-    Call { timestep: 0.25 * sigma.ln(), input_scale: 1.0 / norm, predicted, updates, known: Mix { signal: 1.0, noise: after } }
+    let known = Mix { signal: 1.0, noise: after };
+    Call { timestep: 0.25 * sigma.ln(), input_scale: 1.0 / norm, predicted, updates, known, spread: None }
 }
 
 /// Euler's steps or Heun's, whose last is Euler's, at Karras' sigmas.

@@ -19,7 +19,7 @@ fn ends(i: usize, steps: usize) -> (f64, f64) {
 }
 
 fn call(t: f64, updates: Vec<Update>, after: f64) -> Call {
-    Call { timestep: t, input_scale: 1.0, predicted: predicted(t), updates, known: mix(after) }
+    Call { timestep: t, input_scale: 1.0, predicted: predicted(t), updates, known: mix(after), spread: None }
 }
 
 pub(super) fn euler(steps: usize, skip: usize) -> Schedule {

@@ -238,6 +238,7 @@ impl Scheduler {
             Sampler::Heun if self.config.prediction_type == Prediction::Flow => Ok(flow::heun(steps, skip)),
             Sampler::Euler | Sampler::Heun if self.config.prediction_type == Prediction::Edm => Ok(edm::plan(self, steps, skip)),
             Sampler::Ddim => variance_preserving::ddim(self, steps, skip, eta),
+            Sampler::Ddpm if self.config.learned_variance => variance_preserving::ddpm_learned(self, steps, skip),
             Sampler::Ddpm => variance_preserving::ddpm(self, steps, skip),
             Sampler::Pndm => variance_preserving::pndm(self, steps, skip),
             Sampler::Lcm => variance_preserving::lcm(self, steps, skip),
@@ -317,6 +318,17 @@ pub struct Call {
     pub updates: Vec<Update>,
     /// A clean latent at the noise level that the sample has afterwards (inpainting keeps what is outside the mask so).
     pub known: Mix,
+    /// What the noise is multiplied by, where the model learned that; none: by 1.
+    pub spread: Option<Spread>,
+}
+
+/// `exp(base + slope v)`, v being what the model gave for the variance, channel by channel.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Spread {
+    /// Logarithm of the standard deviation in the middle.
+    pub base: f64,
+    /// How far the bounds lie from there, where v is -1 and 1.
+    pub slope: f64,
 }
 
 impl Call {

@@ -87,7 +87,7 @@ pub(super) fn euler(scheduler: &Scheduler, steps: usize, skip: usize) -> Result<
             _ => Update::new(State::Sample, &x + &((next - sigma) * &derivative)),
         };
         let known = if i + 1 == list.len() { known(0.0) } else { known(next) };
-        Call { timestep: list[i], input_scale: input_scale(sigma), predicted, updates: vec![update], known }
+        Call { timestep: list[i], input_scale: input_scale(sigma), predicted, updates: vec![update], known, spread: None }
     };
     let calls = (skip..list.len()).map(call).collect();
     Ok(finish(init_noise_sigma(scheduler, &sigmas), known(sigmas[skip]), calls))
@@ -119,7 +119,7 @@ pub(super) fn heun(scheduler: &Scheduler, steps: usize, skip: usize) -> Result<S
         }
         updates.push(Update::new(State::Sample, &x + &((next - sigma) * &derivative)));
         let known_after = if last { known(0.0) } else { known(next) };
-        calls.push(Call { timestep: list[i], input_scale: input_scale(sigma), predicted, updates, known: known_after });
+        calls.push(Call { timestep: list[i], input_scale: input_scale(sigma), predicted, updates, known: known_after, spread: None });
         if !last {
             // The corrector: the mean of the slopes at both ends, from where the step began.
             let predicted = denoised(scheduler, next);
@@ -127,7 +127,14 @@ pub(super) fn heun(scheduler: &Scheduler, steps: usize, skip: usize) -> Result<S
             let second = (1.0 / next) * &(&x - &x0);
             let mean = 0.5 * &(&Combination::of(slope) + &second);
             updates.push(Update::new(State::Sample, &Combination::of(sample) + &((next - sigma) * &mean)));
-            calls.push(Call { timestep: list[i + 1], input_scale: input_scale(next), predicted, updates, known: known(next) });
+            calls.push(Call {
+                timestep: list[i + 1],
+                input_scale: input_scale(next),
+                predicted,
+                updates,
+                known: known(next),
+                spread: None,
+            });
         }
     }
     Ok(finish(init_noise_sigma(scheduler, &sigmas), known(sigmas[skip]), calls))

@@ -40,6 +40,15 @@ fn cumprod(factors: impl Iterator<Item = f32>) -> Vec<f32> {
 
 /// `alphas_cumprod`. With `rescale_betas_zero_snr` the last is 0, or `floor` where a scheduler needs its inverse.
 pub(super) fn alphas_cumprod(config: &SchedulerConfig, floor: Option<f64>) -> Vec<f64> {
+    if config.learned_variance {
+        let (low, high) = (config.beta_start, config.beta_end);
+        return ramp(config.num_train_timesteps)
+            .scan(1.0, |product, share| {
+                *product *= 1.0 - (low + share * (high - low));
+                Some(*product)
+            })
+            .collect();
+    }
     let mut table = cumprod(betas(config).into_iter().map(|beta| 1.0 - beta));
     if config.rescale_betas_zero_snr {
         // Lin et al. 2023 (arXiv:2305.08891), algorithm 1.
@@ -66,6 +75,15 @@ pub(super) fn sigmas(alphas_cumprod: &[f64]) -> (Vec<f64>, Vec<f64>) {
 fn linspace(last: f64, n: usize) -> Vec<f64> {
     let step = if n > 1 { last / (n - 1) as f64 } else { 0.0 };
     (0..n).map(|i| if n > 1 && i == n - 1 { last } else { step * i as f64 }).collect()
+}
+
+/// The timesteps of `steps` from the first to the last, descending, as the original of DiT sums them up.
+pub(super) fn from_end_to_end(train: usize, steps: usize) -> Vec<f64> {
+    let stride = (train - 1) as f64 / (steps - 1) as f64;
+    let sums = std::iter::successors(Some(0.0), |at| Some(at + stride)).take(steps);
+    let mut list: Vec<f64> = sums.map(f64::round_ties_even).collect();
+    list.reverse();
+    list
 }
 
 /// Descending timesteps of `config.timestep_spacing`, whole unless `fractional` (which keeps those of `linspace` in f32).

@@ -1,7 +1,7 @@
 //! Samplers whose sample keeps unit variance: DDIM, DDPM, PNDM, LCM.
 
-use super::tables::timesteps;
-use super::{Call, Combination, Mix, Schedule, Scheduler, State, Update, finish, free_slot};
+use super::tables::{from_end_to_end, timesteps};
+use super::{Call, Combination, Mix, Schedule, Scheduler, Spread, State, Update, finish, free_slot};
 
 fn mix(a: f64) -> Mix {
     Mix { signal: a.sqrt(), noise: (1.0 - a).sqrt() }
@@ -28,7 +28,7 @@ fn calls(
             Some(&next) => mix(scheduler.alpha(next, 1.0)?),
             None => Mix { signal: 1.0, noise: 0.0 },
         };
-        calls.push(Call { timestep: t, input_scale: 1.0, predicted, updates: all, known });
+        calls.push(Call { timestep: t, input_scale: 1.0, predicted, updates: all, known, spread: None });
     }
     let start = mix(scheduler.alpha(list[skip], 1.0)?);
     Ok(finish(1.0, start, calls))
@@ -50,27 +50,53 @@ pub(super) fn ddim(scheduler: &Scheduler, steps: usize, skip: usize, eta: f64) -
     })
 }
 
+/// Equation 7 of DDPM for the call at `list[i]`: the mean, and the larger and the smaller variance of the formula.
+fn posterior(scheduler: &Scheduler, list: &[f64], i: usize, x0: &Combination) -> Result<(Combination, f64, f64), String> {
+    let previous = list.get(i + 1).copied().unwrap_or(-1.0);
+    let (a, a_prev) = (scheduler.alpha(list[i], 1.0)?, scheduler.alpha(previous, 1.0)?);
+    let alpha = a / a_prev;
+    let beta = 1.0 - alpha;
+    let of_x0 = a_prev.sqrt() * beta / (1.0 - a);
+    let of_x = alpha.sqrt() * (1.0 - a_prev) / (1.0 - a);
+    let mean = &(of_x0 * x0) + &(of_x * &Combination::of(State::Sample));
+    Ok((mean, beta, (1.0 - a_prev) / (1.0 - a) * beta))
+}
+
 pub(super) fn ddpm(scheduler: &Scheduler, steps: usize, skip: usize) -> Result<Schedule, String> {
     let config = &scheduler.config;
     let list = timesteps(config, steps, false);
     calls(scheduler, &list, skip, |i, t, x0, _| {
-        let previous = list.get(i + 1).copied().unwrap_or(-1.0);
-        let (a, a_prev) = (scheduler.alpha(t, 1.0)?, scheduler.alpha(previous, 1.0)?);
-        let alpha = a / a_prev;
-        let beta = 1.0 - alpha;
-        // Equation 7.
-        let of_x0 = a_prev.sqrt() * beta / (1.0 - a);
-        let of_x = alpha.sqrt() * (1.0 - a_prev) / (1.0 - a);
-        let mean = &(of_x0 * x0) + &(of_x * &Combination::of(State::Sample));
+        let (mean, large, small) = posterior(scheduler, &list, i, x0)?;
         if t <= 0.0 {
             return Ok(vec![Update::new(State::Sample, mean)]);
         }
         let variance = match config.variance_type.as_deref() {
-            Some("fixed_large") => beta,
-            _ => ((1.0 - a_prev) / (1.0 - a) * beta).max(1e-20),
+            Some("fixed_large") => large,
+            _ => small.max(1e-20),
         };
         Ok(vec![Update::new(State::Sample, &mean + &(variance.sqrt() * &Combination::of(State::Noise))).drawing()])
     })
+}
+
+/// DDPM with the learned variance, whose logarithm lies between those of the formula's two.
+pub(super) fn ddpm_learned(scheduler: &Scheduler, steps: usize, skip: usize) -> Result<Schedule, String> {
+    if steps < 2 {
+        return Err(format!("{steps}; ddpm with a learned variance takes 2 at least"));
+    }
+    let list = from_end_to_end(scheduler.config.num_train_timesteps, steps);
+    let mut spreads = Vec::new();
+    let mut schedule = calls(scheduler, &list, skip, |i, _, x0, _| {
+        let (mean, large, small) = posterior(scheduler, &list, i, x0)?;
+        if i + 1 == list.len() {
+            spreads.push(None);
+            return Ok(vec![Update::new(State::Sample, mean).drawing()]);
+        }
+        // Of the standard deviation: half of `f ln(large) + (1 - f) ln(small)` with f = (v + 1) / 2.
+        spreads.push(Some(Spread { base: 0.25 * (large.ln() + small.ln()), slope: 0.25 * (large.ln() - small.ln()) }));
+        Ok(vec![Update::new(State::Sample, &mean + &Combination::of(State::Noise)).drawing()])
+    })?;
+    schedule.calls.iter_mut().zip(spreads).for_each(|(call, spread)| call.spread = spread);
+    Ok(schedule)
 }
 
 pub(super) fn lcm(scheduler: &Scheduler, steps: usize, skip: usize) -> Result<Schedule, String> {

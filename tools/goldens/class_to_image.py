@@ -6,7 +6,7 @@ MaskDiT.
 Weights are synthetic (synthetic.py), so none are stored: case.json lists every tensor with its amplitude. diffusers' form is computed by its DiTPipeline,
 the original's by `Original` below, written from its models.py (facebookresearch/DiT at ed81ce2): they are not the same network. SiT is the original's network
 with another sampler. FiT is `Fit` below, written from fit/model/ (whlzy/FiT at b22b7b0), MDTv2 is `Mdt`, from
-masked_diffusion/models.py (sail-sg/MDT at 7d26c21), MaskDiT is `Masked`, from models/maskdit.py and sample.py (Anima-Lab/MaskDiT at 73cfb96); their own code, run beside them on these weights, gave the same to 2e-6.
+masked_diffusion/models.py (sail-sg/MDT at 7d26c21), MaskDiT is `Masked`, from models/maskdit.py and sample.py (Anima-Lab/MaskDiT at 73cfb96); their own code, run beside them on these weights, gave the same to 2e-6. `iddpm`: to the bit what diffusion/ of the original gives.
 Values are computed in f32.
 """
 
@@ -318,12 +318,43 @@ def flow(model, x, run):
     return x
 
 
+def iddpm(model, x, run):
+    """The original's sampler with learned variances (diffusion/ of facebookresearch/DiT at ed81ce2): p_sample_loop, clip_denoised=False. With guidance it draws
+    noise for the null class, too."""
+    y, generator, at, kept = torch.tensor([run["class"]]), torch.Generator("cpu").manual_seed(run["seed"]), 0.0, []
+    torch.randn(x.shape, generator=generator)  # the first noise
+    for _ in range(run["steps"]):
+        kept.append(round(at))
+        at += 999 / (run["steps"] - 1)
+    alphas = np.cumprod(1 - np.linspace(0.0001, 0.02, 1000))[kept]
+    before = np.append(1.0, alphas[:-1])
+    betas = 1 - alphas / before
+    posterior = betas * (1 - before) / (1 - alphas)
+    for i in reversed(range(len(kept))):
+        t = torch.tensor([kept[i]])
+        if run["cfg"] > 1:
+            share = (1 - kept[i] / 1000) ** run["power"] if "power" in run else None
+            e, v = model.guided(x, t, y, run["cfg"], share=share), model(x, t, y)[:, 4:]
+        else:
+            e, v = model(x, t, y).chunk(2, dim=1)
+        share = (v + 1) / 2
+        log = share * float(np.log(betas[i])) + (1 - share) * float(np.log(posterior[max(i, 1)]))
+        x0 = x * float((1 / alphas[i]) ** 0.5) - e * float((1 / alphas[i] - 1) ** 0.5)
+        mean = float(betas[i] * before[i] ** 0.5 / (1 - alphas[i])) * x0 + float((1 - before[i]) * (1 - betas[i]) ** 0.5 / (1 - alphas[i])) * x
+        noise = torch.randn(2 if run["cfg"] > 1 else 1, *x.shape[1:], generator=generator)[:1]
+        x = mean + (i > 0) * torch.exp(0.5 * log) * noise
+    return x
+
+
 def runs():
     base = {"sampler": "ddim", "class": 207, "steps": 5, "cfg": 4.0, "seed": 3}
     for model in ("diffusers", "original"):
         for sampler in ("ddim", "dpmpp-2m"):
             yield {**base, "name": f"{model}-{sampler}-cfg", "model": model, "sampler": sampler}
         yield {**base, "name": f"{model}-plain", "model": model, "cfg": 1.0, "class": 999}
+    yield {**base, "name": "original-ddpm-cfg", "model": "original", "sampler": "ddpm", "steps": 8}
+    yield {**base, "name": "fit1-ddpm", "model": "fit1", "sampler": "ddpm", "cfg": 1.0, "steps": 12}
+    yield {**base, "name": "mdt-ddpm-cfg", "model": "mdt", "sampler": "ddpm", "steps": 5, "power": 0.01}
     yield {**base, "name": "original-rescaled", "model": "original", "rescale": 0.7, "steps": 3}
     yield {**base, "name": "sit-own-cfg", "model": "sit", "sampler": None, "steps": 4}
     yield {**base, "name": "sit-euler", "model": "sit", "sampler": "euler", "cfg": 1.0, "steps": 6}
@@ -372,6 +403,8 @@ def make(out: Path) -> None:
         elif run["model"] in ("sit", "fit2"):
             name = "original" if run["model"] == "sit" else "fit2"
             latents = flow(models[name], noise(name, run["seed"]), run)
+        elif run["sampler"] == "ddpm":
+            latents = iddpm(models[run["model"]], noise(run["model"], run["seed"]), run)
         elif run["model"] == "maskdit":
             latents = edm(models["maskdit"], noise("maskdit", run["seed"]), run)
         else:
