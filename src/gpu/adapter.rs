@@ -177,10 +177,22 @@ fn pick(all: &[AdapterFacts], wanted: Option<&str>) -> Result<usize> {
             all.iter().position(|facts| facts.backend == wanted || facts.name.to_lowercase().contains(&wanted))
         }
     };
-    found.ok_or_else(|| {
-        let list: Vec<String> = all.iter().map(|facts| format!("{} {} ({})", facts.index, facts.name, facts.backend)).collect();
-        Error::NoAdapter { detail: format!("`{wanted}` is none of: {}", list.join(", ")) }
-    })
+    found.ok_or_else(|| Error::NoAdapter { detail: format!("`{wanted}` is none of: {}", listed(all.iter())) })
+}
+
+fn listed<'a>(all: impl Iterator<Item = &'a AdapterFacts>) -> String {
+    let list: Vec<String> = all.map(|facts| format!("{} {} ({})", facts.index, facts.name, facts.backend)).collect();
+    list.join(", ")
+}
+
+/// That the driver of adapter `index` of `all` would not open it, and which others there are.
+pub(crate) fn refusal(all: &[AdapterFacts], index: usize, reason: &str) -> Error {
+    let name = all.get(index).map_or("the adapter", |facts| &facts.name);
+    let detail = match listed(all.iter().filter(|facts| facts.index != index)) {
+        others if others.is_empty() => format!("{name} refused to open: {reason}"),
+        others => format!("{name} refused to open: {reason}; others, to be named as the device: {others}"),
+    };
+    Error::NoAdapter { detail }
 }
 
 #[cfg(test)]
@@ -215,6 +227,14 @@ mod tests {
         let message = pick(&all, Some("3")).unwrap_err().to_string();
         assert!(message.contains("Radeon RX") && message.contains("llvmpipe"), "{message}");
         assert!(matches!(pick(&all, Some("geforce")), Err(Error::NoAdapter { .. })));
+        let message = refusal(&all, 0, "too few limits").to_string();
+        assert!(
+            message.contains("Radeon RX refused to open: too few limits")
+                && message.contains("1 llvmpipe")
+                && !message.contains("0 Radeon"),
+            "{message}"
+        );
+        assert!(!refusal(&all[..1], 0, "too few limits").to_string().contains("others"));
         assert!(pick(&[], None).unwrap_err().to_string().contains("driver was found"));
     }
 }

@@ -266,10 +266,10 @@ impl Gpu {
             experimental_features: experimental,
             ..Default::default()
         };
-        let (device, queue) = adapter
-            .request_device(&descriptor)
-            .await
-            .map_err(|e| Error::NoAdapter { detail: format!("{} refused to open: {e}", facts.name) })?;
+        let (device, queue) = match adapter.request_device(&descriptor).await {
+            Ok(opened) => opened,
+            Err(error) => return Err(adapter::refusal(&adapter::adapters().await, facts.index, &error.to_string())),
+        };
 
         let failure = Arc::new(Mutex::new(None));
         let lost = Arc::new(Loss::default());

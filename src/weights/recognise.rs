@@ -160,9 +160,10 @@ impl fmt::Display for DitConfig {
             _ if self.decoder.is_some() => ("MaskDiT", ""),
             _ => ("DiT", ""),
         };
+        let behind = self.decoder.as_ref().map(|d| format!(" and {} of width {}", d.num_layers, d.hidden_size)).unwrap_or_default();
         write!(
             f,
-            "{name} ({num_layers} blocks of width {hidden_size}, {num_classes} classes, latents of {sample_size}x{sample_size}{or_other})"
+            "{name} ({num_layers} blocks of width {hidden_size}{behind}, {num_classes} classes, latents of {sample_size}x{sample_size}{or_other})"
         )
     }
 }
