@@ -47,6 +47,12 @@ struct Run {
     rescale: f64,
     rope: Option<String>,
     power: Option<f64>,
+    #[serde(default = "one")]
+    batch: usize,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// Files of MaskDiT's weights: as they were saved, where the model was compiled before, and without the wrapper.
@@ -197,8 +203,8 @@ fn latents_are_those_of_the_sources() {
         let path = models.path(&run.model).display().to_string();
         let (class, steps, cfg, seed) = (run.class.to_string(), run.steps.to_string(), run.cfg.to_string(), run.seed.to_string());
         let common = ["generate", "--model", &path, "-p", &class, "--steps", &steps, "--cfg", &cfg, "-s", &seed];
-        let rescale = run.rescale.to_string();
-        let mut sampler = vec!["--guidance-rescale", &*rescale];
+        let (rescale, batch) = (run.rescale.to_string(), run.batch.to_string());
+        let mut sampler = vec!["--guidance-rescale", &*rescale, "--batch", &*batch];
         sampler.extend(run.sampler.iter().flat_map(|sampler| ["--sampler", sampler]));
         let power = run.power.map(|power| power.to_string());
         // Its own is what its script has.
@@ -217,7 +223,7 @@ fn latents_are_those_of_the_sources() {
             let own = if ["sit", "fit2", "maskdit"].contains(&&*run.model) { "heun" } else { "ddim" };
             assert_eq!(report["sampler"], run.sampler.as_deref().unwrap_or(own));
             let got = Latent::open(&latent).unwrap();
-            assert_eq!(got.shape(), [1, 4, h, w]);
+            assert_eq!(got.shape(), [run.batch, 4, h, w]);
             let distance = relative_l2(got.data(), &expected(&run.name));
             println!("{} {dtype}: {distance:.2e}", run.name);
             assert!(distance < tolerance, "{} {dtype}: relative L2 {distance:.2e}", run.name);
@@ -369,6 +375,16 @@ fn what_a_class_conditional_model_cannot_do_is_refused() {
     std::fs::create_dir_all(flux.join("transformer")).unwrap();
     std::fs::write(flux.join("model_index.json"), json!({ "_class_name": "FluxPipeline" }).to_string()).unwrap();
     no(flux.to_str().unwrap(), &["-p", "1"], &["FluxPipeline", "DiTPipeline"]);
+    // A MaskDiT in a folder as diffusers lays them out, which would be told timesteps; a wrapped relative of DiT, which is no MaskDiT.
+    let wrong = models.scratch.path().join("wrong/transformer");
+    std::fs::create_dir_all(&wrong).unwrap();
+    std::fs::copy(models.path("maskdit"), wrong.join("diffusion_pytorch_model.safetensors")).unwrap();
+    no(wrong.parent().unwrap().to_str().unwrap(), &["-p", "1"], &["MaskDiT", "name the file itself"]);
+    let mut wrapped = models.tensors("original");
+    wrapped.iter_mut().for_each(|tensor| tensor.name.insert_str(0, "model."));
+    let relative = models.scratch.path().join("wrapped-dit.safetensors");
+    write(&relative, &wrapped, Dtype::F32);
+    no(relative.to_str().unwrap(), &["-p", "1"], &["not recognised"]);
     assert!(!Parts::is_folder_of_parts(&flux) && Parts::is_folder_of_parts(Path::new(&folder)));
 
     // A width that is none of the published ones needs a config.json that says how many heads it has.

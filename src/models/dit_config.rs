@@ -193,8 +193,8 @@ impl DitConfig {
         Ok(config)
     }
 
-    /// Reads the sizes off the tensors. The number of heads does not show in them: it is that of DiT-S, B, L or XL by the width, or `num_heads` of `json`,
-    /// the folder's `config.json`; of MDTv2 it shows. FiT's tokens are 2 x 2 pixels of 4 channels, trained on 32 x 32.
+    /// Reads the sizes off the tensors. The number of heads does not show in them: it is that of DiT-S, B, L, XL, MaskDiT-H or FiTv2-3B by the width, or `num_heads` of `json`,
+    /// the folder's `config.json`; of MDTv2 it shows, MaskDiT's decoder has 16. FiT's tokens are 2 x 2 pixels of 4 channels, trained on 32 x 32.
     ///
     /// # Errors
     /// [`Error::Config`] for shapes that no such transformer has.
@@ -349,6 +349,9 @@ impl DitConfig {
                 return Err(format!(
                     "{hidden_size} channels in {heads} heads of the decoder: the channels must be a multiple of 4 and of the heads"
                 ));
+            }
+            if self.out_channels != self.in_channels {
+                return Err(format!("{} channels to {}: behind a decoder there are as many", self.in_channels, self.out_channels));
             }
             if self.positions != Positions::Stored || self.gated_mlp || self.modulation_rank.is_some() || self.decode_layers.is_some() {
                 return Err("a decoder behind FiT's or MDT's blocks, which no network of these has".into());
@@ -567,7 +570,8 @@ mod tests {
         refused(DitConfig { sample_size: 256, ..mdt.clone() }, "128x128");
         refused(DitConfig { positions: Positions::Rotary, ..mdt }, "turn");
         refused(DitConfig { num_attention_heads: 96, ..fit.clone() }, "multiples of 8");
-        refused(DitConfig { decoder: Some(decoder.clone()), ..fit.clone() }, "FiT's or MDT's");
+        refused(DitConfig { decoder: Some(decoder.clone()), out_channels: 4, ..fit.clone() }, "FiT's or MDT's");
+        refused(DitConfig { out_channels: 8, ..masked.clone() }, "as many");
         refused(DitConfig { decoder: Some(DitDecoder { hidden_size: 40, ..decoder }), ..masked }, "40 channels in 16 heads of the decoder");
         refused(DitConfig { modulation_rank: Some(0), ..fit }, "rank");
     }

@@ -90,7 +90,7 @@ pub struct Request {
     pub cfg: f64,
     /// Guidance of class-conditional models by a power cosine: 1 and the share `(1 - cos(pi (1 - t)^power)) / 2` of what the scale is more, `t` the model's
     /// timestep between 0 and 1. So it grows as the noise fades (MDT), or falls where the time runs from noise to data (FiTv2, whose source has it so). 0: the
-    /// scale throughout; none: [`Parts::default_guidance_power`].
+    /// scale throughout, as MaskDiT alone takes it, which is told no such time; none: [`Parts::default_guidance_power`].
     pub guidance_power: Option<f64>,
     /// Share by which guided predictions take the spread of unguided ones, 0 to 1.
     pub guidance_rescale: f64,

@@ -97,7 +97,7 @@ enum SchedulerSource {
         sampler: Sampler,
         prediction: Prediction,
     },
-    /// As DiT and FiT, or SiT and FiTv2, were trained.
+    /// As DiT, FiT and MDT, or SiT and FiTv2, or MaskDiT, were trained.
     Dit {
         prediction: Prediction,
     },
@@ -383,7 +383,13 @@ impl Parts {
 
     fn from_class_folder(path: &Path, index: Option<Index>) -> Result<Parts> {
         let weights = Parts::component(path, "transformer")?;
-        let Some((_, dit)) = recognise::dit(&weights)? else { return Err(wrong(&weights, "a DiT")) };
+        let dit = match recognise::dit(&weights)? {
+            Some((_, dit)) if dit.decoder.is_none() => dit,
+            Some((_, dit)) => {
+                return Err(unknown(path, format!("its transformer is {dit}, which diffusers does not have: name the file itself")));
+            }
+            None => return Err(wrong(&weights, "a DiT")),
+        };
         let (vae, vae_path) = Parts::folder_vae(path)?;
         let labels = index.as_ref().map(Index::labels).unwrap_or_default();
         let mut notes = Vec::new();
@@ -751,7 +757,9 @@ impl Parts {
                 let prediction = prediction.unwrap_or(*inferred);
                 let own = if matches!(prediction, Prediction::Flow | Prediction::Edm) { Sampler::Heun } else { Sampler::Ddim };
                 let sampler = sampler.unwrap_or(own);
-                let learned = matches!(&self.denoiser, Denoiser::Dit { dit, .. } if dit.out_channels > dit.in_channels);
+                // diffusers' form has them, too, and its pipeline does not use them.
+                let learned = |dit: &DitConfig| dit.out_channels > dit.in_channels && dit.positions != Positions::Formula;
+                let learned = matches!(&self.denoiser, Denoiser::Dit { dit, .. } if learned(dit));
                 let learned_variance = learned && sampler == Sampler::Ddpm && prediction == Prediction::Epsilon;
                 Scheduler::new(sampler, SchedulerConfig { learned_variance, ..SchedulerConfig::dit(sampler, prediction) })
             }

@@ -289,6 +289,12 @@ impl SchedulerConfig {
             known("interpolation_type", &self.interpolation_type, &["linear", "log_linear"])?;
             known("timestep_type", &self.timestep_type, &["discrete", "continuous"])?;
         }
+        if self.learned_variance {
+            let plain = self.beta_schedule == BetaSchedule::Linear && self.trained_betas.is_none() && !self.rescale_betas_zero_snr;
+            if sampler != Sampler::Ddpm || self.prediction_type != Prediction::Epsilon || !plain {
+                return Err("learned variances are for ddpm with linear betas and a model that predicts the noise".into());
+            }
+        }
         if let Some(variance) = self.variance_type.as_ref().filter(|_| sampler == Sampler::Ddpm) {
             known("variance_type", variance, &["fixed_small", "fixed_small_log", "fixed_large"])?;
         }

@@ -89,7 +89,7 @@ pub(super) fn ddpm_learned(scheduler: &Scheduler, steps: usize, skip: usize) -> 
         let (mean, large, small) = posterior(scheduler, &list, i, x0)?;
         if i + 1 == list.len() {
             spreads.push(None);
-            return Ok(vec![Update::new(State::Sample, mean).drawing()]);
+            return Ok(vec![Update::new(State::Sample, mean)]);
         }
         // Of the standard deviation: half of `f ln(large) + (1 - f) ln(small)` with f = (v + 1) / 2.
         spreads.push(Some(Spread { base: 0.25 * (large.ln() + small.ln()), slope: 0.25 * (large.ln() - small.ln()) }));
@@ -235,4 +235,31 @@ pub(super) fn pndm(scheduler: &Scheduler, steps: usize, skip: usize) -> Result<S
         counter += 1;
         Ok(updates)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Prediction, Sampler, SchedulerConfig};
+    use super::*;
+
+    #[test]
+    fn learned_variances_belong_to_their_calls() {
+        let config = SchedulerConfig { learned_variance: true, ..SchedulerConfig::dit(Sampler::Ddpm, Prediction::Epsilon) };
+        let scheduler = Scheduler::new(Sampler::Ddpm, config.clone()).unwrap();
+        let (all, tail) = (scheduler.schedule(8, 0, 0.0).unwrap(), scheduler.schedule(8, 3, 0.0).unwrap());
+        assert_eq!(all.calls[3..], tail.calls[..]);
+        assert_eq!(all.calls.iter().map(|call| call.timestep).collect::<Vec<_>>(), [999.0, 856.0, 714.0, 571.0, 428.0, 285.0, 143.0, 0.0]);
+        for (i, call) in all.calls.iter().enumerate() {
+            assert_eq!((call.spread.is_some(), call.draws_noise()), (i < 7, i < 7), "call {i}");
+            let coefficient = call.updates[0].value.coefficient(State::Noise);
+            assert_eq!(coefficient, if i < 7 { 1.0 } else { 0.0 }, "call {i}: its spread is the whole factor");
+        }
+        for (sampler, changed) in [
+            (Sampler::Ddim, config.clone()),
+            (Sampler::Ddpm, SchedulerConfig { rescale_betas_zero_snr: true, ..config.clone() }),
+            (Sampler::Ddpm, SchedulerConfig { prediction_type: Prediction::VPrediction, ..config }),
+        ] {
+            assert!(Scheduler::new(sampler, changed).is_err());
+        }
+    }
 }

@@ -45,6 +45,8 @@ pub struct Prompt {
     step: Option<usize>,
     /// The model is told a class.
     class_conditional: bool,
+    /// Its guidance may change with the timestep.
+    takes_power: bool,
     /// What the model takes, as it came or as a picture's settings said.
     rotary: Option<RotaryScaling>,
     guidance_power: Option<f64>,
@@ -66,6 +68,7 @@ impl Default for Prompt {
             height: 512,
             step: Some(8),
             class_conditional: false,
+            takes_power: false,
             rotary: None,
             guidance_power: None,
         }
@@ -79,6 +82,7 @@ impl Prompt {
         self.step = parts.size_step();
         (self.width, self.height) = parts.native_size;
         self.class_conditional = parts.is_class_conditional();
+        self.takes_power = self.class_conditional && !parts.is_edm();
         (self.rotary, self.guidance_power) = (parts.default_rotary(), parts.default_guidance_power());
         if let Ok(own) = parts.scheduler(None, None) {
             if own.sampler() == Sampler::Lcm {
@@ -124,7 +128,7 @@ impl Prompt {
         if self.rotary.is_some() {
             self.rotary = text("rope").and_then(|name| RotaryScaling::from_name(&name)).or(self.rotary);
         }
-        if self.class_conditional {
+        if self.takes_power {
             let power = settings["cfg_power"].as_f64().filter(|power| (0.0..=100.0).contains(power));
             self.guidance_power = power.or(self.guidance_power);
         }
@@ -275,11 +279,20 @@ mod tests {
                 panel.recall(&json!({ "prompt": prompt, "negative_prompt": recalled }));
                 assert_eq!(panel.request().negative.as_deref(), asked);
             }
-            let mut fit = Prompt { class_conditional: true, step: Some(16), rotary: Some(RotaryScaling::Ntk), ..Prompt::default() };
+            let mut fit = Prompt {
+                class_conditional: true,
+                takes_power: true,
+                step: Some(16),
+                rotary: Some(RotaryScaling::Ntk),
+                ..Prompt::default()
+            };
             fit.recall(&json!({ "prompt": "207", "latent_size": "328x200", "rope": "yarn", "cfg_power": 2.5 }));
             let request = fit.request();
             assert_eq!((request.width, request.height, request.negative), (320, 192, None));
             assert_eq!((request.rotary, request.guidance_power), (Some(RotaryScaling::Yarn), Some(2.5)));
+            let mut masked = Prompt { takes_power: false, rotary: None, guidance_power: None, ..fit.clone() };
+            masked.recall(&json!({ "prompt": "207", "rope": "yarn", "cfg_power": 2.5 }));
+            assert_eq!((masked.request().rotary, masked.request().guidance_power), (None, None), "of another class-conditional model");
             panel.recall(&json!({ "prompt": prompt, "rope": "yarn", "cfg_power": 2.5 }));
             assert_eq!((panel.request().rotary, panel.request().guidance_power), (None, None), "of another model");
             let mut class_conditional = Prompt { class_conditional: true, step: None, width: 256, height: 256, ..Prompt::default() };

@@ -20,8 +20,10 @@ pub fn view(weights: &Weights) -> Option<View<'_>> {
     }
     let prefix = PREFIXES.into_iter().find(|prefix| {
         let all = |names: [&str; 2]| names.into_iter().all(|name| weights.contains(&format!("{prefix}{name}")));
-        let blocks =
-            all(["pos_embed", "blocks.0.adaLN_modulation.1.weight"]) || (prefix.is_empty() && (weights.contains(GATE) || is_mdt(weights)));
+        let blocks = match prefix.is_empty() {
+            true => all(["pos_embed", "blocks.0.adaLN_modulation.1.weight"]) || weights.contains(GATE) || is_mdt(weights),
+            false => all(["decoder_layer.linear.weight", "blocks.0.adaLN_modulation.1.weight"]),
+        };
         blocks && all(["x_embedder.proj.weight", "y_embedder.embedding_table.weight"])
     })?;
     Some(View::new(weights, prefix, Naming::Dit))

@@ -321,7 +321,8 @@ def flow(model, x, run):
 def iddpm(model, x, run):
     """The original's sampler with learned variances (diffusion/ of facebookresearch/DiT at ed81ce2): p_sample_loop, clip_denoised=False. With guidance it draws
     noise for the null class, too."""
-    y, generator, at, kept = torch.tensor([run["class"]]), torch.Generator("cpu").manual_seed(run["seed"]), 0.0, []
+    b = len(x)
+    y, generator, at, kept = torch.tensor([run["class"]] * b), torch.Generator("cpu").manual_seed(run["seed"]), 0.0, []
     torch.randn(x.shape, generator=generator)  # the first noise
     for _ in range(run["steps"]):
         kept.append(round(at))
@@ -341,7 +342,7 @@ def iddpm(model, x, run):
         log = share * float(np.log(betas[i])) + (1 - share) * float(np.log(posterior[max(i, 1)]))
         x0 = x * float((1 / alphas[i]) ** 0.5) - e * float((1 / alphas[i] - 1) ** 0.5)
         mean = float(betas[i] * before[i] ** 0.5 / (1 - alphas[i])) * x0 + float((1 - before[i]) * (1 - betas[i]) ** 0.5 / (1 - alphas[i])) * x
-        noise = torch.randn(2 if run["cfg"] > 1 else 1, *x.shape[1:], generator=generator)[:1]
+        noise = torch.randn(2 * b if run["cfg"] > 1 else b, *x.shape[1:], generator=generator)[:b]
         x = mean + (i > 0) * torch.exp(0.5 * log) * noise
     return x
 
@@ -353,6 +354,7 @@ def runs():
             yield {**base, "name": f"{model}-{sampler}-cfg", "model": model, "sampler": sampler}
         yield {**base, "name": f"{model}-plain", "model": model, "cfg": 1.0, "class": 999}
     yield {**base, "name": "original-ddpm-cfg", "model": "original", "sampler": "ddpm", "steps": 8}
+    yield {**base, "name": "original-ddpm-batch", "model": "original", "sampler": "ddpm", "steps": 3, "batch": 2}
     yield {**base, "name": "fit1-ddpm", "model": "fit1", "sampler": "ddpm", "cfg": 1.0, "steps": 12}
     yield {**base, "name": "mdt-ddpm-cfg", "model": "mdt", "sampler": "ddpm", "steps": 5, "power": 0.01}
     yield {**base, "name": "original-rescaled", "model": "original", "rescale": 0.7, "steps": 3}
@@ -375,7 +377,7 @@ def make(out: Path) -> None:
     models = {"diffusers": diffusers.DiTTransformer2DModel.from_config(DIFFUSERS).eval(), "original": Original(ORIGINAL).eval(),
               "odd": diffusers.DiTTransformer2DModel.from_config(ODD).eval(), "fit1": Fit(FIT1).eval(), "fit2": Fit(FIT2).eval(), "mdt": Mdt(MDT).eval(), "maskdit": Masked(MASKED).eval()}
     specs = {name: fill(model) for name, model in models.items()}
-    noise = lambda model, seed: torch.randn(1, 4, *SIZES[model], generator=torch.Generator("cpu").manual_seed(seed))
+    noise = lambda model, seed, batch=1: torch.randn(batch, 4, *SIZES[model], generator=torch.Generator("cpu").manual_seed(seed))
     expected, listed = {}, []
     for name, model in models.items():
         for t, y in CALLS if name != "odd" else [(500.0, 7)]:
@@ -404,7 +406,7 @@ def make(out: Path) -> None:
             name = "original" if run["model"] == "sit" else "fit2"
             latents = flow(models[name], noise(name, run["seed"]), run)
         elif run["sampler"] == "ddpm":
-            latents = iddpm(models[run["model"]], noise(run["model"], run["seed"]), run)
+            latents = iddpm(models[run["model"]], noise(run["model"], run["seed"], run.get("batch", 1)), run)
         elif run["model"] == "maskdit":
             latents = edm(models["maskdit"], noise("maskdit", run["seed"]), run)
         else:
