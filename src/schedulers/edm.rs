@@ -31,7 +31,7 @@ pub(super) fn plan(scheduler: &Scheduler, steps: usize, skip: usize) -> Schedule
     for ends in sigmas[skip..].windows(2) {
         let (sigma, next) = (ends[0], ends[1]);
         // What a step of `share` of the way along the slope at a sigma adds.
-        let along = |share: f64, sigma: f64, predicted: &Combination| (share * (next - ends[0]) / sigma) * &(&x - predicted);
+        let along = |share: f64, at: f64, predicted: &Combination| (share * (next - sigma) / at) * &(&x - predicted);
         let second = scheduler.sampler == Sampler::Heun && next > 0.0;
         calls.push(call(sigma, next, |predicted| {
             let mut updates = Vec::new();

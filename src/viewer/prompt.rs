@@ -39,6 +39,8 @@ pub struct Prompt {
     random: bool,
     /// None: the model's own.
     sampler: Option<Sampler>,
+    /// Those that the model takes.
+    samplers: Vec<Sampler>,
     width: usize,
     height: usize,
     /// Sides are multiples of it; none: there is one size.
@@ -64,6 +66,7 @@ impl Default for Prompt {
             seed: 0,
             random: true,
             sampler: None,
+            samplers: Sampler::ALL.to_vec(),
             width: 512,
             height: 512,
             step: Some(8),
@@ -84,6 +87,8 @@ impl Prompt {
         self.class_conditional = parts.is_class_conditional();
         self.takes_power = self.class_conditional && !parts.is_edm();
         (self.rotary, self.guidance_power) = (parts.default_rotary(), parts.default_guidance_power());
+        self.samplers = Sampler::ALL.into_iter().filter(|&sampler| parts.scheduler(Some(sampler), None).is_ok()).collect();
+        self.sampler = self.sampler.filter(|sampler| self.samplers.contains(sampler));
         if let Ok(own) = parts.scheduler(None, None) {
             if own.sampler() == Sampler::Lcm {
                 self.steps = LCM_STEPS;
@@ -132,7 +137,7 @@ impl Prompt {
             let power = settings["cfg_power"].as_f64().filter(|power| (0.0..=100.0).contains(power));
             self.guidance_power = power.or(self.guidance_power);
         }
-        self.sampler = text("sampler").and_then(|name| Sampler::from_name(&name));
+        self.sampler = text("sampler").and_then(|name| Sampler::from_name(&name)).filter(|sampler| self.samplers.contains(sampler));
         let size = text("latent_size").and_then(|size| {
             let (w, h) = size.split_once('x')?;
             Some((w.parse().ok()?, h.parse().ok()?))
@@ -179,7 +184,7 @@ impl Prompt {
                 ui.label("Sampler");
                 ComboBox::from_id_salt("sampler").selected_text(self.sampler.map_or("the model's own", Sampler::name)).show_ui(ui, |ui| {
                     ui.selectable_value(&mut self.sampler, None, "the model's own");
-                    for sampler in Sampler::ALL {
+                    for &sampler in &self.samplers {
                         ui.selectable_value(&mut self.sampler, Some(sampler), sampler.name());
                     }
                 });
@@ -291,7 +296,11 @@ mod tests {
             assert_eq!((request.width, request.height, request.negative), (320, 192, None));
             assert_eq!((request.rotary, request.guidance_power), (Some(RotaryScaling::Yarn), Some(2.5)));
             let mut masked = Prompt { takes_power: false, rotary: None, guidance_power: None, ..fit.clone() };
-            masked.recall(&json!({ "prompt": "207", "rope": "yarn", "cfg_power": 2.5 }));
+            masked.samplers = vec![Sampler::Euler, Sampler::Heun];
+            for (name, kept) in [("heun", Some(Sampler::Heun)), ("ddim", None)] {
+                masked.recall(&json!({ "prompt": "207", "rope": "yarn", "cfg_power": 2.5, "sampler": name }));
+                assert_eq!(masked.request().sampler, kept);
+            }
             assert_eq!((masked.request().rotary, masked.request().guidance_power), (None, None), "of another class-conditional model");
             panel.recall(&json!({ "prompt": prompt, "rope": "yarn", "cfg_power": 2.5 }));
             assert_eq!((panel.request().rotary, panel.request().guidance_power), (None, None), "of another model");
