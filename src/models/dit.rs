@@ -107,6 +107,14 @@ fn pixels_first<T: Clone>(values: &[T], channels: usize, pixels: usize) -> Vec<T
     (0..channels * pixels).map(|i| values[i % channels * pixels + i / channels].clone()).collect()
 }
 
+/// The positions that blocks which decode begin with, of MDTv2 and MaskDiT: `[h, w, width of those blocks]`.
+async fn load_decoder_positions(loader: &Loader<'_>, config: &DitConfig) -> Result<Tensor> {
+    const NAME: &str = "decoder_pos_embed";
+    let ((width, ..), across) = (config.widths(config.num_layers), config.sample_size / config.patch_size);
+    let table = loader.read(NAME, &[1, config.tokens(), width]).await?;
+    Ok(loader.upload(NAME, &table, width, loader.precision().activations).await?.reshape(across, across))
+}
+
 /// adaLN-Zero, self-attention, MLP.
 #[derive(Debug)]
 struct Block {
@@ -167,7 +175,7 @@ impl Classes {
         let mut values = Vec::new();
         for i in 0..config.embeddings() {
             let name = format!("{}.class_embedder.embedding_table.weight", config.embedding(i));
-            if config.class_columns {
+            if config.decoder.is_some() {
                 let table = view.get_async(&name, &shape).await?;
                 for &class in classes {
                     values.extend(table.chunks_exact(config.num_classes).map(|row| row.get(class).copied().unwrap_or(0.0)));
@@ -214,23 +222,15 @@ impl Dit {
             None => None,
         };
         let decoder_positions = match config.decode_layers {
-            Some(_) => {
-                let table = loader.read("decoder_pos_embed", &[1, config.tokens(), d]).await?;
-                let table = loader.upload("decoder_pos_embed", &table, d, loader.precision().activations).await?;
-                Some([table.reshape(across, across), loader.upload("ones", &vec![1.0; d], d, Elem::F32).await?])
-            }
+            Some(_) => Some([load_decoder_positions(loader, config).await?, loader.upload("ones", &vec![1.0; d], d, Elem::F32).await?]),
             None => None,
         };
         let decoder_layer = match &config.decoder {
-            Some(decoder) => {
-                let table = loader.read("decoder_pos_embed", &[1, config.tokens(), decoder.hidden_size]).await?;
-                let table = loader.upload("decoder_pos_embed", &table, decoder.hidden_size, loader.precision().activations).await?;
-                Some(DecoderLayer {
-                    modulation: Modulation::load(loader, "decoder_layer.modulation", (d, d), &[1, 0], &[0]).await?,
-                    linear: Linear::load(loader, "decoder_layer.linear", d, decoder.hidden_size).await?,
-                    positions: table.reshape(across, across),
-                })
-            }
+            Some(decoder) => Some(DecoderLayer {
+                modulation: Modulation::load(loader, "decoder_layer.modulation", (d, d), &[1, 0], &[0]).await?,
+                linear: Linear::load(loader, "decoder_layer.linear", d, decoder.hidden_size).await?,
+                positions: load_decoder_positions(loader, config).await?,
+            }),
             None => None,
         };
         let shape =

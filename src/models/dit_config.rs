@@ -81,10 +81,9 @@ pub struct DitConfig {
     /// MDTv2: the last so many blocks decode, those before them are joined in pairs, and attention has biases by relative position; none: one block after
     /// the other.
     pub decode_layers: Option<usize>,
-    /// MaskDiT's decoder, behind all `num_layers` blocks.
+    /// MaskDiT's decoder, behind all `num_layers` blocks. Its classes are columns of a linear layer without bias, and none of them is zeros; else they are
+    /// rows of a table, none the last of them.
     pub decoder: Option<DitDecoder>,
-    /// Classes are columns of a linear layer without bias, and none of them is zeros (MaskDiT); else rows of a table, none the last of them.
-    pub class_columns: bool,
     /// Whether channels are the slowest index within a token; else the fastest.
     pub channels_first: bool,
 }
@@ -112,7 +111,6 @@ impl Default for DitConfig {
             modulation_rank: None,
             decode_layers: None,
             decoder: None,
-            class_columns: false,
             channels_first: false,
         }
     }
@@ -260,7 +258,6 @@ impl DitConfig {
             patch_size,
             num_classes,
             guided_channels: if decoder.is_some() { in_channels } else { in_channels.min(3) },
-            class_columns: decoder.is_some(),
             decoder,
             ..Self::default()
         };
@@ -405,7 +402,7 @@ impl DitConfig {
 
     /// Shape of a table of classes.
     pub fn class_table(&self) -> [usize; 2] {
-        if self.class_columns { [self.hidden_size, self.num_classes] } else { [self.num_classes + 1, self.hidden_size] }
+        if self.decoder.is_some() { [self.hidden_size, self.num_classes] } else { [self.num_classes + 1, self.hidden_size] }
     }
 
     /// Path of block `i`.
@@ -554,8 +551,7 @@ mod tests {
         );
         // With the mask token of training.
         let decoder = DitDecoder { hidden_size: 512, num_layers: 8, num_attention_heads: 16, mlp_hidden: 2048 };
-        let masked =
-            DitConfig { out_channels: 4, guided_channels: 4, class_columns: true, decoder: Some(decoder.clone()), ..DitConfig::default() };
+        let masked = DitConfig { out_channels: 4, guided_channels: 4, decoder: Some(decoder.clone()), ..DitConfig::default() };
         assert_eq!((fused(&masked) - 4 * 8 + 1, parameters(&masked) + 512), (378, 730_541_200));
         assert_eq!(
             [0, 27, 28, 35].map(|i| masked.block(i)).join(" "),

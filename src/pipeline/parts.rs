@@ -276,10 +276,12 @@ impl Parts {
         };
         let nearest = |words: [&'static str; 2]| whole.ancestors().take(5).find_map(|name| words.into_iter().find(|word| says(name, word)));
         let (turns, low_rank, joined) = (dit.positions == Positions::Rotary, dit.modulation_rank.is_some(), dit.decode_layers.is_some());
-        let masked = dit.decoder.is_some();
         let source = |prediction| SchedulerSource::Dit { prediction };
         let files = Files::Single(weights);
         let mut parts = Parts::class_conditional(path, dit, Labels::default(), None, source(Prediction::Epsilon), files);
+        if parts.is_edm() {
+            parts.scheduler = source(Prediction::Edm);
+        }
         let note = if turns {
             if low_rank {
                 parts.scheduler = source(Prediction::Flow);
@@ -289,10 +291,7 @@ impl Parts {
                 parts.native_size = (2 * w, 2 * h);
                 format!("taken for the model for {}x{} pixels, by its name; if it is not: --latent-size {w}x{h}", 2 * w, 2 * h)
             })
-        } else if masked {
-            parts.scheduler = source(Prediction::Edm);
-            None
-        } else if joined {
+        } else if joined || parts.is_edm() {
             None
         } else {
             match nearest(["sit", "dit"]) {
