@@ -2,6 +2,7 @@
 
 mod decoder;
 mod encoder;
+mod patches;
 mod planned;
 #[cfg(not(target_arch = "wasm32"))]
 mod tune;
@@ -20,13 +21,14 @@ use crate::gpu::{AdapterFacts, Gpu, GpuOptions, KernelFamily, KernelPlan, Memory
 use crate::image::Image;
 use crate::latent::Latent;
 use crate::models::autoencoder_kl::{VaeDecoder, VaeEncoder};
+use crate::models::infd::InfdDecoder;
 use crate::models::infgen::InfgenDecoder;
 use crate::models::taesd::Taesd;
 use crate::nn::{Loader, Precision};
 use crate::weights::builtin::Builtin;
 use crate::weights::recognise::{self, Recognised};
 use crate::weights::taesd_keys::{self, Half};
-use crate::weights::{self, View, vae_keys};
+use crate::weights::{self, View, infd_keys, vae_keys};
 
 pub use decoder::{Decoder, DecoderFacts, Decoding, check_region, rgb8};
 pub use encoder::{Encoder, EncoderFacts};
@@ -37,6 +39,9 @@ pub use crate::bounded::{Form, Rows, Sink};
 
 /// Largest side of a picture in pixels.
 pub const MAX_SIDE: usize = 16384;
+
+/// INFD's renderer was trained with pictures of up to 1024 pixels a side (FFHQ) for features of 256.
+const INFD_STEP: f64 = 4.0;
 
 /// Storage type of weights and activations. Sums, statistics, softmax and position codes are f32 in both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -336,6 +341,25 @@ impl Engine {
                 };
                 (network, facts)
             }
+            Recognised::Infd { config } => {
+                let view = infd_keys::view(weights).ok_or_else(|| recognised.refuse(weights, "a decoder"))?;
+                let tensors = config.tensors(false, true);
+                view.check(&tensors)?;
+                let load = async |loader: &Loader<'_>| InfdDecoder::load(loader, config).await;
+                let network = Network::Infd(Box::new(self.load(&view, self.precision(false), &tensors, reading, load).await?));
+                let facts = DecoderFacts {
+                    model: "INFD decoder",
+                    latent_channels: config.autoencoder.latent_channels,
+                    scale: config.autoencoder.scale(),
+                    latent_space: None,
+                    any_size: true,
+                    scaling_factor: 1.0,
+                    shift_factor: 0.0,
+                    max_step_scale: INFD_STEP,
+                    weights_bytes: 0,
+                };
+                (network, facts)
+            }
             Recognised::Vae(vae) | Recognised::Checkpoint { vae: Some(vae), .. } if vae.decoder => {
                 let view = vae_keys::view(weights).ok_or_else(|| recognised.refuse(weights, "a decoder"))?;
                 let tensors = vae.config.tensors(false, true);
@@ -428,7 +452,17 @@ impl Engine {
                     latent_space: config.latent_space,
                 };
                 let (scaling, shift) = (config.scaling_factor, config.shift_factor);
-                (EncoderNetwork::Vae { network, scaling, shift }, facts)
+                (EncoderNetwork::Vae { network, scaling, shift, variance: true }, facts)
+            }
+            Recognised::Infd { config } if config.encoder => {
+                let view = infd_keys::view(weights).ok_or_else(|| recognised.refuse(weights, "an encoder"))?;
+                let (tensors, vae) = (config.tensors(true, false), &config.autoencoder);
+                view.check(&tensors)?;
+                let load = async |loader: &Loader<'_>| VaeEncoder::load(loader, vae).await;
+                let network = Box::new(self.load(&view, self.precision(false), &tensors, reading, load).await?);
+                let facts =
+                    EncoderFacts { model: "INFD encoder", latent_channels: vae.latent_channels, scale: vae.scale(), latent_space: None };
+                (EncoderNetwork::Vae { network, scaling: 1.0, shift: 0.0, variance: false }, facts)
             }
             Recognised::Taesd { encoder: Some(config), latent_space, .. } => {
                 let view = taesd_keys::view(weights, Half::Encoder).ok_or_else(|| recognised.refuse(weights, "an encoder"))?;

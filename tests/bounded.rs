@@ -143,9 +143,12 @@ fn check(
 fn check_decoder(engine: &Engine, name: &str, dice: &mut Dice, decoder: &Decoder, native: (usize, usize)) {
     let facts = decoder.facts();
     let (h, w) = native;
+    let patches = facts.model.starts_with("INFD");
     let values = dice.values(facts.latent_channels * h * w);
     let latent = Latent::new([1, facts.latent_channels, h, w], values).expect("a latent");
     let (width, height) = match facts.any_size {
+        // Two beside each other.
+        true if patches => (dice.roll(258, 300), dice.roll(30, 50)),
         true => (dice.roll(9 * facts.scale, 14 * facts.scale), dice.roll(9 * facts.scale, 14 * facts.scale)),
         false => (w * facts.scale, h * facts.scale),
     };
@@ -194,7 +197,10 @@ fn check_decoder(engine: &Engine, name: &str, dice: &mut Dice, decoder: &Decoder
         engine.gpu().trim();
         let with = engine.memory().current;
         drop(decoding);
-        assert!(engine.memory().current < with || facts.model.starts_with("TAESD"), "{label}: a dropped decoding frees its memory");
+        assert!(
+            engine.memory().current < with || facts.model.starts_with("TAESD") || patches,
+            "{label}: a dropped decoding frees its memory"
+        );
     }
 }
 
@@ -251,10 +257,15 @@ fn a_taesd_decode_does_not_depend_on_ceiling_or_rectangle() {
 }
 
 #[test]
+fn an_infd_decode_does_not_depend_on_ceiling_or_rectangle() {
+    check_decoders("an_infd_decode_does_not_depend_on_ceiling_or_rectangle", &[("infd-small", (5, 6))], None);
+}
+
+#[test]
 fn an_encode_does_not_depend_on_the_ceiling() {
     let mut dice = Dice::new();
     for (name, engine) in engines("an_encode_does_not_depend_on_the_ceiling", None) {
-        for case in ["vae-small", "taesd-encoder"] {
+        for case in ["vae-small", "taesd-encoder", "infd-small"] {
             let folder = Case::open(case).write_weights();
             let encoder: Encoder = engine.load_encoder(folder.path()).expect("an encoder");
             let scale = encoder.facts().scale;

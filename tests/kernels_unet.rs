@@ -1,4 +1,4 @@
-//! The UNet's own kernels against their f64 references, as in kernels.rs: group norm over two tensors, nearest resampling.
+//! Kernels of the UNet and of INFD against their f64 references, as in kernels.rs: group norm over two tensors, nearest resampling, features where pixels lie.
 
 mod common;
 
@@ -7,6 +7,7 @@ use common::suite::Suite;
 use common::synthetic::fill;
 use common::{stored, wide};
 use infgen::gpu::{Elem, Recorder};
+use infgen::kernels::gather_features::{Place, gather_features};
 use infgen::kernels::group_norm::{self, GroupNormWeights};
 use infgen::kernels::resample::resample_nearest;
 use infgen::reference::{self, Bounded};
@@ -86,6 +87,42 @@ fn resample_nearest_takes_the_pixel_that_torch_takes() {
                 let at = |i: usize, j: usize, k: usize| Bounded::exact(x[((i * h / oh) * w + j * w / ow) * c + k] as f64);
                 let pixels = (0..oh).flat_map(|i| (0..ow).map(move |j| (i, j)));
                 pixels.flat_map(|(i, j)| (0..c).map(move |k| (i, j, k))).map(|(i, j, k)| at(i, j, k)).collect::<Vec<_>>()
+            };
+            suite.exact(config, &label, record, want);
+        }
+    }
+    suite.finish(5 * configs.len());
+}
+
+#[test]
+fn gathered_features_are_those_named_with_the_places_behind_them() {
+    let test = "gathered_features_are_those_named_with_the_places_behind_them";
+    let configs = configs();
+    if configs.is_empty() {
+        return skipped(test);
+    }
+    let mut suite = Suite::new(test);
+    for config in &configs {
+        for (h, w, c, rows, columns) in [(1, 1, 4, 1, 1), (5, 7, 8, 9, 13), (4, 3, 12, 2, 3), (2, 9, 64, 17, 33), (6, 5, 132, 11, 2)] {
+            let label = format!("{h}x{w}x{c} to {rows}x{columns}");
+            let x = values(&label, "x", h * w * c, config.elem);
+            // Of rows and columns, indices in no order.
+            let places = |name: &str, from: usize, count: usize| -> Vec<Place> {
+                let [offset, size] = ["offset", "size"].map(|kind| values(&label, &format!("{name}.{kind}"), count, config.elem));
+                (0..count).map(|i| Place { index: (7 * i + 3) % from, offset: offset[i], size: size[i] }).collect()
+            };
+            let (down, across) = (places("rows", h, rows), places("columns", w, columns));
+            let record = |rec: &mut Recorder| {
+                let plane = rec.upload(&x, h, w, c, config.elem);
+                gather_features(rec, &plane, &down, &across, config.elem)
+            };
+            let want = || {
+                let pixel = |i: &Place, j: &Place| {
+                    let at = (i.index * w + j.index) * c;
+                    x[at..at + c].iter().copied().chain([i.offset, j.offset, i.size, j.size]).collect::<Vec<f32>>()
+                };
+                let all = down.iter().flat_map(|i| across.iter().map(move |j| pixel(i, j)));
+                all.flatten().map(|v| Bounded::exact(v as f64)).collect::<Vec<_>>()
             };
             suite.exact(config, &label, record, want);
         }

@@ -158,18 +158,20 @@ cases! {
     infgen_with_zeroed_parts_is_the_plain_vae "infgen-plain-vae";
     infgen_table1_equals_pytorch "infgen-table1";
     infgen_sd4_equals_pytorch "infgen-sd4";
+    infd_equals_pytorch "infd-small";
 }
 
 #[test]
 fn networks_agree_at_webgpu_default_limits() {
     check_case("infgen-small-odd-channels", true);
     check_case("vae-small", true);
+    check_case("infd-small", true);
 }
 
 /// The kernels that a GPU gets, wherever this runs.
 #[test]
 fn networks_agree_with_the_kernels_for_gpus() {
-    for name in ["vae-small", "infgen-small-odd-channels", "infgen-small-skip"] {
+    for name in ["vae-small", "infgen-small-odd-channels", "infgen-small-skip", "infd-small"] {
         for family in [KernelFamily::Tile, KernelFamily::WinogradTile] {
             check_case_with(name, EngineOptions { dtype: Dtype::F32, kernels: Some(family), ..EngineOptions::default() });
         }
@@ -184,7 +186,7 @@ fn psnr(got: &[f32], want: &[f32]) -> f64 {
 
 #[test]
 fn f16_keeps_45_db_against_f32_native_and_packed() {
-    for (name, run_index) in [("infgen-small-skip", 1), ("vae-small", 1), ("taesd-decoder", 1), ("vae-small-sdxl", 0)] {
+    for (name, run_index) in [("infgen-small-skip", 1), ("vae-small", 1), ("taesd-decoder", 1), ("vae-small-sdxl", 0), ("infd-small", 0)] {
         let Some(full) = engine(Dtype::F32, false) else { return };
         let case = Case::open(name);
         let folder = case.write_weights();

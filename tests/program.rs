@@ -546,3 +546,27 @@ fn signals_leave_no_unfinished_file() {
         assert_eq!(files(), left, "{before:?} {signals:?}");
     }
 }
+
+/// An INFD file holds its encoder, too; one of other latents is refused before anything runs.
+#[test]
+fn an_infd_file_enlarges_pictures_by_itself() {
+    if !has_device() {
+        return;
+    }
+    let weights = Case::open("infd-small").write_weights();
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let picture: Vec<f32> = synthetic::fill("picture", 21 * 30 * 3, 0.9, 0.0, 1);
+    Image::new(30, 21, picture).unwrap().save(at("p.png"), &[]).unwrap();
+    let weights = weights.path().display().to_string();
+    let text = String::from_utf8(infgen(&["inspect", &weights]).stdout).unwrap();
+    assert!(text.contains("INFD encoder and decoder (3 latent channels, 40 codes)"), "{text}");
+    done(&["upscale", "--image", &at("p.png"), "--weights", &weights, "--size", "47x33", "-o", &at("o.npy")]);
+    let (width, height, values) = npy(&folder.path().join("o.npy"));
+    assert_eq!((width, height), (47, 33));
+    assert!(values.iter().any(|v| *v != values[0]), "a picture");
+    let output = folder.path().join("q.png");
+    let out = output.display().to_string();
+    let args = ["upscale", "-q", "--image", &at("p.png"), "--weights", &weights, "--encoder", "weights/encoder-tiny-sd.safetensors"];
+    refused(&[&args[..], &["--scale", "2", "-o", &out]].concat(), &output, &["4 channels", "reads 3", "--encoder"]);
+}

@@ -75,9 +75,8 @@ pub struct Job<'a> {
     pub base: Option<Arc<HostPlane>>,
     /// Form of the results.
     pub form: Form,
-    /// Columns and rows of the last plane that are asked for, from its top-left corner.
-    pub width: usize,
-    pub height: usize,
+    /// What is asked for of the last plane.
+    pub area: Area,
 }
 
 /// A plane in host memory, in units of its storage type.

@@ -100,14 +100,13 @@ impl Job<'_> {
             let block_rows = height.div_ceil(BLOCK_ROWS);
             statistics = Some(self.gpu.reserve("statistics", block_rows, 2, channels.next_multiple_of(4), Elem::F32).await?);
         }
-        let rows_in_all = if sweep.target == self.chain.last() { self.height } else { height };
+        let rows_in_all = self.height_of(sweep.target);
         for band in 0..sweep.bands {
             let rows = band * sweep.band_rows..((band + 1) * sweep.band_rows).min(rows_in_all);
             let have = Have { job: self, stored: &prepared.stored, affines: Some(&prepared.affines) };
             let observer = observer.part(band as f64 / sweep.bands as f64, 1.0 / sweep.bands as f64);
             if sweep.target == self.chain.last() {
-                let area = Area { rows: rows.clone(), columns: 0..self.width };
-                let picture = self.picture(&have, &area).finish();
+                let picture = self.picture(&have, &self.rows_of_area(&rows)).finish();
                 sink(rows, self.rows(picture, &observer).await?)?;
                 continue;
             }

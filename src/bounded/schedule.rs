@@ -176,8 +176,14 @@ impl Job<'_> {
     }
 
     /// Rows of a plane that are needed: of the last one, only the picture's.
-    fn height_of(&self, plane: usize) -> usize {
-        if plane == self.chain.last() { self.height } else { self.chain.planes[plane].height }
+    pub(super) fn height_of(&self, plane: usize) -> usize {
+        if plane == self.chain.last() { self.area.rows.len() } else { self.chain.planes[plane].height }
+    }
+
+    /// Some rows of what is asked for, counted from its first.
+    pub(super) fn rows_of_area(&self, rows: &Range<usize>) -> Area {
+        let Area { rows: of, columns } = &self.area;
+        Area { rows: of.start + rows.start..of.start + rows.end, columns: columns.clone() }
     }
 }
 
@@ -227,7 +233,7 @@ impl<'a> Search<'a> {
         }
         let (job, stored) = (self.job, self.planned(kept));
         let have = Have { job, stored: &stored, affines: None };
-        let bytes = job.pixel_bytes(&have, &Area { rows: 0..job.height, columns: 0..job.width }).ok();
+        let bytes = job.pixel_bytes(&have, &job.area).ok();
         self.pieces.borrow_mut().insert(kept.clone(), bytes);
         bytes
     }
@@ -249,7 +255,7 @@ impl<'a> Search<'a> {
         let job = self.job;
         let have = Have { job, stored, affines: None };
         if target == job.chain.last() {
-            return job.picture(&have, &Area { rows, columns: 0..job.width });
+            return job.picture(&have, &job.rows_of_area(&rows));
         }
         let shape = job.chain.planes[target];
         let device = Tensor::outside(shape.height, shape.width, shape.channels, shape.elem);

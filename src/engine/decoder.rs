@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 #[cfg(not(target_arch = "wasm32"))]
 use super::block;
+use super::patches::Patches;
 #[cfg(not(target_arch = "wasm32"))]
 use super::work::IMAGE;
 use super::work::{Front, LastBase, Work, WorkPlan};
 use super::{Dtype, Estimate, MAX_SIDE, Rect, channels_last, hint};
-use crate::bounded::{Form, HostRows, Prepared, Rows, Sink};
+use crate::bounded::{Form, HostPlane, HostRows, Prepared, Rows, Sink};
 use crate::error::{Error, Result};
 use crate::gpu::Outputs;
 use crate::gpu::{Gpu, Observer, Picture};
@@ -18,6 +19,7 @@ use crate::gpu::{Recorder, Timing};
 use crate::image::Image;
 use crate::latent::{Latent, LatentSpace};
 use crate::models::autoencoder_kl::VaeDecoder;
+use crate::models::infd::InfdDecoder;
 use crate::models::infgen::InfgenDecoder;
 use crate::models::taesd::{self, Taesd};
 use crate::nn::TOKENS_A_CHUNK;
@@ -26,7 +28,7 @@ use crate::nn::chain::{Area, Chain};
 /// What is known about a loaded decoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderFacts {
-    /// `InfGen decoder`, `AutoencoderKL decoder` or `TAESD decoder`.
+    /// `InfGen decoder`, `INFD decoder`, `AutoencoderKL decoder` or `TAESD decoder`.
     pub model: &'static str,
     /// Channels of the latents it takes.
     pub latent_channels: usize,
@@ -49,6 +51,7 @@ pub struct DecoderFacts {
 #[derive(Debug)]
 pub(super) enum Network {
     Infgen(Box<InfgenDecoder>),
+    Infd(Box<InfdDecoder>),
     Vae(Box<VaeDecoder>),
     Taesd(Taesd),
 }
@@ -87,6 +90,9 @@ impl Decoder {
     /// would do, [`Error::BufferTooLarge`], [`Error::HostMemory`].
     pub fn plan(&self, latent: &Latent, width: usize, height: usize, form: Form) -> Result<WorkPlan> {
         let input = self.input(latent, width, height)?;
+        if let Some(patches) = self.patches(&input, form) {
+            return patches.plan();
+        }
         self.with_work(&input, form, TOKENS_A_CHUNK, |work| work.plan())
     }
 
@@ -147,15 +153,26 @@ impl Decoder {
         Ok(all)
     }
 
-    /// The same picture in 8 bits as a texture, which never leaves the GPU: for showing.
+    /// The same picture in 8 bits as textures, which never leave the GPU, each with the rectangle of the picture that it shows: for showing. One, or
+    /// from an INFD decoder one a patch.
     ///
     /// # Errors
     /// As [`Decoder::decode_async`]; [`Error::Invalid`] also for a size beyond the device's largest texture, and
     /// [`Error::MemoryCeiling`] where the decode does not fit in one piece: use [`Decoding::region_picture_async`] then.
-    pub async fn decode_picture_async(&self, latent: &Latent, width: usize, height: usize, observer: &Observer) -> Result<Picture> {
+    pub async fn decode_picture_async(
+        &self,
+        latent: &Latent,
+        width: usize,
+        height: usize,
+        observer: &Observer,
+    ) -> Result<Vec<(Rect, Picture)>> {
         let input = self.input(latent, width, height)?;
+        let whole = Rect { x: 0, y: 0, w: width, h: height };
+        if self.patches(&input, Form::Picture).is_some() {
+            return self.prepare_async(latent, width, height, observer).await?.region_picture_async(whole, observer).await;
+        }
         let outputs = self.run_whole(&input, Form::Picture, TOKENS_A_CHUNK, false, observer).await?;
-        Ok(outputs.picture.expect("a recording in this form makes a picture"))
+        Ok(vec![(whole, outputs.picture.expect("a recording in this form makes a picture"))])
     }
 
     /// The same picture in bands of whole rows, from the top: `sink` is called with each as soon as it is there, so that a picture
@@ -173,6 +190,9 @@ impl Decoder {
         sink: &mut Sink<'_>,
     ) -> Result<()> {
         let input = self.input(latent, width, height)?;
+        if let Some(patches) = self.patches(&input, form) {
+            return patches.run(observer, sink).await.map_err(|e| hint(e, self.0.dtype));
+        }
         let (chain, _) = self.chain(&input);
         self.work(&input, &chain, &|rows| input.rows(rows), form, TOKENS_A_CHUNK)
             .run(observer, sink)
@@ -213,10 +233,13 @@ impl Decoder {
     #[cfg(not(target_arch = "wasm32"))]
     pub fn profile(&self, latent: &Latent, width: usize, height: usize) -> Result<Vec<Timing>> {
         let input = self.input(latent, width, height)?;
+        let timed = |rec: Recorder| Ok(block(self.0.gpu.run_timed(rec.finish(), &Observer::default()))?.timings);
+        if let Some(patches) = self.patches(&input, Form::Rgba8) {
+            return Ok(patches.recordings(false, timed)?.concat());
+        }
         let (chain, _) = self.chain(&input);
         let rows = |rows| input.rows(rows);
         let work = self.work(&input, &chain, &rows, Form::Rgba8, TOKENS_A_CHUNK);
-        let timed = |rec: Recorder| Ok(block(self.0.gpu.run_timed(rec.finish(), &Observer::default()))?.timings);
         let mut timings = work.base_work(|base| timed(base.whole(false, None))).transpose()?.unwrap_or_default();
         let base = block(work.make_base(&Observer::default()))?;
         timings.extend(timed(work.whole(false, base.as_deref()))?);
@@ -232,6 +255,9 @@ impl Decoder {
     #[doc(hidden)]
     pub fn taps(&self, latent: &Latent, width: usize, height: usize) -> Result<Outputs> {
         let input = self.input(latent, width, height)?;
+        if let Some(patches) = self.patches(&input, Form::Float) {
+            return patches.taps();
+        }
         block(self.run_whole(&input, Form::Float, TOKENS_A_CHUNK, true, &Observer::default()))
     }
 
@@ -262,11 +288,16 @@ impl Decoder {
     /// As [`Decoder::decode_async`].
     pub async fn prepare_async(&self, latent: &Latent, width: usize, height: usize, observer: &Observer) -> Result<Decoding> {
         let input = self.input(latent, width, height)?;
+        if let Some(patches) = self.patches(&input, Form::Float) {
+            patches.check()?;
+            let features = patches.features(observer).await.map_err(|error| hint(error, self.0.dtype))?;
+            return Ok(Decoding { decoder: self.clone(), input, shared: Shared::Features(features) });
+        }
         let (chain, keep) = self.chain(&input);
         let rows = |rows| input.rows(rows);
         let work = self.work(&input, &chain, &rows, Form::Float, TOKENS_A_CHUNK);
         let prepared = work.prepare(keep, observer).await.map_err(|error| hint(error, self.0.dtype))?;
-        Ok(Decoding { decoder: self.clone(), input, prepared })
+        Ok(Decoding { decoder: self.clone(), input, shared: Shared::Chain(prepared) })
     }
 
     /// The latent as its network takes it.
@@ -283,9 +314,18 @@ impl Decoder {
         Ok(Input { z, latent: (latent.height(), latent.width()), width, height })
     }
 
-    /// The network behind its first plane, and which plane regions start from.
+    /// The decode in patches, of a network that works so.
+    fn patches<'a>(&'a self, input: &'a Input, form: Form) -> Option<Patches<'a>> {
+        let Network::Infd(network) = &self.0.network else { return None };
+        let Input { z, latent, width, height } = input;
+        let (gpu, host_memory, last) = (&*self.0.gpu, self.0.host_memory, &self.0.last);
+        Some(Patches { gpu, network, z, latent: *latent, form, width: *width, height: *height, host_memory, last })
+    }
+
+    /// The network behind its first plane (of one that works in patches, as far as they share it), and which plane regions start from.
     fn chain(&self, input: &Input) -> (Chain<'_>, usize) {
         match &self.0.network {
+            Network::Infd(network) => (network.features_chain(input.latent), 0),
             Network::Infgen(network) => network.chain(network.grid(input.width, input.height), input.latent),
             Network::Vae(network) => network.chain(input.latent),
             Network::Taesd(network) => (network.chain(input.latent), 0),
@@ -295,10 +335,10 @@ impl Decoder {
     fn work<'a>(&'a self, input: &'a Input, chain: &'a Chain<'a>, rows: &'a HostRows<'a>, form: Form, tokens_a_chunk: usize) -> Work<'a> {
         let front = match &self.0.network {
             Network::Infgen(network) => Front::Infgen { network, z: &input.z, latent: input.latent, tokens_a_chunk, last: &self.0.last },
-            Network::Vae(_) | Network::Taesd(_) => Front::Host(rows),
+            Network::Infd(_) | Network::Vae(_) | Network::Taesd(_) => Front::Host(rows),
         };
-        let (width, height) = (input.width, input.height);
-        Work { gpu: &self.0.gpu, chain, front, form, width, height, host_memory: self.0.host_memory }
+        let area = Area { rows: 0..input.height, columns: 0..input.width };
+        Work { gpu: &self.0.gpu, chain, front, form, area, host_memory: self.0.host_memory }
     }
 
     /// The whole network in one recording, whatever memory it needs.
@@ -322,6 +362,9 @@ impl Decoder {
     /// The smallest ceiling that would do for a decode, or for preparing for regions.
     pub(super) fn least(&self, latent: &Latent, width: usize, height: usize, form: Form, regions: bool) -> Result<u64> {
         let input = self.input(latent, width, height)?;
+        if let Some(patches) = self.patches(&input, form) {
+            return patches.least();
+        }
         let (chain, keep) = self.chain(&input);
         let rows = |rows| input.rows(rows);
         self.work(&input, &chain, &rows, form, TOKENS_A_CHUNK).least(regions.then_some(keep))
@@ -380,12 +423,20 @@ impl Input {
 /// A decode from which rectangles are taken, see [`Decoder::prepare`].
 ///
 /// It keeps the features behind the mid block (on the device, or on the host where the ceiling on GPU memory asks for that)
-/// and every normalisation's scale and shift; a rectangle then costs itself and its halo. Dropping it frees both.
+/// and every normalisation's scale and shift; a rectangle then costs itself and its halo. Of an INFD decoder it keeps the features that are rendered (on the
+/// host); a rectangle then costs the patches that it touches. Dropping it frees both.
 #[derive(Debug)]
 pub struct Decoding {
     decoder: Decoder,
     input: Input,
-    prepared: Prepared,
+    shared: Shared,
+}
+
+/// What rectangles of a decode share.
+#[derive(Debug)]
+enum Shared {
+    Chain(Prepared),
+    Features(Arc<HostPlane>),
 }
 
 impl Decoding {
@@ -396,7 +447,10 @@ impl Decoding {
 
     /// Bytes that it keeps on the device and on the host.
     pub fn memory_bytes(&self) -> (u64, u64) {
-        let (device, host) = self.prepared.bytes();
+        let (device, host) = match &self.shared {
+            Shared::Chain(prepared) => prepared.bytes(),
+            Shared::Features(plane) => (0, plane.units.len() as u64),
+        };
         (device, host + 4 * self.input.z.len() as u64)
     }
 
@@ -480,10 +534,17 @@ impl Decoding {
     ) -> Result<()> {
         check_region(rect, self.input.width, self.input.height)?;
         let area = Area { rows: rect.y..rect.y + rect.h, columns: rect.x..rect.x + rect.w };
+        let prepared = match &self.shared {
+            Shared::Chain(prepared) => prepared,
+            Shared::Features(features) => {
+                let patches = self.decoder.patches(&self.input, form).expect("features are of a network that works in patches");
+                return patches.region(features, &area, observer, place).await.map_err(|error| hint(error, self.decoder.0.dtype));
+            }
+        };
         let (chain, _) = self.decoder.chain(&self.input);
         let rows = |rows| self.input.rows(rows);
         let work = self.decoder.work(&self.input, &chain, &rows, form, TOKENS_A_CHUNK);
-        work.region(&self.prepared, &area, observer, place).await.map_err(|error| hint(error, self.decoder.0.dtype))
+        work.region(prepared, &area, observer, place).await.map_err(|error| hint(error, self.decoder.0.dtype))
     }
 }
 
@@ -502,7 +563,7 @@ fn append(all: &mut Vec<f32>, values: Vec<f32>) {
 }
 
 /// Copies `piece`, which is `area` of the picture, into `all`, which is `rect` of it.
-fn paste<T: Copy>(all: &mut [T], piece: &[T], rect: Rect, area: &Area, channels: usize) {
+pub(super) fn paste<T: Copy>(all: &mut [T], piece: &[T], rect: Rect, area: &Area, channels: usize) {
     let columns = area.columns.len() * channels;
     for (row, values) in area.rows.clone().zip(piece.chunks_exact(columns)) {
         let start = ((row - rect.y) * rect.w + area.columns.start - rect.x) * channels;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 #[cfg(not(target_arch = "wasm32"))]
 use super::block;
-use super::work::{Front, Work, WorkPlan};
+use super::work::{Work, WorkPlan};
 use super::{Dtype, MAX_SIDE, channels_first, hint};
-use crate::bounded::{Form, HostRows, Rows};
+use crate::bounded::{HostRows, Rows};
 use crate::error::{Error, Result};
 #[cfg(not(target_arch = "wasm32"))]
 use crate::gpu::Outputs;
@@ -20,14 +20,20 @@ use crate::nn::chain::Chain;
 
 #[derive(Debug)]
 pub(super) enum EncoderNetwork {
-    Vae { network: Box<VaeEncoder>, scaling: f64, shift: f64 },
+    /// `variance`: whether it gives one, besides the mean.
+    Vae {
+        network: Box<VaeEncoder>,
+        scaling: f64,
+        shift: f64,
+        variance: bool,
+    },
     Taesd(Taesd),
 }
 
 /// What is known about a loaded encoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderFacts {
-    /// `AutoencoderKL encoder` or `TAESD encoder`.
+    /// `AutoencoderKL encoder`, `INFD encoder` or `TAESD encoder`.
     pub model: &'static str,
     /// Channels of the latents it gives.
     pub latent_channels: usize,
@@ -77,13 +83,12 @@ impl Encoder {
         let invalid = |what, detail| Err(Error::Invalid { what, detail });
         self.check(w, h)?;
         let (lw, lh) = (w / scale, h / scale);
+        let varies = matches!(self.network, EncoderNetwork::Vae { variance: true, .. });
+        if noise.is_some() && !varies {
+            return invalid("sample", format!("the {} gives no variance to draw from", self.facts.model));
+        }
         let data = match &self.network {
-            EncoderNetwork::Taesd(_) => {
-                if noise.is_some() {
-                    return invalid("sample", format!("a {} gives no variance to draw from", self.facts.model));
-                }
-                self.outputs(picture, observer).await?
-            }
+            EncoderNetwork::Taesd(_) | EncoderNetwork::Vae { variance: false, .. } => self.outputs(picture, observer).await?,
             EncoderNetwork::Vae { scaling, shift, .. } => {
                 if let Some(noise) = noise.filter(|noise| noise.len() != channels * lw * lh) {
                     return invalid("noise", format!("{} values for a latent of {channels}x{lh}x{lw}", noise.len()));
@@ -170,16 +175,7 @@ impl Encoder {
     }
 
     fn work<'a>(&'a self, chain: &'a Chain<'a>, rows: &'a HostRows<'a>) -> Work<'a> {
-        let last = chain.planes[chain.last()];
-        Work {
-            gpu: &self.gpu,
-            chain,
-            front: Front::Host(rows),
-            form: Form::Float,
-            width: last.width,
-            height: last.height,
-            host_memory: self.host_memory,
-        }
+        Work::whole_of(&self.gpu, chain, rows, self.host_memory)
     }
 
     fn check(&self, width: usize, height: usize) -> Result<()> {

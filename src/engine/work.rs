@@ -7,8 +7,9 @@ use crate::bounded::{Budget, DeviceSource, Form, HostPlane, HostRows, Job, Prepa
 use crate::error::{Error, Result, human_bytes};
 use crate::gpu::{Elem, Gpu, Observer, Recorder, Recording, Tensor, align};
 use crate::kernels::output::{image_to_picture, image_to_rgba8};
+use crate::models::infd::{InfdDecoder, Patch};
 use crate::models::infgen::{InfgenContext, InfgenDecoder};
-use crate::nn::chain::{Area, Chain, PlaneShape};
+use crate::nn::chain::{Area, Chain, Part, PlaneShape};
 
 /// What makes plane 0 of a chain.
 pub(super) enum Front<'a> {
@@ -16,9 +17,11 @@ pub(super) enum Front<'a> {
     Host(&'a HostRows<'a>),
     /// The mask tokens of an InfGen decoder, from a latent `[h, w, channels]` in VAE units.
     Infgen { network: &'a InfgenDecoder, z: &'a [f32], latent: (usize, usize), tokens_a_chunk: usize, last: &'a LastBase },
+    /// Features of that shape (none in a recording that is only planned) where the pixels of a patch of a picture of `size` lie.
+    Patch { network: &'a InfdDecoder, features: Option<&'a HostPlane>, shape: PlaneShape, patch: &'a Patch, size: (usize, usize) },
 }
 
-/// The base picture of the latent that was decoded last: it does not depend on the size asked for.
+/// What was made of the latent that was decoded last and does not depend on the size asked for: the base picture, or features.
 #[derive(Debug, Default)]
 pub(super) struct LastBase(Mutex<Option<(Vec<f32>, Arc<HostPlane>)>>);
 
@@ -26,12 +29,12 @@ impl LastBase {
     /// Larger ones are made again.
     const MOST_BYTES: u64 = 64 << 20;
 
-    fn of(&self, z: &[f32], shape: PlaneShape) -> Option<Arc<HostPlane>> {
+    pub fn of(&self, z: &[f32], shape: PlaneShape) -> Option<Arc<HostPlane>> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.as_ref().filter(|(of, plane)| of == z && plane.shape == shape).map(|(_, plane)| plane.clone())
     }
 
-    fn keep(&self, z: &[f32], plane: &Arc<HostPlane>) {
+    pub fn keep(&self, z: &[f32], plane: &Arc<HostPlane>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
             (plane.shape.bytes() <= Self::MOST_BYTES).then(|| (z.to_vec(), plane.clone()));
     }
@@ -43,9 +46,8 @@ pub(super) struct Work<'a> {
     pub chain: &'a Chain<'a>,
     pub front: Front<'a>,
     pub form: Form,
-    /// Size of the result, the top-left part of the last plane.
-    pub width: usize,
-    pub height: usize,
+    /// What of the last plane is the result.
+    pub area: Area,
     /// Bytes of host memory that planes may take.
     pub host_memory: u64,
 }
@@ -95,6 +97,13 @@ impl std::fmt::Display for WorkPlan {
 /// Name of the result among the outputs of a whole recording.
 pub(super) const IMAGE: &str = "image";
 
+impl<'a> Work<'a> {
+    /// A chain behind values on the host, all of its last plane in f32.
+    pub fn whole_of(gpu: &'a Gpu, chain: &'a Chain<'a>, rows: &'a HostRows<'a>, host_memory: u64) -> Work<'a> {
+        Work { gpu, chain, front: Front::Host(rows), form: Form::Float, area: chain.planes[chain.last()].area(), host_memory }
+    }
+}
+
 impl Work<'_> {
     /// The whole network in one recording, to be looked at only: without the input's values and the base picture.
     pub fn planned(&self) -> Recorder {
@@ -117,6 +126,7 @@ impl Work<'_> {
                 let context = self.context(&mut rec).expect("an InfGen decoder has a context");
                 network.tokens(&mut rec, &context, (plane.height, plane.width), 0..plane.height, *tokens_a_chunk)
             }
+            Front::Patch { .. } => self.gathered(&mut rec, 0..plane.height).expect("a patch has features"),
         };
         let base = self.chain.base.map(|plane| match base {
             Some(base) => base.upload(&mut rec, &plane.area()),
@@ -127,13 +137,15 @@ impl Work<'_> {
             rec.tap("base", base);
         }
         let image = self.chain.forward(&mut rec, &x, base.as_ref());
+        let Area { rows, columns } = &self.area;
+        let from = (rows.start, columns.start);
         match self.form {
             Form::Rgba8 => {
-                let words = image_to_rgba8(&mut rec, &image, self.width, self.height, (0, 0));
+                let words = image_to_rgba8(&mut rec, &image, columns.len(), rows.len(), from);
                 rec.output(IMAGE, &words);
             }
-            Form::Picture => image_to_picture(&mut rec, &image, self.width, self.height, (0, 0)),
-            Form::Float => rec.output(IMAGE, &image.rows(0, self.height)),
+            Form::Picture => image_to_picture(&mut rec, &image, columns.len(), rows.len(), from),
+            Form::Float => rec.output(IMAGE, &image.rows(rows.start, rows.len())),
         }
         rec
     }
@@ -142,6 +154,20 @@ impl Work<'_> {
         let Front::Infgen { network, z, latent: (height, width), .. } = &self.front else { return None };
         let z = rec.upload(z, *height, *width, z.len() / (height * width), Elem::F32);
         Some(network.context(rec, &z))
+    }
+
+    /// Rows of a patch's first plane.
+    fn gathered(&self, rec: &mut Recorder, rows: Range<usize>) -> Option<Tensor> {
+        let Front::Patch { network, features, shape, patch, size } = &self.front else { return None };
+        let part = |rec: &mut Recorder, area: &Area| {
+            let (rows, columns) = (&area.rows, &area.columns);
+            let tensor = match features {
+                Some(plane) => plane.upload(rec, area),
+                None => rec.upload_later(rows.len(), columns.len(), shape.channels, shape.elem),
+            };
+            Part { tensor, top: rows.start, left: columns.start }
+        };
+        Some(network.gathered(rec, *shape, part, (patch, rows), *size))
     }
 
     /// What makes the base picture, if there is one.
@@ -177,9 +203,7 @@ impl Work<'_> {
     }
 
     fn of_base<'a>(&'a self, base: &'a Base<'a>, rows: &'a HostRows<'a>) -> Work<'a> {
-        let PlaneShape { height, width, .. } = base.chain.planes[base.chain.last()];
-        let front = Front::Host(rows);
-        Work { gpu: self.gpu, chain: &base.chain, front, form: Form::Float, width, height, host_memory: self.host_memory }
+        Work::whole_of(self.gpu, &base.chain, rows, self.host_memory)
     }
 
     /// Makes the base picture, if there is one. It lies on the host, from where bands and regions take what they need.
@@ -189,6 +213,13 @@ impl Work<'_> {
         }
         let (Some(base), Front::Infgen { z, last, .. }) = (self.base(), &self.front) else { return Ok(None) };
         let rows = |rows| base.rows(rows);
+        let plane = Arc::new(Box::pin(self.of_base(&base, &rows).plane(observer)).await?);
+        last.keep(z, &plane);
+        Ok(Some(plane))
+    }
+
+    /// Runs the network and keeps its last plane on the host.
+    pub async fn plane(&self, observer: &Observer) -> Result<HostPlane> {
         let mut all = Vec::new();
         let mut sink = |_: Range<usize>, rows: Rows| {
             if let Rows::Float(values) = rows {
@@ -196,25 +227,23 @@ impl Work<'_> {
             }
             Ok(())
         };
-        Box::pin(self.of_base(&base, &rows).run(observer, &mut sink)).await?;
+        self.run(observer, &mut sink).await?;
         // What comes next has buffers of other sizes.
         self.gpu.trim();
-        let plane = Arc::new(HostPlane::new(base.chain.planes[base.chain.last()], &all));
-        last.keep(z, &plane);
-        Ok(Some(plane))
+        Ok(HostPlane::new(self.chain.planes[self.chain.last()], &all))
     }
 
-    /// The chain behind its source, which is `tokens` where the network is an InfGen decoder; `base` is missing where it is only planned.
-    fn job<'a>(&'a self, tokens: &'a MaskTokens<'a>, base: Option<Arc<HostPlane>>) -> Job<'a> {
+    /// The chain behind its source, which is `front` where that is on the device; `base` is missing where it is only planned.
+    fn job<'a>(&'a self, front: &'a OnDevice<'a>, base: Option<Arc<HostPlane>>) -> Job<'a> {
         let source = match &self.front {
             Front::Host(values) => Source::Host(values),
-            Front::Infgen { .. } => Source::Device(tokens),
+            Front::Infgen { .. } | Front::Patch { .. } => Source::Device(front),
         };
-        Job { gpu: self.gpu, chain: self.chain, source, base, form: self.form, width: self.width, height: self.height }
+        Job { gpu: self.gpu, chain: self.chain, source, base, form: self.form, area: self.area.clone() }
     }
 
-    fn tokens(&self, context: Option<InfgenContext>) -> MaskTokens<'_> {
-        MaskTokens { work: self, context: Mutex::new(context) }
+    fn on_device(&self, context: Option<InfgenContext>) -> OnDevice<'_> {
+        OnDevice { work: self, context: Mutex::new(context) }
     }
 
     fn budget(&self, device: Option<u64>) -> Budget {
@@ -246,7 +275,7 @@ impl Work<'_> {
         let context = before + source + if outside.is_some() { self.gpu.plan_bytes(&rec.finish()) } else { 0 };
         let first = context.max(self.base_bytes(|base| base.least(None))?);
         let refused = |needed| Error::MemoryCeiling { needed, ceiling: budget.device.unwrap_or(needed) };
-        let result = self.job(&self.tokens(outside), None).schedule(&budget, keep);
+        let result = self.job(&self.on_device(outside), None).schedule(&budget, keep);
         match result {
             Ok(_) if budget.device.is_some_and(|ceiling| first > ceiling) => Err(refused(first)),
             Ok(schedule) => {
@@ -271,15 +300,22 @@ impl Work<'_> {
     pub fn plan(&self) -> Result<WorkPlan> {
         let recording = self.planned().finish();
         if self.fits_whole(&recording) {
-            let base = self.base_work(|base| base.planned().finish());
-            let all = || base.iter().chain([&recording]);
-            let layers = all().flat_map(Recording::layers).map(|(layer, passes, flops, bytes)| LayerCost { layer, passes, flops, bytes });
             let first = self.base_bytes(|base| Ok(base.plan()?.peak_bytes)).map_err(|error| self.named(error))?;
-            let (peak_bytes, flops) = (self.gpu.peak_bytes(&recording).max(first), all().map(Recording::flops).sum());
-            return Ok(WorkPlan { peak_bytes, flops, layers: layers.collect(), schedule: None });
+            let whole = self.in_one_piece();
+            return Ok(WorkPlan { peak_bytes: whole.peak_bytes.max(first), ..whole });
         }
         let schedule = self.schedule(None, self.gpu.memory_ceiling()).map_err(|error| self.or_whole(error, &recording))?;
         Ok(WorkPlan { peak_bytes: schedule.peak_bytes, flops: schedule.flops, layers: vec![], schedule: Some(schedule) })
+    }
+
+    /// How it is run where that fits, without what it takes to make the base picture.
+    pub fn in_one_piece(&self) -> WorkPlan {
+        let recording = self.planned().finish();
+        let base = self.base_work(|base| base.planned().finish());
+        let all = || base.iter().chain([&recording]);
+        let layers = all().flat_map(Recording::layers).map(|(layer, passes, flops, bytes)| LayerCost { layer, passes, flops, bytes });
+        let (peak_bytes, flops) = (self.gpu.peak_bytes(&recording), all().map(Recording::flops).sum());
+        WorkPlan { peak_bytes, flops, layers: layers.collect(), schedule: None }
     }
 
     /// A refusal of the base picture, with what everything needs.
@@ -349,10 +385,11 @@ impl Work<'_> {
                 Form::Picture => Rows::Picture(outputs.picture.expect("a recording in this form makes a picture")),
                 Form::Float => {
                     let last = self.chain.planes[self.chain.last()];
-                    Rows::Float(left_columns(outputs.numbers(IMAGE), last.width * last.channels, self.width * last.channels))
+                    let Range { start, end } = self.area.columns;
+                    Rows::Float(columns(outputs.numbers(IMAGE), last.width * last.channels, start * last.channels..end * last.channels))
                 }
             };
-            return sink(0..self.height, rows);
+            return sink(0..self.area.rows.len(), rows);
         }
         self.scheduled(None, None, observer, sink).await.map(|_| ()).map_err(|error| self.or_whole(error, &planned))
     }
@@ -397,7 +434,7 @@ impl Work<'_> {
                     begun = true;
                     sink(range, rows)
                 };
-                self.job(&self.tokens(context), base.clone()).run(&schedule, &observer.part(0.01, 0.99), &mut sink).await
+                self.job(&self.on_device(context), base.clone()).run(&schedule, &observer.part(0.01, 0.99), &mut sink).await
             };
             match attempt.await {
                 Err(error @ Error::OutOfMemory { .. }) if !begun => short = Some((schedule.peak_bytes, error)),
@@ -415,7 +452,7 @@ impl Work<'_> {
         sink: &mut (dyn FnMut(&Area, Rows) -> Result<()> + Send),
     ) -> Result<()> {
         let budget = self.budget(self.gpu.memory_ceiling());
-        self.job(&self.tokens(None), prepared.base()).region(prepared, area, &budget, observer, sink).await
+        self.job(&self.on_device(None), prepared.base()).region(prepared, area, &budget, observer, sink).await
     }
 }
 
@@ -432,16 +469,18 @@ impl Base<'_> {
     }
 }
 
-/// An InfGen decoder's mask tokens behind its transformer blocks.
-struct MaskTokens<'a> {
+/// An InfGen decoder's mask tokens behind its transformer blocks, or the features of a patch.
+struct OnDevice<'a> {
     work: &'a Work<'a>,
     /// What tokens share; `None` where none are asked for any more.
     context: Mutex<Option<InfgenContext>>,
 }
 
-impl DeviceSource for MaskTokens<'_> {
+impl DeviceSource for OnDevice<'_> {
     fn record(&self, rec: &mut Recorder, rows: Range<usize>) -> Tensor {
-        let Front::Infgen { network, tokens_a_chunk, .. } = &self.work.front else { unreachable!("this network has no tokens") };
+        let Front::Infgen { network, tokens_a_chunk, .. } = &self.work.front else {
+            return self.work.gathered(rec, rows).expect("what begins on the device is an InfGen decoder or a patch");
+        };
         let context = self.context.lock().unwrap_or_else(PoisonError::into_inner);
         let context = context.as_ref().expect("tokens are asked for while their context lives");
         let plane = self.work.chain.planes[0];
@@ -453,14 +492,14 @@ impl DeviceSource for MaskTokens<'_> {
     }
 }
 
-/// The first `columns` of each row of `width` values.
-fn left_columns(mut values: Vec<f32>, width: usize, columns: usize) -> Vec<f32> {
-    if columns < width {
+/// Those `columns` of each row of `width` values.
+fn columns(mut values: Vec<f32>, width: usize, columns: Range<usize>) -> Vec<f32> {
+    if columns.len() < width {
         let rows = values.len() / width;
         for row in 0..rows {
-            values.copy_within(row * width..row * width + columns, row * columns);
+            values.copy_within(row * width + columns.start..row * width + columns.end, row * columns.len());
         }
-        values.truncate(rows * columns);
+        values.truncate(rows * columns.len());
     }
     values
 }

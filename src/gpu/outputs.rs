@@ -57,6 +57,16 @@ impl Outputs {
         }
     }
 
+    /// Adds what another run gave.
+    pub(crate) fn join(&mut self, other: Outputs) {
+        self.planes.extend(other.planes);
+    }
+
+    /// Adds numbers under `name`.
+    pub(crate) fn put(&mut self, name: &str, values: Vec<f32>) {
+        self.planes.push((name.to_owned(), Plane::Numbers(values)));
+    }
+
     /// Names of the outputs that were not taken yet.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.planes.iter().map(|(name, _)| name.as_str())

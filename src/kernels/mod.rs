@@ -7,6 +7,7 @@ pub mod attention;
 pub mod combine;
 pub mod conv2d;
 pub mod gated_add;
+pub mod gather_features;
 pub mod glu;
 pub mod group_norm;
 pub mod inpe;
@@ -62,6 +63,7 @@ pub const ALL: &[&Kernel] = &[
     &conv2d::CONV2D_WINOGRAD_TILE,
     &conv2d::CONV2D_WINOGRAD_TILE_STATISTICS,
     &gated_add::GATED_ADD,
+    &gather_features::GATHER_FEATURES,
     &glu::GLU,
     &group_norm::GROUP_NORM_FOLD,
     &group_norm::GROUP_NORM_ROWS,

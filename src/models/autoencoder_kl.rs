@@ -35,7 +35,8 @@ impl VaeDecoder {
         let blocks = config.up_blocks();
         let last = blocks.len() - 1;
         let levels: Vec<_> = blocks.into_iter().enumerate().map(|(u, resnets)| (resnets, u < last)).collect();
-        let shape = UpDecoderShape { top, mid_attention: config.mid_block_add_attention, levels: &levels, out: config.out_channels };
+        let out = (!config.give_pre_end).then_some(config.out_channels);
+        let shape = UpDecoderShape { top, mid_attention: config.mid_block_add_attention, levels: &levels, out };
         Ok(VaeDecoder {
             precision: loader.precision(),
             post_quant_conv: match config.use_post_quant_conv {
@@ -48,7 +49,7 @@ impl VaeDecoder {
         })
     }
 
-    /// From `z` `[height, width, latent_channels]` f32, not scaled, to `[s h, s w, 3]` in f32, -1 to 1 without clamping; and the
+    /// From `z` `[height, width, latent_channels]` f32, not scaled, to `[s h, s w, 3]` in f32, -1 to 1 without clamping (or to features); and the
     /// index of the plane behind the mid block.
     pub fn chain(&self, (height, width): (usize, usize)) -> (Chain<'_>, usize) {
         let elem = self.precision.activations;
@@ -83,7 +84,7 @@ impl VaeEncoder {
     /// As [`Loader::read`] and uploads.
     pub async fn load(loader: &Loader<'_>, config: &VaeConfig) -> Result<VaeEncoder> {
         let norm = GroupNormConfig { groups: config.norm_num_groups, eps: NORM_EPS };
-        let (base, top, moments) = (config.block_out_channels[0], config.top_channels(), 2 * config.latent_channels);
+        let (base, top, moments) = (config.block_out_channels[0], config.top_channels(), config.moments());
         let mut down_blocks = Vec::new();
         for (i, channels) in config.down_blocks().iter().enumerate() {
             let path = format!("encoder.down_blocks.{i}");
@@ -116,8 +117,8 @@ impl VaeEncoder {
         })
     }
 
-    /// From `x` `[height, width, in_channels]` f32, -1 to 1, to `[h / s, w / s, 2 latent_channels]` in f32: mean, then log
-    /// variance, not clamped.
+    /// From `x` `[height, width, in_channels]` f32, -1 to 1, to `[h / s, w / s, moments]` in f32: mean, then log
+    /// variance, not clamped, where the network gives one.
     pub fn chain(&self, (height, width): (usize, usize)) -> Chain<'_> {
         let elem = self.precision.activations;
         let conv = |conv, norm| Op::Conv { conv, norm, act: Act::None };

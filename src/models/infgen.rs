@@ -176,7 +176,7 @@ impl InfgenDecoder {
             blocks.push(Block::load(loader, &format!("blocks.{i}"), config).await?);
         }
         let levels: Vec<_> = config.up_blocks().into_iter().map(|block| (block.resnets, block.upsample)).collect();
-        let shape = UpDecoderShape { top: width, mid_attention: config.mid_block_add_attention, levels: &levels, out: 3 };
+        let shape = UpDecoderShape { top: width, mid_attention: config.mid_block_add_attention, levels: &levels, out: Some(3) };
         let norm = GroupNormConfig { groups: config.norm_num_groups, eps: config.norm_eps };
         let base = match config.base() {
             Some(base) => Some(Taesd::load_at(loader, "base", &base, Half::Decoder, (1.0, 0.0)).await?),

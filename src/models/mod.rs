@@ -5,6 +5,8 @@ pub mod clip;
 pub mod clip_config;
 pub mod dit;
 pub mod dit_config;
+pub mod infd;
+pub mod infd_config;
 pub mod infgen;
 pub mod infgen_config;
 pub mod taesd;

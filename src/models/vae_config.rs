@@ -41,6 +41,12 @@ pub struct VaeConfig {
     /// Whether activations leave f16's range, as those of SDXL's own VAE do. Where the config does not say: whether the
     /// latent space is SDXL's.
     pub force_upcast: bool,
+    /// Whether the encoder gives a log variance besides the mean (CompVis' `double_z`).
+    #[serde(skip)]
+    pub double_z: bool,
+    /// Whether the decoder ends before its last norm, with features (CompVis' `give_pre_end`).
+    #[serde(skip)]
+    pub give_pre_end: bool,
     /// The space of its latents, where the constants or the checkpoint tell.
     pub latent_space: Option<LatentSpace>,
 }
@@ -60,6 +66,8 @@ impl Default for VaeConfig {
             use_post_quant_conv: true,
             mid_block_add_attention: true,
             force_upcast: false,
+            double_z: true,
+            give_pre_end: false,
             latent_space: Some(LatentSpace::Sd),
         }
     }
@@ -103,6 +111,8 @@ impl VaeConfig {
             use_post_quant_conv: fields.flag("use_post_quant_conv")?.unwrap_or(true),
             mid_block_add_attention: fields.flag("mid_block_add_attention")?.unwrap_or(true),
             force_upcast: fields.flag("force_upcast")?.unwrap_or(latent_space == Some(LatentSpace::Sdxl)),
+            double_z: true,
+            give_pre_end: false,
             latent_space,
         };
         config.validate()?;
@@ -174,13 +184,15 @@ impl VaeConfig {
                 .iter()
                 .any(|part| view.contains(&format!("{part}.mid_block.attentions.0.group_norm.weight"))),
             force_upcast: space == LatentSpace::Sdxl,
+            double_z: true,
+            give_pre_end: false,
             latent_space: Some(space),
         };
         config.validate()?;
         Ok(config)
     }
 
-    fn validate(&self) -> Result<(), String> {
+    pub(super) fn validate(&self) -> Result<(), String> {
         for (field, channels) in [("in_channels", self.in_channels), ("out_channels", self.out_channels)] {
             if channels != 3 {
                 return Err(format!("`{field}` is {channels}, pictures have 3"));
@@ -209,6 +221,11 @@ impl VaeConfig {
     /// Pixels a latent value side.
     pub fn scale(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
+    }
+
+    /// Channels that the encoder gives.
+    pub fn moments(&self) -> usize {
+        if self.double_z { 2 * self.latent_channels } else { self.latent_channels }
     }
 
     /// (input, output) channels of the resnets of each encoder level from the finest; all but the last level halve.
@@ -243,9 +260,9 @@ impl VaeConfig {
             }
             list.mid_block("encoder", top, self.mid_block_add_attention);
             list.norm("encoder.conv_norm_out", top);
-            list.conv("encoder.conv_out", 2 * latent, top, 3);
+            list.conv("encoder.conv_out", self.moments(), top, 3);
             if self.use_quant_conv {
-                list.conv("quant_conv", 2 * latent, 2 * latent, 1);
+                list.conv("quant_conv", self.moments(), self.moments(), 1);
             }
         }
         if decoder {
@@ -262,15 +279,17 @@ impl VaeConfig {
                     list.conv(&format!("{path}.upsamplers.0.conv"), channels, channels, 3);
                 }
             }
-            list.norm("decoder.conv_norm_out", base);
-            list.conv("decoder.conv_out", self.out_channels, base, 3);
+            if !self.give_pre_end {
+                list.norm("decoder.conv_norm_out", base);
+                list.conv("decoder.conv_out", self.out_channels, base, 3);
+            }
         }
         list.0
     }
 }
 
-const MAX_LEVELS: usize = 8;
-const MAX_LAYERS: usize = 16;
+pub(super) const MAX_LEVELS: usize = 8;
+pub(super) const MAX_LAYERS: usize = 16;
 
 fn walk(first: usize, channels: impl Iterator<Item = usize>, layers: usize) -> Vec<Vec<(usize, usize)>> {
     let mut previous = first;

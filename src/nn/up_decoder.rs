@@ -76,8 +76,8 @@ struct UpBlock {
 pub struct UpDecoder {
     mid_block: MidBlock,
     up_blocks: Vec<UpBlock>,
-    conv_norm_out: GroupNorm,
-    conv_out: Conv3x3,
+    /// `conv_norm_out` and `conv_out`.
+    output: Option<(GroupNorm, Conv3x3)>,
 }
 
 /// Shape of an [`UpDecoder`]: (input, output) channels of each resnet of each level, and whether the level upsamples.
@@ -88,8 +88,8 @@ pub struct UpDecoderShape<'a> {
     pub mid_attention: bool,
     /// Levels from the coarsest.
     pub levels: &'a [(Vec<(usize, usize)>, bool)],
-    /// Channels of the picture.
-    pub out: usize,
+    /// Channels of the picture; none: it ends with the features before the last norm.
+    pub out: Option<usize>,
 }
 
 impl UpDecoder {
@@ -113,13 +113,18 @@ impl UpDecoder {
         Ok(UpDecoder {
             mid_block: MidBlock::load(loader, "decoder.mid_block", shape.top, shape.mid_attention, norm).await?,
             up_blocks,
-            conv_norm_out: GroupNorm::load(loader, "decoder.conv_norm_out", channels, norm.groups, norm.eps).await?,
-            conv_out: Conv3x3::load(loader, "decoder.conv_out", channels, shape.out).await?,
+            output: match shape.out {
+                Some(out) => Some((
+                    GroupNorm::load(loader, "decoder.conv_norm_out", channels, norm.groups, norm.eps).await?,
+                    Conv3x3::load(loader, "decoder.conv_out", channels, out).await?,
+                )),
+                None => None,
+            },
         })
     }
 
-    /// Appends its layers: from features `[h, w, top]` to pixels `[s h, s w, 3]` in f32, s being 2 to the number of levels that
-    /// upsample. Returns the index of the plane behind the mid block.
+    /// Appends its layers: from features `[h, w, top]` to pixels `[s h, s w, 3]` in f32 (or features in `elem`), s being 2 to the number of levels
+    /// that upsample. Returns the index of the plane behind the mid block.
     pub fn units<'a>(&'a self, units: &mut Vec<Unit<'a>>, elem: Elem) -> usize {
         self.mid_block.units(units, "decoder.mid_block", elem);
         let features = units.len();
@@ -133,9 +138,11 @@ impl UpDecoder {
             }
             append(units, [], Some(path));
         }
-        let norm = Some((&self.conv_norm_out, "decoder.conv_norm_out".into()));
-        let op = Op::Conv { conv: &self.conv_out, norm, act: Act::None };
-        units.push(Unit { watched: true, ..Unit::new("decoder.conv_out", op, Elem::F32) });
+        if let Some((norm, conv)) = &self.output {
+            let op = Op::Conv { conv, norm: Some((norm, "decoder.conv_norm_out".into())), act: Act::None };
+            units.push(Unit::new("decoder.conv_out", op, Elem::F32));
+        }
+        units.last_mut().expect("not empty").watched = true;
         features
     }
 }

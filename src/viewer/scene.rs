@@ -310,8 +310,7 @@ impl Scene {
         self.progress = 0.0;
         self.observer = match key {
             Key::Whole(..) => self.live.run(true, id, Message::Decoded, move |observer| {
-                let picture = pollster::block_on(decoder.decode_picture_async(&latent, w, h, observer))?;
-                Ok(Decoded::Pictures(vec![(key.level().rect(), picture)]))
+                pollster::block_on(decoder.decode_picture_async(&latent, w, h, observer)).map(Decoded::Pictures)
             }),
             Key::Prepare(side, _) => {
                 // Two levels at once would take twice the memory.

@@ -17,11 +17,6 @@ impl Level {
     pub fn pixels(self) -> usize {
         self.w * self.h
     }
-
-    /// All of it.
-    pub fn rect(self) -> Rect {
-        Rect { x: 0, y: 0, w: self.w, h: self.h }
-    }
 }
 
 /// What decides the zoom when the canvas changes.

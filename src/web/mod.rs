@@ -408,7 +408,7 @@ impl WebDecoder {
         promise(async move {
             let (width, height) = size(width, height)?;
             screen.check(width, height)?;
-            let picture = match decoder.decode_picture_async(&latent, width, height, &observer).await {
+            let pieces = match decoder.decode_picture_async(&latent, width, height, &observer).await {
                 Err(Error::MemoryCeiling { .. } | Error::BufferTooLarge { .. } | Error::OutOfMemory { .. }) => {
                     let whole = screen.collect(width, height).await?;
                     let mut sink = |rows: Range<usize>, band: Rows| {
@@ -418,12 +418,11 @@ impl WebDecoder {
                         Ok(())
                     };
                     decoder.decode_rows_async(&latent, width, height, Form::Picture, &observer, &mut sink).await?;
-                    whole.picture
+                    vec![(Rect { x: 0, y: 0, w: width, h: height }, whole.picture)]
                 }
                 other => other?,
             };
-            let whole = Rect { x: 0, y: 0, w: width, h: height };
-            screen.draw(whole, vec![(whole, picture)]).await?;
+            screen.draw(Rect { x: 0, y: 0, w: width, h: height }, pieces).await?;
             Ok(JsValue::UNDEFINED)
         })
     }

@@ -4,13 +4,14 @@
 //! decoder that ships in the package) and [`Weights::stream`] for bytes that arrive over time (the browser), and one way
 //! out: [`Weights::get_async`], which checks type, shape and finiteness and up-casts to f32. Files are read by seeking to a tensor, never whole and never mapped: a file that
 //! shrinks under us is an error, not a crash. A [`View`] lets a model ask for the names of its own format whatever
-//! naming the file uses ([`vae_keys`], [`taesd_keys`], [`unet_keys`], [`clip_keys`], [`dit_keys`]); [`recognise`] says what a file holds.
+//! naming the file uses ([`vae_keys`], [`taesd_keys`], [`unet_keys`], [`clip_keys`], [`dit_keys`], [`infd_keys`]); [`recognise`] says what a file holds.
 
 pub mod builtin;
 pub mod clip_keys;
 pub mod dit_keys;
 mod folder;
 mod header;
+pub mod infd_keys;
 pub mod lora;
 pub(crate) mod npy;
 pub mod recognise;

@@ -8,11 +8,12 @@ use serde::Serialize;
 
 use super::source::{Content, Source};
 use super::taesd_keys::{self, Half};
-use super::{View, Weights, clip_keys, dit_keys, unet_keys, vae_keys};
+use super::{View, Weights, clip_keys, dit_keys, infd_keys, unet_keys, vae_keys};
 use crate::error::{Error, Result};
 use crate::latent::{Latent, LatentSpace};
 use crate::models::clip_config::ClipTextConfig;
 use crate::models::dit_config::{DitConfig, Positions};
+use crate::models::infd_config::InfdConfig;
 use crate::models::infgen_config::InfgenConfig;
 use crate::models::taesd_config::TaesdConfig;
 use crate::models::unet_config::UnetConfig;
@@ -26,6 +27,11 @@ pub enum Recognised {
     Infgen {
         /// Its configuration.
         config: Box<InfgenConfig>,
+    },
+    /// The autoencoder and the renderer of INFD, whatever lies beside them.
+    Infd {
+        /// Its configuration.
+        config: Box<InfdConfig>,
     },
     /// An AutoencoderKL and nothing else.
     Vae(Vae),
@@ -104,6 +110,10 @@ impl fmt::Display for Recognised {
                     "InfGen decoder (preset {preset}, {num_blocks} blocks of width {hidden_size}, latent space {})",
                     latent_space.name()
                 )
+            }
+            Self::Infd { config } => {
+                let (channels, codes) = (config.autoencoder.latent_channels, config.codes.map_or("no".into(), |n| n.to_string()));
+                write!(f, "INFD {} ({channels} latent channels, {codes} codes)", halves(config.encoder, true))
             }
             Self::Vae(vae) => write!(f, "{vae}"),
             Self::Taesd { encoder, decoder, latent_space } => {
@@ -209,6 +219,9 @@ pub fn recognise(weights: &Weights) -> Result<Recognised> {
     // Before the others: adapters and ControlNets carry pieces of the names of what they adapt.
     if let Some(what) = adapter(weights) {
         return Ok(Recognised::Other { what });
+    }
+    if let Some(view) = infd_keys::view(weights) {
+        return Ok(Recognised::Infd { config: Box::new(InfdConfig::infer(&view)?) });
     }
     let half = |half| taesd_keys::view(weights, half).map(|view| TaesdConfig::infer(&view, half)).transpose();
     let (encoder, decoder) = (half(Half::Encoder)?, half(Half::Decoder)?);
@@ -463,6 +476,7 @@ pub fn check(weights: &Weights, recognised: &Recognised) -> Result<()> {
     };
     match recognised {
         Recognised::Infgen { config } => config.check(&weights.view()),
+        Recognised::Infd { config } => found(infd_keys::view(weights), &config.tensors(config.encoder, true)),
         Recognised::Vae(vae) => found(vae_keys::view(weights), &vae.config.tensors(vae.encoder, vae.decoder)),
         Recognised::Checkpoint { vae, unet, text_encoder, text_encoder_2, .. } => {
             if let Some(vae) = vae {

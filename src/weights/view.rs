@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::lora::Patches;
 use super::unet_keys::Levels;
 use super::vae_keys::{ldm_name, old_attention_name};
-use super::{Dtype, Info, Weights, clip_keys, dit_keys, unet_keys};
+use super::{Dtype, Info, Weights, clip_keys, dit_keys, infd_keys, unet_keys};
 use crate::error::{Error, Result};
 
 /// The tensors of one model inside [`Weights`], asked for by the model's own names.
@@ -42,6 +42,8 @@ pub(super) enum Naming {
     OpenClip,
     /// A DiT in the original's names, with q, k and v fused.
     Dit,
+    /// INFD's autoencoder and renderer; up blocks count backwards from `up_blocks`.
+    Infd { up_blocks: usize },
 }
 
 impl<'a> View<'a> {
@@ -83,6 +85,7 @@ impl<'a> View<'a> {
                 old.filter(|old| self.weights.contains(old)).unwrap_or_else(own)
             }
             Naming::Ldm { up_blocks } => ldm_name(name, *up_blocks).map_or_else(own, |ldm| format!("{}{ldm}", self.prefix)),
+            Naming::Infd { up_blocks } => infd_keys::own_name(name, *up_blocks).unwrap_or_else(own),
             Naming::Sequential { offset } => {
                 let numbered = name.splitn(4, '.').collect::<Vec<_>>();
                 match numbered[..] {
@@ -211,7 +214,7 @@ impl<'a> View<'a> {
     }
 
     fn same_shape(&self, name: &str, expected: &[usize], got: &[usize]) -> bool {
-        let conv_as_linear = matches!(self.naming, Naming::Vae | Naming::Ldm { .. })
+        let conv_as_linear = matches!(self.naming, Naming::Vae | Naming::Ldm { .. } | Naming::Infd { .. })
             && name.contains(".attentions.")
             && matches!((expected, got), ([a, b], [c, d, 1, 1]) if (a, b) == (c, d));
         expected == got || conv_as_linear

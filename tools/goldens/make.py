@@ -14,7 +14,7 @@ from golden import compare
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"
-MODULES = ("synthetic", "ops", "autoencoder_kl", "autoencoder_tiny", "infgen", "clip", "unet")
+MODULES = ("synthetic", "ops", "autoencoder_kl", "autoencoder_tiny", "infgen", "infd", "clip", "unet")
 
 
 def all_cases() -> dict:

@@ -118,7 +118,7 @@ pub struct DecodeArgs {
     /// Latent: .safetensors with a tensor `latent`, or .npy; [C,h,w] or [B,C,h,w], scaled as pipelines hand it on
     #[arg(long, value_name = "FILE")]
     pub latent: PathBuf,
-    /// Decoder: InfGen, AutoencoderKL or TAESD, as a file or folder [default: the one that ships]
+    /// Decoder: InfGen, INFD, AutoencoderKL or TAESD, as a file or folder [default: the one that ships]
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
     /// Size of the picture in pixels, each side 1 to 16384
@@ -140,7 +140,7 @@ pub struct EncodeArgs {
     /// Picture: PNG, JPEG or WebP
     #[arg(long, value_name = "FILE")]
     pub image: PathBuf,
-    /// Encoder: AutoencoderKL or TAESD, as a file or folder [default: the one that ships]
+    /// Encoder: AutoencoderKL, INFD or TAESD, as a file or folder [default: the one that ships]
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
     /// Resize the picture to this first [default: its own size, rounded down to the encoder's multiple]
@@ -169,10 +169,10 @@ pub struct UpscaleArgs {
     /// Size of the result in pixels
     #[arg(long, value_name = "WxH", group = "target")]
     pub size: Option<Size>,
-    /// InfGen decoder [default: the one that ships]
+    /// Decoder: InfGen or INFD [default: the one that ships]
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
-    /// Encoder of the same latent space [default: the one that ships]
+    /// Encoder of the same latent space [default: that of an INFD file, else the one that ships]
     #[arg(long, value_name = "FILE")]
     pub encoder: Option<PathBuf>,
     /// Picture to write: .png, .jpg, .webp (8 bits), .npy or .safetensors (float)
@@ -454,7 +454,7 @@ pub struct BenchArgs {
 pub struct ViewArgs {
     /// Latent, picture (encoded first), decoder, text-to-image or class-conditional model to open
     pub file: Option<PathBuf>,
-    /// Decoder: InfGen, AutoencoderKL or TAESD, as a file or folder [default: the one that ships]
+    /// Decoder: InfGen, INFD, AutoencoderKL or TAESD, as a file or folder [default: the one that ships]
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
     /// Another decoder to compare with

@@ -82,6 +82,7 @@ impl DecoderChoice {
         recognise::check(&weights, &recognised)?;
         let (channels, space, any_size) = match &recognised {
             Recognised::Infgen { config } => (config.latent_channels, Some(config.latent_space), true),
+            Recognised::Infd { config } => (config.autoencoder.latent_channels, None, true),
             Recognised::Vae(vae) | Recognised::Checkpoint { vae: Some(vae), .. } if vae.decoder => {
                 (vae.config.latent_channels, vae.config.latent_space, false)
             }

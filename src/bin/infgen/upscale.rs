@@ -4,6 +4,8 @@ use std::path::Path;
 
 use infgen::engine::{DecoderFacts, EncoderFacts, Form, Rows};
 use infgen::image::RowFile;
+use infgen::weights::Weights;
+use infgen::weights::recognise::{Recognised, recognise};
 use infgen::{Error, Latent, Result};
 use serde_json::json;
 
@@ -31,15 +33,16 @@ pub fn upscale(run: &Run, args: &UpscaleArgs) -> Result<()> {
     check_apart(&args.output, &[Some(&args.image), args.weights.as_deref(), args.encoder.as_deref()])?;
     let engine = run.engine()?;
     let form = form_of(&args.output)?;
+    let of_encoder = encoder_file(args)?;
     let load = || {
         let decoder = run.load_decoder(&engine, weights(args.weights.as_deref()))?;
-        Ok((decoder, run.load_encoder(&engine, weights(args.encoder.as_deref()))?))
+        Ok((decoder, run.load_encoder(&engine, weights(of_encoder))?))
     };
     let (decoder, encoder) = load().map_err(|error| {
         engine.forget_decoder();
         for_all(error, || {
             let decoder = engine.plan_decoder(weights(args.weights.as_deref()))?;
-            let encoder = engine.plan_encoder(weights(args.encoder.as_deref()))?;
+            let encoder = engine.plan_encoder(weights(of_encoder))?;
             rounds(own, target, form, decoder.facts(), encoder.facts())?.iter().try_fold(0, |least, round| {
                 let (latent, (width, height)) = (&round.latent, round.size);
                 let encode = encoder.least_memory(round.encoded.0, round.encoded.1)? + decoder.weights_bytes();
@@ -57,6 +60,11 @@ pub fn upscale(run: &Run, args: &UpscaleArgs) -> Result<()> {
     {
         let detail =
             format!("encodes to the space `{}`, the decoder reads `{}`; name one of that space with --encoder", from.name(), to.name());
+        return Err(Error::Invalid { what: "encoder", detail });
+    }
+    let (given, taken) = (encoder.facts().latent_channels, decoder.facts().latent_channels);
+    if given != taken {
+        let detail = format!("gives latents of {given} channels, the decoder reads {taken}; name another with --encoder");
         return Err(Error::Invalid { what: "encoder", detail });
     }
     let rounds = rounds(own, target, form, decoder.facts(), encoder.facts())?;
@@ -103,6 +111,15 @@ pub fn upscale(run: &Run, args: &UpscaleArgs) -> Result<()> {
     }
     let summary = json!({ "command": "upscale", "width": target.0, "height": target.1, "rounds": sizes });
     run.finish(&engine, &[&args.output], summary)
+}
+
+/// The encoder that was named, or the one that lies beside an any-size decoder.
+fn encoder_file(args: &UpscaleArgs) -> Result<Option<&Path>> {
+    let (None, Some(decoder)) = (&args.encoder, &args.weights) else { return Ok(args.encoder.as_deref()) };
+    match recognise(&Weights::open(decoder)?)? {
+        Recognised::Infd { config } if config.encoder => Ok(Some(decoder)),
+        _ => Ok(None),
+    }
 }
 
 /// One encode and the decode of its latent.
