@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use super::Rect;
 use super::decoder::paste;
-use super::work::{Front, IMAGE, LastBase, LayerCost, Work, WorkPlan};
+#[cfg(not(target_arch = "wasm32"))]
+use super::work::IMAGE;
+use super::work::{Front, LastBase, LayerCost, Work, WorkPlan};
 use crate::bounded::{Form, HostPlane, Rows, Sink};
 use crate::error::{Error, Result};
 use crate::gpu::{Elem, Gpu, Observer, picture_pitch};

@@ -58,11 +58,13 @@ impl Outputs {
     }
 
     /// Adds what another run gave.
+    #[cfg(not(target_arch = "wasm32"))]
     pub(crate) fn join(&mut self, other: Outputs) {
         self.planes.extend(other.planes);
     }
 
     /// Adds numbers under `name`.
+    #[cfg(not(target_arch = "wasm32"))]
     pub(crate) fn put(&mut self, name: &str, values: Vec<f32>) {
         self.planes.push((name.to_owned(), Plane::Numbers(values)));
     }
