@@ -17,7 +17,7 @@ use crate::gpu::{Elem, Gpu, Observer, picture_pitch};
 #[cfg(not(target_arch = "wasm32"))]
 use crate::gpu::{Outputs, Recorder};
 use crate::models::infd::{InfdDecoder, Patch};
-use crate::nn::chain::{Area, Chain};
+use crate::nn::chain::{Area, Chain, PlaneShape};
 
 /// See the module.
 pub(super) struct Patches<'a> {
@@ -37,10 +37,14 @@ pub(super) struct Patches<'a> {
 impl Patches<'_> {
     /// Making the features, as work of its own.
     pub fn features_work<T>(&self, codes: &[f32], body: impl FnOnce(&Work<'_>) -> T) -> T {
-        let chain = self.network.features_chain(self.latent);
-        let row = self.z.len() / self.latent.0;
-        let rows = |rows: Range<usize>| Ok(codes[rows.start * row..rows.end * row].to_vec());
+        let (chain, rows) = (self.network.features_chain(self.latent), self.rows(codes));
         body(&Work::whole_of(self.gpu, &chain, &rows, self.host_memory))
+    }
+
+    /// Some rows of the latent, rounded to codes.
+    fn rows<'c>(&self, codes: &'c [f32]) -> impl Fn(Range<usize>) -> Result<Vec<f32>> + use<'c> {
+        let row = self.z.len() / self.latent.0;
+        move |rows| Ok(codes[rows.start * row..rows.end * row].to_vec())
     }
 
     /// `area` of a patch, counted from the first pixel that is rendered; without `features` only to be planned.
@@ -50,9 +54,9 @@ impl Patches<'_> {
     }
 
     fn work<'a>(&'a self, chain: &'a Chain<'a>, patch: &'a Patch, area: Area, features: Option<&'a HostPlane>) -> Work<'a> {
-        let of = self.network.features_chain(self.latent);
-        let front = Front::Patch { network: self.network, features, shape: of.planes[of.last()], patch, size: (self.height, self.width) };
-        Work { gpu: self.gpu, chain, front, form: self.form, area, host_memory: self.host_memory }
+        let shape = self.shape();
+        let front = Front::Patch { network: self.network, features, shape, patch, size: (self.height, self.width) };
+        Work { gpu: self.gpu, chain, front, form: self.form, area, host_memory: self.host_memory.saturating_sub(shape.bytes()) }
     }
 
     fn whole(&self) -> Area {
@@ -78,9 +82,14 @@ impl Patches<'_> {
         kinds
     }
 
+    /// Of the features.
+    fn shape(&self) -> PlaneShape {
+        let chain = self.network.features_chain(self.latent);
+        chain.planes[chain.last()]
+    }
+
     fn kept(&self) -> Option<Arc<HostPlane>> {
-        let of = self.network.features_chain(self.latent);
-        self.last.of(self.z, of.planes[of.last()])
+        self.last.of(self.z, self.shape())
     }
 
     /// How it will be run.
@@ -150,8 +159,7 @@ impl Patches<'_> {
         }
         let chain = self.network.features_chain(self.latent);
         let codes = self.network.quantised(self.z);
-        let row = self.z.len() / self.latent.0;
-        let rows = |rows: Range<usize>| Ok(codes[rows.start * row..rows.end * row].to_vec());
+        let rows = self.rows(&codes);
         let plane = Arc::new(Work::whole_of(self.gpu, &chain, &rows, self.host_memory).plane(observer).await?);
         self.last.keep(self.z, &plane);
         Ok(plane)
@@ -170,10 +178,11 @@ impl Patches<'_> {
     ) -> Result<()> {
         let touched = self.touched(area);
         let count = touched.len() as f64;
+        // Buffers of another size, here and between patches.
+        self.gpu.trim();
         let mut before = None;
         for (n, (patch, part)) in touched.into_iter().enumerate() {
             let chain = self.network.patch_chain(&patch);
-            // Buffers of another size.
             if before.replace(chain.planes[0]).is_some_and(|plane| plane != chain.planes[0]) {
                 self.gpu.trim();
             }
