@@ -71,6 +71,9 @@ impl InfdConfig {
         if !renderer_channels.is_multiple_of(config.autoencoder.norm_num_groups) {
             return Err(format!("the renderer has {renderer_channels} channels, not a multiple of 32"));
         }
+        if !matches!(config.renderer_layers, 2 | 3) {
+            return Err(format!("the renderer has {} resnets one after the other, the known ones have 2 or 3", config.renderer_layers));
+        }
         let given = config.features() + Self::COORDINATES;
         if taken != given {
             return Err(format!(
