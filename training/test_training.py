@@ -281,6 +281,12 @@ def test_smoke_run_and_resume(tmp_path):
     assert "step 6 " in run(tmp_path)
     assert "resumed at step 6" in run(tmp_path)
     assert "step 6 " in run(tmp_path / "fresh", "--fresh-views")
+    state, config = export.join(InfGenDecoder(CONFIGS["smoke"]), taesd.decoder(), 0.5)
+    export.write_decoder(state, config, tmp_path / "joined.safetensors")
+    assert "step 6 " in run(tmp_path / "joined", "--init", str(tmp_path / "joined.safetensors"), "--freeze-base")
+    before, after = export.read_decoder(tmp_path / "joined.safetensors").state_dict(), torch.load(tmp_path / "joined" / "checkpoint.pt", weights_only=True)["ema"]
+    moved = {k for k, v in before.items() if not torch.equal(v, after[k])}
+    assert "decoder.conv_out.weight" in moved and not any(k.startswith("base.") for k in moved)
     c = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert all(torch.isfinite(v).all() for v in c["ema"].values())
 

@@ -54,7 +54,8 @@ def initialise(model, lookup=False):
             nn.init.zeros_(m.bias)
         elif isinstance(m, nn.Conv2d):
             nn.init.kaiming_normal_(m.weight, nonlinearity="linear")
-            nn.init.zeros_(m.bias)
+            if m.bias is not None:  # a base decoder's enlarging ones have none
+                nn.init.zeros_(m.bias)
     for i, b in enumerate(model.blocks):
         nn.init.zeros_(b.attn.to_out[0].weight)
         nn.init.zeros_(b.ff.net[2].weight)
@@ -281,7 +282,8 @@ def main():
     a = ap.parse_args()
 
     if a.smoke:
-        a.config, a.max_steps, a.features, a.features_from, a.gan, a.gan_from = "smoke", 6, 0.1, 0, 0.1, 0
+        a.max_steps, a.features, a.features_from, a.gan, a.gan_from = 6, 0.1, 0, 0.1, 0
+        a.config = None if a.init else "smoke"
         a.teach = 0.4, 0.0 if a.repair else 0.3
     elif a.teach and (min(a.teach) < 0 or sum(a.teach) > 1 or a.teach[1] > 0 and not a.init):
         ap.error("--teach wants shares from 0 to 1 with a sum of at most 1, and --init for the second")
