@@ -8,7 +8,7 @@ use super::block;
 use super::patches::Patches;
 #[cfg(not(target_arch = "wasm32"))]
 use super::work::IMAGE;
-use super::work::{Front, LastBase, Work, WorkPlan};
+use super::work::{Front, LastBase, Work, WorkPlan, joined, some_rows};
 use super::{Dtype, Estimate, MAX_SIDE, Rect, channels_last, hint};
 use crate::bounded::{Form, HostPlane, HostRows, Prepared, Rows, Sink};
 use crate::error::{Error, Result};
@@ -123,13 +123,7 @@ impl Decoder {
     /// [`Error::OutOfMemory`] and [`Error::DeviceLost`] while it runs.
     pub async fn decode_async(&self, latent: &Latent, width: usize, height: usize, observer: &Observer) -> Result<Image> {
         let mut all = Vec::new();
-        let mut sink = |_: Range<usize>, rows: Rows| {
-            if let Rows::Float(values) = rows {
-                append(&mut all, values);
-            }
-            Ok(())
-        };
-        self.decode_rows_async(latent, width, height, Form::Float, observer, &mut sink).await?;
+        self.decode_rows_async(latent, width, height, Form::Float, observer, &mut joined(&mut all)).await?;
         Image::new(width, height, all)
     }
 
@@ -415,8 +409,7 @@ struct Input {
 
 impl Input {
     fn rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
-        let row = self.z.len() / self.latent.0;
-        Ok(self.z[rows.start * row..rows.end * row].to_vec())
+        some_rows(&self.z, self.latent.0, rows)
     }
 }
 
@@ -551,15 +544,6 @@ impl Decoding {
 /// Red, green and blue of packed pixels.
 pub fn rgb8(words: &[u32]) -> impl Iterator<Item = u8> {
     words.iter().flat_map(|word| [*word as u8, (word >> 8) as u8, (word >> 16) as u8])
-}
-
-/// Moves `values` behind `all`, without a copy if `all` is empty.
-fn append(all: &mut Vec<f32>, values: Vec<f32>) {
-    if all.is_empty() {
-        *all = values;
-    } else {
-        all.extend(values);
-    }
 }
 
 /// Copies `piece`, which is `area` of the picture, into `all`, which is `rect` of it.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 #[cfg(not(target_arch = "wasm32"))]
 use super::block;
-use super::work::{Work, WorkPlan};
+use super::work::{Work, WorkPlan, joined};
 use super::{Dtype, MAX_SIDE, channels_first, hint};
-use crate::bounded::{HostRows, Rows};
+use crate::bounded::HostRows;
 use crate::error::{Error, Result};
 #[cfg(not(target_arch = "wasm32"))]
 use crate::gpu::Outputs;
@@ -146,15 +146,9 @@ impl Encoder {
     /// The network's results for a picture, `[h / scale, w / scale, ..]`.
     async fn outputs(&self, picture: &(dyn RowSource + Sync), observer: &Observer) -> Result<Vec<f32>> {
         let mut all = Vec::new();
-        let mut sink = |_: Range<usize>, rows: Rows| {
-            if let Rows::Float(values) = rows {
-                all.extend(values);
-            }
-            Ok(())
-        };
         let (width, height) = picture.size();
         let chain = self.chain(width, height);
-        self.work(&chain, &|rows| self.input(picture, rows)).run(observer, &mut sink).await.map_err(|e| hint(e, self.dtype))?;
+        self.work(&chain, &|rows| self.input(picture, rows)).run(observer, &mut joined(&mut all)).await.map_err(|e| hint(e, self.dtype))?;
         Ok(all)
     }
 

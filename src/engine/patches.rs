@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use super::Rect;
 use super::decoder::paste;
+use super::work::{Front, LastBase, LayerCost, Work, WorkPlan, some_rows};
 #[cfg(not(target_arch = "wasm32"))]
-use super::work::IMAGE;
-use super::work::{Front, LastBase, LayerCost, Work, WorkPlan};
+use super::work::{IMAGE, joined};
 use crate::bounded::{Form, HostPlane, Rows, Sink};
 use crate::error::{Error, Result};
 use crate::gpu::{Elem, Gpu, Observer, picture_pitch};
@@ -43,8 +43,8 @@ impl Patches<'_> {
 
     /// Some rows of the latent, rounded to codes.
     fn rows<'c>(&self, codes: &'c [f32]) -> impl Fn(Range<usize>) -> Result<Vec<f32>> + use<'c> {
-        let row = self.z.len() / self.latent.0;
-        move |rows| Ok(codes[rows.start * row..rows.end * row].to_vec())
+        let height = self.latent.0;
+        move |rows| some_rows(codes, height, rows)
     }
 
     /// `area` of a patch, counted from the first pixel that is rendered; without `features` only to be planned.
@@ -112,7 +112,9 @@ impl Patches<'_> {
         let mut all = match self.kept() {
             None => self.features_work(&[], |work| work.plan())?,
             // Made already: its operations count, its memory does not.
-            Some(_) => WorkPlan { peak_bytes: 0, schedule: None, ..self.features_work(&[], |work| work.in_one_piece()) },
+            Some(_) => {
+                WorkPlan { peak_bytes: 0, schedule: None, ..self.features_work(&[], |work| work.in_one_piece(&work.planned().finish())) }
+            }
         };
         for (patch, part, count) in self.kinds() {
             let plan = self.patch_work(&patch, part, None, |work| work.plan())?;
@@ -266,13 +268,7 @@ impl Patches<'_> {
             all.join(std::mem::take(part));
         }
         let mut image = Vec::new();
-        let mut sink = |_: Range<usize>, rows: Rows| {
-            if let Rows::Float(values) = rows {
-                image.extend(values);
-            }
-            Ok(())
-        };
-        super::block(self.run(&Observer::default(), &mut sink))?;
+        super::block(self.run(&Observer::default(), &mut joined(&mut image)))?;
         all.put(IMAGE, image);
         Ok(all)
     }

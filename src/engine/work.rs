@@ -221,13 +221,7 @@ impl Work<'_> {
     /// Runs the network and keeps its last plane on the host.
     pub async fn plane(&self, observer: &Observer) -> Result<HostPlane> {
         let mut all = Vec::new();
-        let mut sink = |_: Range<usize>, rows: Rows| {
-            if let Rows::Float(values) = rows {
-                all.extend(values);
-            }
-            Ok(())
-        };
-        self.run(observer, &mut sink).await?;
+        self.run(observer, &mut joined(&mut all)).await?;
         // What comes next has buffers of other sizes.
         self.gpu.trim();
         Ok(HostPlane::new(self.chain.planes[self.chain.last()], &all))
@@ -301,20 +295,19 @@ impl Work<'_> {
         let recording = self.planned().finish();
         if self.fits_whole(&recording) {
             let first = self.base_bytes(|base| Ok(base.plan()?.peak_bytes)).map_err(|error| self.named(error))?;
-            let whole = self.in_one_piece();
+            let whole = self.in_one_piece(&recording);
             return Ok(WorkPlan { peak_bytes: whole.peak_bytes.max(first), ..whole });
         }
         let schedule = self.schedule(None, self.gpu.memory_ceiling()).map_err(|error| self.or_whole(error, &recording))?;
         Ok(WorkPlan { peak_bytes: schedule.peak_bytes, flops: schedule.flops, layers: vec![], schedule: Some(schedule) })
     }
 
-    /// How it is run where that fits, without what it takes to make the base picture.
-    pub fn in_one_piece(&self) -> WorkPlan {
-        let recording = self.planned().finish();
+    /// How it is run where that fits ([`Work::planned`]), without the memory that it takes to make the base picture.
+    pub fn in_one_piece(&self, recording: &Recording) -> WorkPlan {
         let base = self.base_work(|base| base.planned().finish());
-        let all = || base.iter().chain([&recording]);
+        let all = || base.iter().chain([recording]);
         let layers = all().flat_map(Recording::layers).map(|(layer, passes, flops, bytes)| LayerCost { layer, passes, flops, bytes });
-        let (peak_bytes, flops) = (self.gpu.peak_bytes(&recording), all().map(Recording::flops).sum());
+        let (peak_bytes, flops) = (self.gpu.peak_bytes(recording), all().map(Recording::flops).sum());
         WorkPlan { peak_bytes, flops, layers: layers.collect(), schedule: None }
     }
 
@@ -464,8 +457,7 @@ struct Base<'a> {
 
 impl Base<'_> {
     fn rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
-        let row = self.values.len() / self.chain.planes[0].height;
-        Ok(self.values[rows.start * row..rows.end * row].to_vec())
+        some_rows(&self.values, self.chain.planes[0].height, rows)
     }
 }
 
@@ -490,6 +482,24 @@ impl DeviceSource for OnDevice<'_> {
     fn release(&self) {
         *self.context.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
+}
+
+/// A sink that joins the rows of a result in f32.
+pub(super) fn joined(all: &mut Vec<f32>) -> impl FnMut(Range<usize>, Rows) -> Result<()> + Send {
+    |_, rows| {
+        match rows {
+            Rows::Float(values) if all.is_empty() => *all = values,
+            Rows::Float(values) => all.extend(values),
+            _ => unreachable!("rows come in the form asked for"),
+        }
+        Ok(())
+    }
+}
+
+/// Some of the `height` rows that lie in `values`.
+pub(super) fn some_rows(values: &[f32], height: usize, rows: Range<usize>) -> Result<Vec<f32>> {
+    let row = values.len() / height;
+    Ok(values[rows.start * row..rows.end * row].to_vec())
 }
 
 /// Those `columns` of each row of `width` values.

@@ -37,19 +37,15 @@ impl InfdConfig {
     }
 
     fn inferred(view: &View) -> Result<Self, String> {
-        let conv = |name: &str| match view.info(&format!("{name}.weight")).map(|info| info.shape) {
-            Some([out, input, ..]) => Ok((*out, *input)),
-            _ => Err(format!("`{}` is missing or no convolution", view.file_name(&format!("{name}.weight")))),
-        };
         // From the coarsest; the view counts as many levels as there are.
         let levels: Vec<usize> =
-            (0..=MAX_LEVELS).map_while(|u| conv(&format!("decoder.up_blocks.{u}.resnets.0.conv1")).ok()).map(|(out, _)| out).collect();
+            (0..=MAX_LEVELS).map_while(|u| view.conv(&format!("decoder.up_blocks.{u}.resnets.0.conv1")).ok()).map(|(out, _)| out).collect();
         let layers = (0..=MAX_LAYERS).take_while(|n| view.contains(&format!("decoder.up_blocks.0.resnets.{n}.conv1.weight"))).count();
         let codes = view.info("quantizer.embedding.weight").map(|info| info.shape.first().copied().unwrap_or(0));
-        let (renderer_channels, taken) = conv("renderer.net.model.0")?;
+        let (renderer_channels, taken) = view.conv("renderer.net.model.0")?;
         let config = Self {
             autoencoder: VaeConfig {
-                latent_channels: conv("decoder.conv_in")?.1,
+                latent_channels: view.conv("decoder.conv_in")?.1,
                 block_out_channels: levels.into_iter().rev().collect(),
                 layers_per_block: layers.saturating_sub(1),
                 scaling_factor: 1.0,

@@ -111,9 +111,8 @@ impl VaeConfig {
             use_post_quant_conv: fields.flag("use_post_quant_conv")?.unwrap_or(true),
             mid_block_add_attention: fields.flag("mid_block_add_attention")?.unwrap_or(true),
             force_upcast: fields.flag("force_upcast")?.unwrap_or(latent_space == Some(LatentSpace::Sdxl)),
-            double_z: true,
-            give_pre_end: false,
             latent_space,
+            ..Self::default()
         };
         config.validate()?;
         Ok(config)
@@ -129,12 +128,7 @@ impl VaeConfig {
     }
 
     fn inferred(view: &View, space: Option<LatentSpace>) -> Result<Self, String> {
-        let conv = |name: &str| match view.info(&format!("{name}.weight"))?.shape {
-            [out, input, ..] => Some((*out, *input)),
-            _ => None,
-        };
-        let needed =
-            |name: &str| conv(name).ok_or_else(|| format!("`{}` is missing or no convolution", view.file_name(&format!("{name}.weight"))));
+        let conv = |name: &str| view.conv(name).ok();
         let levels = |part: &str, side: &str| -> Vec<usize> {
             (0..)
                 .map_while(|i| conv(&format!("{part}.{side}_blocks.{i}.resnets.0.conv1")))
@@ -157,7 +151,7 @@ impl VaeConfig {
         };
         let latent_channels = match decoder {
             Some((_, latent)) => latent,
-            None => needed("encoder.conv_out")?.0 / 2,
+            None => view.conv("encoder.conv_out")?.0 / 2,
         };
         let space = match (space, latent_channels) {
             (Some(space), channels) if space.channels() == channels => space,
@@ -171,7 +165,7 @@ impl VaeConfig {
         };
         let config = Self {
             in_channels: encoder.map_or(3, |(_, input)| input),
-            out_channels: if decoder.is_some() { needed("decoder.conv_out")?.0 } else { 3 },
+            out_channels: if decoder.is_some() { view.conv("decoder.conv_out")?.0 } else { 3 },
             latent_channels,
             block_out_channels,
             layers_per_block,
@@ -184,9 +178,8 @@ impl VaeConfig {
                 .iter()
                 .any(|part| view.contains(&format!("{part}.mid_block.attentions.0.group_norm.weight"))),
             force_upcast: space == LatentSpace::Sdxl,
-            double_z: true,
-            give_pre_end: false,
             latent_space: Some(space),
+            ..Self::default()
         };
         config.validate()?;
         Ok(config)

@@ -114,6 +114,15 @@ impl<'a> View<'a> {
         self.weights.info(&self.file_name(name))
     }
 
+    /// Output and input channels of the convolution `name`, for configurations that are read off the tensors; an error says what it lacks.
+    pub(crate) fn conv(&self, name: &str) -> std::result::Result<(usize, usize), String> {
+        let weight = format!("{name}.weight");
+        match self.info(&weight).map(|info| info.shape) {
+            Some([out, input, ..]) => Ok((*out, *input)),
+            _ => Err(format!("`{}` is missing or no convolution", self.file_name(&weight))),
+        }
+    }
+
     /// A tensor as f32, as [`Weights::get`]. The linear maps of an autoencoder's attention are taken as `[C, C]` or as
     /// 1x1 convolutions `[C, C, 1, 1]`, which older files hold.
     ///
