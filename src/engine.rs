@@ -341,7 +341,7 @@ impl Engine {
                 };
                 (network, facts)
             }
-            Recognised::Infd { config } => {
+            Recognised::Infd { config, .. } => {
                 let view = infd_keys::view(weights).ok_or_else(|| recognised.refuse(weights, "a decoder"))?;
                 let tensors = config.tensors(false, true);
                 view.check(&tensors)?;
@@ -450,19 +450,25 @@ impl Engine {
                     latent_channels: config.latent_channels,
                     scale: config.scale(),
                     latent_space: config.latent_space,
+                    variance: true,
                 };
                 let (scaling, shift) = (config.scaling_factor, config.shift_factor);
-                (EncoderNetwork::Vae { network, scaling, shift, variance: true }, facts)
+                (EncoderNetwork::Vae { network, scaling, shift }, facts)
             }
-            Recognised::Infd { config } if config.encoder => {
+            Recognised::Infd { config, .. } if config.encoder => {
                 let view = infd_keys::view(weights).ok_or_else(|| recognised.refuse(weights, "an encoder"))?;
                 let (tensors, vae) = (config.tensors(true, false), &config.autoencoder);
                 view.check(&tensors)?;
                 let load = async |loader: &Loader<'_>| VaeEncoder::load(loader, vae).await;
                 let network = Box::new(self.load(&view, self.precision(false), &tensors, reading, load).await?);
-                let facts =
-                    EncoderFacts { model: "INFD encoder", latent_channels: vae.latent_channels, scale: vae.scale(), latent_space: None };
-                (EncoderNetwork::Vae { network, scaling: 1.0, shift: 0.0, variance: false }, facts)
+                let facts = EncoderFacts {
+                    model: "INFD encoder",
+                    latent_channels: vae.latent_channels,
+                    scale: vae.scale(),
+                    latent_space: None,
+                    variance: vae.double_z,
+                };
+                (EncoderNetwork::Vae { network, scaling: vae.scaling_factor, shift: vae.shift_factor }, facts)
             }
             Recognised::Taesd { encoder: Some(config), latent_space, .. } => {
                 let view = taesd_keys::view(weights, Half::Encoder).ok_or_else(|| recognised.refuse(weights, "an encoder"))?;
@@ -475,6 +481,7 @@ impl Engine {
                     latent_channels: config.latent_channels,
                     scale: config.scale(),
                     latent_space: *latent_space,
+                    variance: false,
                 };
                 (EncoderNetwork::Taesd(network), facts)
             }

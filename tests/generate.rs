@@ -404,6 +404,7 @@ fn what_cannot_be_generated_is_refused_in_one_line_that_says_what_to_do() {
         &["generate", "--model", "m", "-p", "x", "-o", "y.png", "--sampler", "magic"],
         &["generate", "--model", "m", "-p", "x", "-o", "y.png", "--strength", "0.5"],
         &["generate", "--model", "m", "-p", "x", "-o", "y.png", "--batch", "0"],
+        &["generate", "--model", &f.folder(), "-o", "y.png"],
     ] {
         assert_eq!(infgen(wrong).status.code(), Some(2), "{wrong:?}");
     }

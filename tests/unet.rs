@@ -1,4 +1,5 @@
-//! UNets of Stable Diffusion 1.x and 2.x against diffusers, block by block, in both namings: the cases `unet-*` of `tests/data`.
+//! UNets of Stable Diffusion 1.x and 2.x against diffusers, block by block, in both namings, and INFD's against its source: the cases `unet-*` of
+//! `tests/data`.
 
 mod common;
 
@@ -7,14 +8,14 @@ use std::path::Path;
 use common::devices::{self, BROWSER, NATIVE, device, open, skipped};
 use common::golden::{Case, Run, relative_l2};
 use infgen::gpu::{Elem, Gpu, GpuOptions, KernelFamily, Outputs, Recorder, Tensor};
-use infgen::models::unet::Unet;
+use infgen::models::unet::{Prompt, Unet};
 use infgen::models::unet_config::UnetConfig;
 use infgen::nn::{Loader, Precision};
 use infgen::weights::recognise::{self, Recognised};
 use infgen::weights::{View, Weights};
 use pollster::block_on;
 
-const CASES: [&str; 5] = ["unet-sd1", "unet-sd2", "unet-quiet", "unet-odd", "unet-distilled"];
+const CASES: [&str; 6] = ["unet-sd1", "unet-sd2", "unet-quiet", "unet-odd", "unet-distilled", "unet-infd"];
 
 /// Relative L2 of each tap in f32.
 const F32_LIMIT: f64 = 1e-4;
@@ -41,8 +42,14 @@ fn context(rec: &mut Recorder, case: &Case) -> Tensor {
 fn forward(gpu: &Gpu, unet: &Unet, case: &Case, run: &Run) -> Outputs {
     let mut rec = gpu.recorder();
     rec.keep_taps(true);
-    let (latent, context) = (plane(&mut rec, case, &run.input), context(&mut rec, case));
-    let prompt = unet.prompt(&mut rec, &context, None).unwrap();
+    let latent = plane(&mut rec, case, &run.input);
+    let prompt = match run.facts["context"].is_null() {
+        true => Prompt::default(),
+        false => {
+            let context = context(&mut rec, case);
+            unet.prompt(&mut rec, &context, None).unwrap()
+        }
+    };
     let step = unet.step(&mut rec, run.facts["timestep"].as_f64().unwrap(), run.facts["guidance"].as_f64(), &prompt);
     let y = unet.forward(&mut rec, &latent, &step, &prompt).unwrap();
     assert_eq!(y.shape(), (run.height, run.width, unet.config().out_channels));
@@ -74,7 +81,7 @@ fn check_all(label: &str, gpu: &Gpu) {
         for any_size in [false, true] {
             let unet = load(gpu, &weights, Precision::F32, any_size);
             let label = format!("{} ({label}, any size: {any_size})", case.name);
-            for run in case.runs.iter().filter(|run| any_size || doubles(unet.config(), run)) {
+            for run in case.runs.iter().filter(|run| run.op == "unet" && (any_size || doubles(unet.config(), run))) {
                 check(&label, run, forward(gpu, &unet, &case, run));
             }
         }
@@ -102,7 +109,7 @@ fn unets_agree_at_webgpu_default_limits() {
 fn unets_agree_with_the_kernels_for_gpus() {
     let options = GpuOptions { kernels: Some(KernelFamily::Tile), ..devices::options() };
     let Some(gpu) = open(&options) else { return skipped("unets_agree_with_the_kernels_for_gpus") };
-    for name in ["unet-sd1", "unet-odd"] {
+    for name in ["unet-sd1", "unet-odd", "unet-infd"] {
         let case = Case::open(name);
         let folder = case.write_weights();
         let unet = load(&gpu, &Weights::open(folder.path()).unwrap(), Precision::F32, true);

@@ -20,13 +20,7 @@ use crate::nn::chain::Chain;
 
 #[derive(Debug)]
 pub(super) enum EncoderNetwork {
-    /// `variance`: whether it gives one, besides the mean.
-    Vae {
-        network: Box<VaeEncoder>,
-        scaling: f64,
-        shift: f64,
-        variance: bool,
-    },
+    Vae { network: Box<VaeEncoder>, scaling: f64, shift: f64 },
     Taesd(Taesd),
 }
 
@@ -41,6 +35,8 @@ pub struct EncoderFacts {
     pub scale: usize,
     /// The latent space, where that is known.
     pub latent_space: Option<LatentSpace>,
+    /// Whether it gives a variance besides the mean, so that latents can be drawn.
+    pub variance: bool,
 }
 
 /// An encoder on the device.
@@ -83,13 +79,12 @@ impl Encoder {
         let invalid = |what, detail| Err(Error::Invalid { what, detail });
         self.check(w, h)?;
         let (lw, lh) = (w / scale, h / scale);
-        let varies = matches!(self.network, EncoderNetwork::Vae { variance: true, .. });
+        let varies = self.facts.variance;
         if noise.is_some() && !varies {
             return invalid("sample", format!("the {} gives no variance to draw from", self.facts.model));
         }
         let data = match &self.network {
-            EncoderNetwork::Taesd(_) | EncoderNetwork::Vae { variance: false, .. } => self.outputs(picture, observer).await?,
-            EncoderNetwork::Vae { scaling, shift, .. } => {
+            EncoderNetwork::Vae { scaling, shift, .. } if varies => {
                 if let Some(noise) = noise.filter(|noise| noise.len() != channels * lw * lh) {
                     return invalid("noise", format!("{} values for a latent of {channels}x{lh}x{lw}", noise.len()));
                 }
@@ -104,6 +99,7 @@ impl Encoder {
                 };
                 (0..lw * lh).flat_map(|pixel| (0..channels).map(move |c| (pixel, c))).map(|(pixel, c)| value(pixel, c)).collect()
             }
+            EncoderNetwork::Taesd(_) | EncoderNetwork::Vae { .. } => self.outputs(picture, observer).await?,
         };
         let mut latent = Latent::new([1, channels, lh, lw], channels_first(&data, channels))?;
         latent.space = self.facts.latent_space.map(|space| space.name().to_owned());

@@ -1,7 +1,7 @@
-//! The UNet of Stable Diffusion 1.x, 2.x and SDXL: noisy latent, timestep and prompt to a prediction.
+//! The UNet of Stable Diffusion 1.x, 2.x and SDXL: noisy latent, timestep and prompt to a prediction; and INFD's, which is told no prompt.
 //!
 //! Source: diffusers `models/unets/unet_2d_condition.py`, `unet_2d_blocks.py` at 58eb52c; CompVis stable-diffusion
-//! `ldm/modules/diffusionmodules/openaimodel.py` at 21f890f.
+//! `ldm/modules/diffusionmodules/openaimodel.py` at 21f890f; yinboc/infd `diffusion/unet.py` at b79aafe.
 //!
 //! A run has three parts, which may be recordings of their own: [`Unet::prompt`] once a prompt, [`Unet::step`] once a timestep (in SDXL once a
 //! timestep and prompt), and [`Unet::forward`] once a timestep and prompt. What they share are tensors: those of a prompt outlive recordings if they come from
@@ -14,7 +14,7 @@ use crate::kernels::Act;
 use crate::kernels::output::count_nonfinite;
 use crate::kernels::resample::resample_nearest;
 use crate::nn::{
-    Conv3x3, GroupNorm, GroupNormConfig, KeysAndValues, Linear, Loader, Precision, ResnetBlock, StridedConv, TimeEmbedding,
+    Conv3x3, GroupNorm, GroupNormConfig, KeysAndValues, Linear, Loader, Precision, ResnetBlock, SelfAttention, StridedConv, TimeEmbedding,
     TimeEmbeddingShape, Transformer2d, TransformerShape, UpsampleConv, timestep_features,
 };
 
@@ -33,7 +33,7 @@ enum Upsampler {
 struct Block {
     path: String,
     resnets: Vec<ResnetBlock>,
-    attentions: Vec<Transformer2d>,
+    attentions: Vec<Attention>,
     downsampler: Option<StridedConv>,
     upsampler: Option<Upsampler>,
 }
@@ -42,7 +42,41 @@ struct Block {
 #[derive(Debug)]
 struct MidBlock {
     resnets: [ResnetBlock; 2],
-    attention: Transformer2d,
+    attention: Attention,
+}
+
+/// What lies behind a resnet.
+#[derive(Debug)]
+enum Attention {
+    /// Transformer blocks, which read the prompt.
+    Transformer(Box<Transformer2d>),
+    /// Self-attention alone, of a UNet that is told none.
+    Own(Box<SelfAttention>),
+}
+
+impl Attention {
+    async fn load(loader: &Loader<'_>, path: &str, config: &UnetConfig, channels: usize, shape: AttentionShape) -> Result<Attention> {
+        let AttentionShape { heads, layers } = shape;
+        if layers == 0 {
+            return Ok(Attention::Own(Box::new(SelfAttention::load(loader, path, channels, heads, norm(config)).await?)));
+        }
+        let shape = TransformerShape {
+            channels,
+            heads,
+            layers,
+            context: config.cross_attention_dim,
+            groups: config.norm_num_groups,
+            linear_projection: config.use_linear_projection,
+        };
+        Ok(Attention::Transformer(Box::new(Transformer2d::load(loader, path, shape).await?)))
+    }
+
+    fn transformer(&self) -> Option<&Transformer2d> {
+        match self {
+            Attention::Transformer(transformer) => Some(transformer),
+            Attention::Own(_) => None,
+        }
+    }
 }
 
 /// A loaded UNet.
@@ -62,8 +96,8 @@ pub struct Unet {
     conv_out: Conv3x3,
 }
 
-/// What a prompt is in every attention layer, and what it adds to the time embedding.
-#[derive(Debug)]
+/// What a prompt is in every attention layer, and what it adds to the time embedding; [`Prompt::default`] for a UNet that is told none.
+#[derive(Debug, Default)]
 pub struct Prompt {
     /// Keys and values, in the order of computation.
     layers: Vec<KeysAndValues>,
@@ -93,7 +127,7 @@ impl Block {
             block.resnets.push(load_resnet(loader, &path, config, sources, shape.channels).await?);
             if let Some(attention) = shape.attention {
                 let path = format!("{}.attentions.{n}", block.path);
-                block.attentions.push(load_attention(loader, &path, config, shape.channels, attention).await?);
+                block.attentions.push(Attention::load(loader, &path, config, shape.channels, attention).await?);
             }
         }
         Ok(block)
@@ -101,26 +135,11 @@ impl Block {
 }
 
 async fn load_resnet(loader: &Loader<'_>, path: &str, config: &UnetConfig, sources: &[usize], channels: usize) -> Result<ResnetBlock> {
-    let norm = GroupNormConfig { groups: config.norm_num_groups, eps: config.norm_eps };
-    ResnetBlock::load_with(loader, path, sources, channels, norm, Some(config.time_embed_dim)).await
+    ResnetBlock::load_with(loader, path, sources, channels, norm(config), Some(config.time_embed_dim)).await
 }
 
-async fn load_attention(
-    loader: &Loader<'_>,
-    path: &str,
-    config: &UnetConfig,
-    channels: usize,
-    attention: AttentionShape,
-) -> Result<Transformer2d> {
-    let shape = TransformerShape {
-        channels,
-        heads: attention.heads,
-        layers: attention.layers,
-        context: config.cross_attention_dim,
-        groups: config.norm_num_groups,
-        linear_projection: config.use_linear_projection,
-    };
-    Transformer2d::load(loader, path, shape).await
+fn norm(config: &UnetConfig) -> GroupNormConfig {
+    GroupNormConfig { groups: config.norm_num_groups, eps: config.norm_eps }
 }
 
 impl Unet {
@@ -164,7 +183,7 @@ impl Unet {
                     load_resnet(loader, "mid_block.resnets.0", config, &[channels], channels).await?,
                     load_resnet(loader, "mid_block.resnets.1", config, &[channels], channels).await?,
                 ],
-                attention: load_attention(loader, "mid_block.attentions.0", config, channels, attention).await?,
+                attention: Attention::load(loader, "mid_block.attentions.0", config, channels, attention).await?,
             }),
             None => None,
         };
@@ -200,10 +219,11 @@ impl Unet {
         &self.config
     }
 
-    fn attentions(&self) -> impl Iterator<Item = &Transformer2d> {
+    /// Those that read the prompt.
+    fn transformers(&self) -> impl Iterator<Item = &Transformer2d> {
         let down = self.down_blocks.iter().flat_map(|block| &block.attentions);
         let mid = self.mid_block.iter().map(|mid| &mid.attention);
-        down.chain(mid).chain(self.up_blocks.iter().flat_map(|block| &block.attentions))
+        down.chain(mid).chain(self.up_blocks.iter().flat_map(|block| &block.attentions)).filter_map(Attention::transformer)
     }
 
     /// Whether it was loaded for latents of any size.
@@ -226,7 +246,7 @@ impl Unet {
     pub async fn allocate_prompt(&self, gpu: &Gpu, tokens: usize) -> Result<Prompt> {
         let elem = self.precision.activations;
         let mut layers = Vec::new();
-        for width in self.attentions().flat_map(Transformer2d::prompt_widths) {
+        for width in self.transformers().flat_map(Transformer2d::prompt_widths) {
             let zeros = vec![0; tokens * width / 4 * elem.bytes() as usize];
             let keys = gpu.resident("keys of a prompt", &zeros, tokens, 1, width, elem).await?;
             layers.push((keys, gpu.resident("values of a prompt", &zeros, tokens, 1, width, elem).await?));
@@ -240,7 +260,7 @@ impl Unet {
 
     /// [`Unet::allocate_prompt`] for recordings that are planned and never run, and the bytes that it would take.
     pub fn planned_prompt(&self, tokens: usize) -> (Prompt, u64) {
-        let widths = self.attentions().flat_map(Transformer2d::prompt_widths);
+        let widths = self.transformers().flat_map(Transformer2d::prompt_widths);
         let plane = |width| Tensor::outside(tokens, 1, width, self.precision.activations);
         let layers: Vec<KeysAndValues> = widths.map(|width| (plane(width), plane(width))).collect();
         let added = self.config.added.map(|_| Tensor::outside(1, 1, self.config.time_embed_dim, Elem::F32));
@@ -256,7 +276,7 @@ impl Unet {
     /// [`Error::Invalid`] for a prompt of another width, and for `added` that is missing, or not known to this UNet.
     pub fn prompt(&self, rec: &mut Recorder, context: &Tensor, added: Option<&[f32]>) -> Result<Prompt> {
         let (tokens, elem) = (context.pixels(), self.precision.activations);
-        let widths = self.attentions().flat_map(Transformer2d::prompt_widths);
+        let widths = self.transformers().flat_map(Transformer2d::prompt_widths);
         let prompt = Prompt {
             layers: widths.map(|w| (rec.tensor(tokens, 1, w, elem), rec.tensor(tokens, 1, w, elem))).collect(),
             added: self.config.added.map(|_| rec.tensor(1, 1, self.config.time_embed_dim, Elem::F32)),
@@ -297,7 +317,7 @@ impl Unet {
             rec.tap("add_embedding", into);
         }
         let mut layers = into.layers.iter();
-        rec.scoped("prompt", |rec| self.attentions().for_each(|attention| attention.prompt_into(rec, context, &mut layers)));
+        rec.scoped("prompt", |rec| self.transformers().for_each(|attention| attention.prompt_into(rec, context, &mut layers)));
         Ok(())
     }
 
@@ -404,8 +424,11 @@ impl Layers<'_> {
         h
     }
 
-    fn attention(&mut self, rec: &mut Recorder, path: &str, attention: &Transformer2d, x: &Tensor) -> Tensor {
-        let h = rec.scoped(path, |rec| attention.forward(rec, x, &mut self.prompt));
+    fn attention(&mut self, rec: &mut Recorder, path: &str, attention: &Attention, x: &Tensor) -> Tensor {
+        let h = rec.scoped(path, |rec| match attention {
+            Attention::Transformer(transformer) => transformer.forward(rec, x, &mut self.prompt),
+            Attention::Own(attention) => attention.forward(rec, x),
+        });
         rec.tap(path, &h);
         h
     }

@@ -1,4 +1,4 @@
-//! The configuration of a UNet of Stable Diffusion or SDXL (diffusers' `UNet2DConditionModel`): from its `config.json`, or from the shapes
+//! The configuration of a UNet of Stable Diffusion, SDXL or INFD (diffusers' `UNet2DConditionModel`): from its `config.json`, or from the shapes
 //! of its tensors where a single-file checkpoint brings none.
 //!
 //! Source: diffusers `models/unets/unet_2d_condition.py` and `unet_2d_blocks.py` at 58eb52c.
@@ -32,13 +32,14 @@ pub struct UnetConfig {
     pub up_attention: Vec<bool>,
     /// What lies between the ways.
     pub mid_block: MidBlockType,
-    /// Transformer blocks of each attention of the way down; the last is also the mid block's.
+    /// Transformer blocks of each attention of the way down; the last is also the mid block's. 0 everywhere: attentions are self-attention alone, without
+    /// transformer blocks around it, in a UNet that is told no prompt.
     pub transformer_layers_per_block: Vec<usize>,
     /// Transformer blocks of each attention of the way up.
     pub up_transformer_layers_per_block: Vec<usize>,
     /// Heads of each level (what diffusers' configs call `attention_head_dim`); the last is also the mid block's.
     pub num_attention_heads: Vec<usize>,
-    /// Width of the prompt's tokens.
+    /// Width of the prompt's tokens; 0 where there is none.
     pub cross_attention_dim: usize,
     /// Groups of every group norm.
     pub norm_num_groups: usize,
@@ -104,7 +105,7 @@ pub enum MidBlockType {
 pub struct AttentionShape {
     /// Number of heads.
     pub heads: usize,
-    /// Transformer blocks one after the other.
+    /// Transformer blocks one after the other; 0: self-attention alone.
     pub layers: usize,
 }
 
@@ -286,7 +287,8 @@ impl UnetConfig {
     }
 
     /// Reads the sizes off the tensors. What shapes cannot tell is the family's habit: 32 groups; 8 heads where projections are
-    /// 1x1 convolutions (SD 1.x), heads 64 wide where they are matrices (SD 2.x, SDXL); 256 features of each size (SDXL).
+    /// 1x1 convolutions (SD 1.x), heads 64 wide where they are matrices (SD 2.x, SDXL), 32 where there is self-attention alone (INFD); 256 features of
+    /// each size (SDXL).
     ///
     /// # Errors
     /// [`Error::Config`] for shapes that no such UNet has.
@@ -321,28 +323,41 @@ impl UnetConfig {
         let down = |i: usize| format!("down_blocks.{i}.attentions.0");
         let up = |i: usize| format!("up_blocks.{}.attentions.0", levels - 1 - i);
         let mid = "mid_block.attentions.0".to_owned();
-        let mid_block = if depth(&mid) > 0 { MidBlockType::CrossAttention } else { MidBlockType::None };
         let depths = |of: &dyn Fn(usize) -> String| (0..levels).map(|i| depth(&of(i))).collect::<Vec<_>>();
         let (mut down_depths, up_depths) = (depths(&down), depths(&up));
         if let Some(last) = down_depths.last_mut().filter(|last| **last == 0) {
             *last = depth(&mid);
         }
         let any = (0..levels).flat_map(|i| [down(i), up(i)]).chain([mid.clone()]).find(|attention| depth(attention) > 0);
-        let any = any.ok_or("there is no attention to a prompt in it")?;
-        let use_linear_projection = needed(&format!("{any}.proj_in.weight"), 2)?.len() == 2;
+        let own = |attention: String| view.contains(&format!("{attention}.group_norm.weight"));
+        let (use_linear_projection, cross_attention_dim) = match &any {
+            Some(any) => (
+                needed(&format!("{any}.proj_in.weight"), 2)?.len() == 2,
+                needed(&format!("{any}.transformer_blocks.0.attn2.to_k.weight"), 2)?[1],
+            ),
+            None if view.own_heads().is_some() && own(mid.clone()) => (false, 0),
+            None => return Err("there is no attention to a prompt in it".into()),
+        };
         let time = needed("time_embedding.linear_1.weight", 2)?;
-        let heads = |c: &usize| if use_linear_projection { (c / 64).max(1) } else { 8 };
+        let told = any.is_some();
+        let heads = |c: &usize| match (told, use_linear_projection) {
+            (true, false) => 8,
+            (true, true) => (c / 64).max(1),
+            (false, _) => view.own_heads().map_or(1, |width| (c / width).max(1)),
+        };
+        let has = |depth: usize, attention: String| depth > 0 || !told && own(attention);
+        let blocks = |depths: &[usize]| depths.iter().map(|depth| (*depth).max(told as usize)).collect::<Vec<_>>();
         let config = Self {
             in_channels: conv_in[1],
             out_channels: conv_out[0],
             layers_per_block: layers,
-            down_attention: (0..levels).map(|i| depth(&down(i)) > 0).collect(),
-            up_attention: up_depths.iter().map(|depth| *depth > 0).collect(),
-            mid_block,
-            transformer_layers_per_block: down_depths.iter().map(|depth| (*depth).max(1)).collect(),
-            up_transformer_layers_per_block: up_depths.iter().map(|depth| (*depth).max(1)).collect(),
+            down_attention: (0..levels).map(|i| has(depth(&down(i)), down(i))).collect(),
+            up_attention: (0..levels).map(|i| has(up_depths[i], up(i))).collect(),
+            mid_block: if depth(&mid) > 0 || !told { MidBlockType::CrossAttention } else { MidBlockType::None },
+            transformer_layers_per_block: blocks(&down_depths),
+            up_transformer_layers_per_block: blocks(&up_depths),
             num_attention_heads: channels.iter().map(heads).collect(),
-            cross_attention_dim: needed(&format!("{any}.transformer_blocks.0.attn2.to_k.weight"), 2)?[1],
+            cross_attention_dim,
             use_linear_projection,
             time_embed_dim: time[0],
             time_cond_proj_dim: shape("time_embedding.cond_proj.weight").and_then(|s| s.get(1).copied()),
@@ -363,14 +378,15 @@ impl UnetConfig {
         within("out_channels", self.out_channels, 1024)?;
         within("number of block_out_channels", self.block_out_channels.len(), MAX_LEVELS)?;
         within("norm_num_groups", self.norm_num_groups, 4096)?;
-        within("cross_attention_dim", self.cross_attention_dim, 1 << 16)?;
         within("time_embedding_dim", self.time_embed_dim, 1 << 16)?;
         within("time_cond_proj_dim", self.time_cond_proj_dim.unwrap_or(1), 1 << 16)?;
         for &layers in &self.layers_per_block {
             within("layers_per_block", layers, MAX_LAYERS)?;
         }
-        for &layers in self.transformer_layers_per_block.iter().chain(&self.up_transformer_layers_per_block) {
-            within("transformer_layers_per_block", layers, MAX_TRANSFORMER_LAYERS)?;
+        let mut depths = self.transformer_layers_per_block.iter().chain(&self.up_transformer_layers_per_block);
+        if self.cross_attention_dim > 0 || depths.clone().any(|layers| *layers > 0) {
+            within("cross_attention_dim", self.cross_attention_dim, 1 << 16)?;
+            depths.try_for_each(|layers| within("transformer_layers_per_block", *layers, MAX_TRANSFORMER_LAYERS))?;
         }
         for (&channels, &heads) in self.block_out_channels.iter().zip(&self.num_attention_heads) {
             within("block_out_channels", channels, 1 << 14)?;
@@ -500,6 +516,14 @@ impl UnetConfig {
 
     fn attention(&self, list: &mut TensorList, path: &str, channels: usize, shape: AttentionShape) {
         let inner = channels / shape.heads * shape.heads;
+        if shape.layers == 0 {
+            list.norm(&format!("{path}.group_norm"), channels);
+            for name in ["to_q", "to_k", "to_v"] {
+                list.linear(&format!("{path}.{name}"), inner, channels);
+            }
+            list.linear(&format!("{path}.to_out.0"), channels, inner);
+            return;
+        }
         let projection = |list: &mut TensorList, path: &str, out: usize, input: usize| {
             if self.use_linear_projection { list.linear(path, out, input) } else { list.conv(path, out, input, 1) }
         };

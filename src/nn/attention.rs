@@ -1,6 +1,6 @@
 //! Attention layers.
 
-use super::{GroupNorm, Linear, Loader};
+use super::{GroupNorm, GroupNormConfig, Linear, Loader};
 use crate::error::Result;
 use crate::gpu::{Recorder, Tensor};
 use crate::kernels::Act;
@@ -150,21 +150,21 @@ impl Heads {
     }
 }
 
-/// Self-attention of the VAE's mid block: one head as wide as the channels.
+/// Self-attention of pixels behind a norm, with a residual: of a VAE's mid block (one head as wide as the channels), and of UNets that are told no prompt.
 ///
-/// Source: diffusers `models/unets/unet_2d_blocks.py` `UNetMidBlock2D`, `attention_processor.py` `Attention`.
+/// Source: diffusers `models/unets/unet_2d_blocks.py` `UNetMidBlock2D`, `attention_processor.py` `Attention`; guided-diffusion's `AttentionBlock`.
 #[derive(Debug)]
-pub struct MidAttention {
+pub struct SelfAttention {
     group_norm: GroupNorm,
     heads: Heads,
 }
 
-impl MidAttention {
+impl SelfAttention {
     /// Loads the layer at `path`.
-    pub async fn load(loader: &Loader<'_>, path: &str, channels: usize, groups: usize, eps: f32) -> Result<MidAttention> {
-        Ok(MidAttention {
-            group_norm: GroupNorm::load(loader, &format!("{path}.group_norm"), channels, groups, eps).await?,
-            heads: Heads::load(loader, path, channels, 1).await?,
+    pub async fn load(loader: &Loader<'_>, path: &str, channels: usize, heads: usize, norm: GroupNormConfig) -> Result<SelfAttention> {
+        Ok(SelfAttention {
+            group_norm: GroupNorm::load(loader, &format!("{path}.group_norm"), channels, norm.groups, norm.eps).await?,
+            heads: Heads::load(loader, path, channels, heads).await?,
         })
     }
 

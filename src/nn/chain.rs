@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::{Conv3x3, GroupNorm, Linear, MidAttention, StridedConv, UpsampleConv};
+use super::{Conv3x3, GroupNorm, Linear, SelfAttention, StridedConv, UpsampleConv};
 use crate::gpu::{Elem, Recorder, Tensor};
 use crate::kernels::Act;
 use crate::kernels::conv2d::{Residual, Window};
@@ -27,7 +27,7 @@ pub enum Op<'a> {
     /// 1x1 convolution.
     Pointwise(&'a Linear),
     /// Self-attention over the whole plane, with its own norm and residual.
-    Attention(&'a MidAttention),
+    Attention(&'a SelfAttention),
 }
 
 /// A plane that is added to a unit's result, through a 1x1 convolution if there is one.

@@ -11,7 +11,7 @@ mod time;
 mod transformer;
 mod up_decoder;
 
-pub use attention::{Heads, HeadsShape, MidAttention, TOKENS_A_CHUNK};
+pub use attention::{Heads, HeadsShape, SelfAttention, TOKENS_A_CHUNK};
 pub use conv::{Conv3x3, Linear, StridedConv, UpsampleConv};
 pub use loader::{Loader, Precision};
 pub use norm::{GroupNorm, LayerNorm};

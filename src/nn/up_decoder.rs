@@ -1,7 +1,7 @@
 //! What the VAE's decoder and InfGen have in common: mid block, up blocks, output convolution.
 
 use super::chain::{Op, Unit};
-use super::{Conv3x3, GroupNorm, Loader, MidAttention, ResnetBlock, UpsampleConv};
+use super::{Conv3x3, GroupNorm, Loader, ResnetBlock, SelfAttention, UpsampleConv};
 use crate::error::Result;
 use crate::gpu::Elem;
 use crate::kernels::Act;
@@ -21,7 +21,7 @@ pub struct GroupNormConfig {
 #[derive(Debug)]
 pub struct MidBlock {
     resnets: [ResnetBlock; 2],
-    attention: Option<MidAttention>,
+    attention: Option<SelfAttention>,
 }
 
 impl MidBlock {
@@ -34,7 +34,7 @@ impl MidBlock {
                 ResnetBlock::load(loader, &format!("{path}.resnets.1"), channels, channels, groups, eps).await?,
             ],
             attention: match attention {
-                true => Some(MidAttention::load(loader, &format!("{path}.attentions.0"), channels, groups, eps).await?),
+                true => Some(SelfAttention::load(loader, &format!("{path}.attentions.0"), channels, 1, norm).await?),
                 false => None,
             },
         })

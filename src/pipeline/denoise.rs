@@ -147,6 +147,7 @@ impl Pipeline {
                 let mut prompts = self.prompts(unet, &contexts, (request.width, request.height), observer).await?.into_iter();
                 Conditioned::Unet { unet, prompt: prompts.next().expect("at least one prompt"), negative: prompts.next() }
             }
+            (Network::Unet(unet), Told::Nothing) => Conditioned::Unet { unet, prompt: Prompt::default(), negative: None },
             (Network::Dit(dit), Told::Classes(classes)) => Conditioned::Dit { dit, classes, rotary: request.rotary.unwrap_or_default() },
             _ => unreachable!("both are of one model"),
         };
@@ -248,7 +249,10 @@ impl Pipeline {
         };
         let mut peak = 0;
         let network = match (network, &self.parts.denoiser) {
-            (Network::Unet(unet), Denoiser::Unet { text, .. }) => {
+            (Network::Unet(unet), Denoiser::Unet { text: None, .. }) => {
+                Conditioned::Unet { unet, prompt: Prompt::default(), negative: None }
+            }
+            (Network::Unet(unet), Denoiser::Unet { text: Some(text), .. }) => {
                 let tokens = text.tokenizer.max_length();
                 let mut planned = || {
                     let (prompt, bytes) = unet.planned_prompt(tokens);

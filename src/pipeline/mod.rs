@@ -1,4 +1,4 @@
-//! Text, or a class, to image: prompt, text encoder, denoiser; out comes a latent, which any decoder of its space turns into a picture.
+//! Text, or a class, or nothing but noise to image: prompt, text encoder, denoiser; out comes a latent, which any decoder of its space turns into a picture.
 //!
 //! Source of what is computed, and in which order noise is drawn: diffusers 0.42 `pipelines/stable_diffusion/`
 //! (`pipeline_stable_diffusion.py`, `_img2img.py`, `_inpaint.py`), `pipelines/stable_diffusion_xl/` and `pipelines/dit/`. A seed gives the noise of
@@ -42,7 +42,7 @@ pub struct PipelineOptions {
     pub keep: Keep,
 }
 
-/// A text-to-image or class-conditional model on an engine. Holds files, prompts that it encoded, and on the device what [`Keep`] says.
+/// A text-to-image, class-conditional or unconditional model on an engine. Holds files, prompts that it encoded, and on the device what [`Keep`] says.
 ///
 /// ```no_run
 /// # fn main() -> infgen::Result<()> {
@@ -71,10 +71,10 @@ pub struct Pipeline {
 /// What to generate. [`Request::new`] has the usual settings.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// What to show: a text, or for a class-conditional model the number or a name of a class.
+    /// What to show: a text, or for a class-conditional model the number or a name of a class; empty for an unconditional one.
     pub prompt: String,
     /// What not to show; it counts with `cfg` above 1. None is an empty text, but for SDXL, which is then led away from zeros
-    /// (diffusers' `force_zeros_for_empty_prompt`). Class-conditional models have none.
+    /// (diffusers' `force_zeros_for_empty_prompt`). Models that are told no text have none.
     pub negative: Option<String>,
     /// Read `(word:1.2)` and `[word]` in prompts as emphasis.
     pub emphasis: bool,
@@ -232,13 +232,13 @@ impl Pipeline {
         }
     }
 
-    /// The sampler of `request` with the settings that diffusers' `StableDiffusionPipeline` insists on; those of SDXL and DiT insist on none.
+    /// The sampler of `request` with the settings that diffusers' `StableDiffusionPipeline` insists on; those of SDXL, DiT and INFD insist on none.
     ///
     /// # Errors
     /// As [`Scheduler::from_json`].
     pub fn scheduler(&self, request: &Request) -> Result<Scheduler> {
         let scheduler = self.parts.scheduler(request.sampler, request.prediction)?;
-        if self.parts.is_class_conditional() || self.parts.is_sdxl() {
+        if !matches!(self.parts.denoiser, Denoiser::Unet { text: Some(_), second: None, .. }) {
             return Ok(scheduler);
         }
         scheduler.with(|config| {
@@ -269,7 +269,7 @@ impl Pipeline {
             return Err(invalid("rope", "this model's positions do not turn, as FiT's do: leave out --rope"));
         }
         match &self.parts.denoiser {
-            Denoiser::Unet { unet, .. } => {
+            Denoiser::Unet { unet, text, .. } => {
                 let least = unet.smallest() * scale;
                 if request.width.min(request.height) < least {
                     let (w, h) = (request.width.max(least), request.height.max(least));
@@ -277,9 +277,12 @@ impl Pipeline {
                         format!("{}x{}: sides of this model are at least {least}, for instance {w}x{h}", request.width, request.height);
                     return Err(invalid("latent size", detail));
                 }
+                if text.is_none() {
+                    self.check_unconditional(request)?;
+                }
                 // The last layer is not among those that SDXL reads.
-                let read = self.parts.texts().map(|text| text.config.num_hidden_layers - self.parts.is_sdxl() as usize).min().unwrap_or(0);
-                if request.clip_skip >= read {
+                let read = self.parts.texts().map(|text| text.config.num_hidden_layers - self.parts.is_sdxl() as usize).min();
+                if let Some(read) = read.filter(|read| request.clip_skip >= *read) {
                     return Err(invalid("clip skip", format!("{} of {read} layers cannot be skipped", request.clip_skip)));
                 }
             }
@@ -341,6 +344,21 @@ impl Pipeline {
         Ok(())
     }
 
+    /// Refuses what a model that is told nothing cannot be told.
+    fn check_unconditional(&self, request: &Request) -> Result<()> {
+        let some = |text: &str| !text.trim().is_empty();
+        if some(&request.prompt) || request.negative.as_deref().is_some_and(some) {
+            return Err(invalid("prompt", "this model is told nothing: leave out the prompts"));
+        }
+        if request.emphasis || request.clip_skip > 0 {
+            return Err(invalid("prompt", "emphasis and skipped layers are a text encoder's, and this model has none"));
+        }
+        if request.cfg > 1.0 {
+            return Err(invalid("cfg", format!("{}: there is no prompt to lead this model to: leave out --cfg", request.cfg)));
+        }
+        Ok(())
+    }
+
     /// Generates latents, blocking.
     ///
     /// # Errors
@@ -370,6 +388,7 @@ impl Pipeline {
         let mut notes = self.notes.clone();
 
         let told = match &self.parts.denoiser {
+            Denoiser::Unet { text: None, .. } => Told::Nothing,
             Denoiser::Unet { second, .. } => {
                 let zeros = request.negative.is_none() && second.as_ref().is_some_and(|second| second.zeros_for_none);
                 let mut texts = vec![("prompt", &*request.prompt)];
@@ -527,6 +546,7 @@ enum Told {
     Texts(Vec<Arc<Encoded>>),
     /// The class and, with guidance, the null class.
     Classes(Classes),
+    Nothing,
 }
 
 /// Where a run starts, on the host.
@@ -569,8 +589,8 @@ impl Pipeline {
         };
         let encode = async |picture: &Image, draw: &[f32]| -> Result<Vec<f32>> {
             let encoder = encoder.as_ref().expect("there is a picture");
-            // That one has no variance to draw from.
-            let latent = encoder.encode_async(picture, (!no_vae).then_some(draw), &observer.quiet()).await?;
+            let draw = encoder.facts().variance.then_some(draw);
+            let latent = encoder.encode_async(picture, draw, &observer.quiet()).await?;
             Ok(channels_last(latent.data(), channels))
         };
         let picture = request.image.as_ref().map(|image| inpaint::sized(image, request.width, request.height)).transpose()?;

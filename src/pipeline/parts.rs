@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::latent::LatentSpace;
 use crate::models::clip_config::ClipTextConfig;
 use crate::models::dit_config::{DitConfig, Positions};
+use crate::models::infd_config::InfdConfig;
 use crate::models::unet_config::UnetConfig;
 use crate::models::vae_config::VaeConfig;
 use crate::nn::RotaryScaling;
@@ -20,12 +21,12 @@ use crate::weights::{View, Weights, clip_keys, dit_keys, unet_keys};
 /// What makes a latent of noise, and what it is told.
 #[derive(Debug)]
 pub enum Denoiser {
-    /// A UNet that is told a text.
+    /// A UNet that is told a text, or nothing.
     Unet {
         /// Its configuration.
         unet: Box<UnetConfig>,
-        /// Where texts become what it reads.
-        text: Box<Text>,
+        /// Where texts become what it reads, if it reads any.
+        text: Option<Box<Text>>,
         /// The second such place of SDXL, whose tokens lie beside those of the first.
         second: Option<Box<SecondText>>,
     },
@@ -69,7 +70,7 @@ pub struct Parts {
     pub vae: Option<VaeConfig>,
     /// Width and height of the model's native picture in pixels.
     pub native_size: (usize, usize),
-    /// `sd1`, `sd2`, `sdxl`, `dit`, `fit`, `mdt`, `maskdit` or `unknown`.
+    /// `sd1`, `sd2`, `sdxl`, `dit`, `fit`, `mdt`, `maskdit`, `infd` or `unknown`.
     pub family: &'static str,
     /// What was taken for granted, for the user.
     pub notes: Vec<String>,
@@ -101,6 +102,8 @@ enum SchedulerSource {
     Dit {
         prediction: Prediction,
     },
+    /// As INFD was trained.
+    Infd,
 }
 
 const FOLDERS: &str = "a diffusers folder has model_index.json, unet/, text_encoder/, tokenizer/, scheduler/ and vae/, that of SDXL also text_encoder_2/ and tokenizer_2/";
@@ -143,8 +146,9 @@ impl Parts {
             return Parts::original_dit(path, dit, weights);
         }
         let recognised = recognise::recognise(&weights)?;
-        let wanted = "a checkpoint of Stable Diffusion 1.x, 2.x or SDXL, or a DiT, SiT, FiT, MDT or MaskDiT";
+        let wanted = "a checkpoint of Stable Diffusion 1.x, 2.x or SDXL, a DiT, SiT, FiT, MDT or MaskDiT, or INFD with its diffusion model";
         let family = match &recognised {
+            Recognised::Infd { config, unet: Some(unet) } => return Ok(Parts::infd(path, config, unet.clone(), weights)),
             Recognised::Checkpoint { family: family @ ("sd1" | "sd2" | "sdxl" | "unknown"), .. } => *family,
             Recognised::Unet { .. } | Recognised::TextEncoder { .. } | Recognised::Vae(_) => {
                 let detail = format!(
@@ -223,7 +227,7 @@ impl Parts {
         };
         Ok(Parts {
             path: path.to_owned(),
-            denoiser: Denoiser::Unet { unet: Box::new(unet), text: Box::new(Text { config: text, tokenizer }), second },
+            denoiser: Denoiser::Unet { unet: Box::new(unet), text: Some(Box::new(Text { config: text, tokenizer })), second },
             vae,
             native_size: (native_side, native_side),
             family,
@@ -231,6 +235,22 @@ impl Parts {
             scheduler,
             files: Files::Single(weights),
         })
+    }
+
+    /// INFD: noise to a latent of its autoencoder's, told nothing.
+    fn infd(path: &Path, config: &InfdConfig, unet: Box<UnetConfig>, weights: Weights) -> Parts {
+        // Latents of 64 x 64, whose size no tensor says.
+        let side = 64 * config.autoencoder.scale();
+        Parts {
+            path: path.to_owned(),
+            files: Files::Single(weights),
+            denoiser: Denoiser::Unet { unet, text: None, second: None },
+            vae: Some(config.autoencoder.clone()),
+            native_size: (side, side),
+            family: "infd",
+            notes: Vec::new(),
+            scheduler: SchedulerSource::Infd,
+        }
     }
 
     /// A class-conditional model.
@@ -483,7 +503,7 @@ impl Parts {
         Ok(Parts {
             path: path.to_owned(),
             native_size: (width as usize * scale, height as usize * scale),
-            denoiser: Denoiser::Unet { unet: Box::new(unet), text: Box::new(text), second },
+            denoiser: Denoiser::Unet { unet: Box::new(unet), text: Some(Box::new(text)), second },
             vae,
             family,
             notes,
@@ -514,12 +534,13 @@ impl Parts {
         if let (Files::Single(_), Some(other)) = (&self.files, view.surplus(&tensors, self.unused())) {
             // Read off its tensors, a relative has those that are looked for and more.
             let (what, have) = match &self.denoiser {
-                Denoiser::Unet { unet, .. } => (unet.to_string(), "the UNets of Stable Diffusion"),
-                Denoiser::Dit { dit, .. } => (dit.to_string(), "DiT, SiT, FiT, MDT and MaskDiT"),
+                Denoiser::Unet { unet, text: None, .. } => (unet.to_string(), "that of INFD does"),
+                Denoiser::Unet { unet, .. } => (unet.to_string(), "the UNets of Stable Diffusion do"),
+                Denoiser::Dit { dit, .. } => (dit.to_string(), "DiT, SiT, FiT, MDT and MaskDiT do"),
             };
             return Err(unknown(
                 &self.path,
-                format!("this is {what}, but for `{other}`, which {have} do not have: a network that is not known"),
+                format!("this is {what}, but for `{other}`, which {have} not have: a network that is not known"),
             ));
         }
         let config = |detail: String| Error::Config { path: self.path.clone(), detail };
@@ -539,6 +560,7 @@ impl Parts {
         if lengths.iter().any(|length| *length != lengths[0]) {
             return Err(config(format!("the tokenizers give {lengths:?} tokens: parts of different models")));
         }
+        // None: the UNet is told no text.
         let width: usize = self.texts().map(|text| text.config.hidden_size).sum();
         if unet.cross_attention_dim != width {
             let unet = unet.cross_attention_dim;
@@ -572,7 +594,7 @@ impl Parts {
         }
     }
 
-    /// The UNet of a model that is told a text.
+    /// The UNet, if it is one.
     pub fn unet(&self) -> Option<&UnetConfig> {
         match &self.denoiser {
             Denoiser::Unet { unet, .. } => Some(unet),
@@ -580,10 +602,10 @@ impl Parts {
         }
     }
 
-    /// The text encoders: one, or SDXL's two; none of a class-conditional model.
+    /// The text encoders: one, or SDXL's two; none of a model that is told a class, or nothing.
     pub fn texts(&self) -> impl Iterator<Item = &Text> {
         let both = match &self.denoiser {
-            Denoiser::Unet { text, second, .. } => [Some(&**text), second.as_ref().map(|second| &second.text)],
+            Denoiser::Unet { text, second, .. } => [text.as_deref(), second.as_ref().map(|second| &second.text)],
             Denoiser::Dit { .. } => [None, None],
         };
         both.into_iter().flatten()
@@ -597,6 +619,11 @@ impl Parts {
     /// Whether the model is told a class, and not a text.
     pub fn is_class_conditional(&self) -> bool {
         matches!(self.denoiser, Denoiser::Dit { .. })
+    }
+
+    /// Whether the model is told neither a text nor a class: INFD.
+    pub fn is_unconditional(&self) -> bool {
+        matches!(self.denoiser, Denoiser::Unet { text: None, .. })
     }
 
     /// Whether the model was trained as EDM has it, and is told a sigma: MaskDiT.
@@ -614,10 +641,26 @@ impl Parts {
         match &self.denoiser {
             Denoiser::Dit { dit, .. } if dit.positions == Positions::Rotary || self.is_edm() => 1.5,
             Denoiser::Dit { .. } => 4.0,
-            Denoiser::Unet { .. } if sampler == Sampler::Lcm && !self.is_distilled() => 1.5,
+            Denoiser::Unet { text: Some(_), .. } if sampler == Sampler::Lcm && !self.is_distilled() => 1.5,
             Denoiser::Unet { second: Some(_), .. } => 5.0,
+            // There is nothing to lead it away from.
+            Denoiser::Unet { text: None, .. } => 1.0,
             Denoiser::Unet { .. } => 7.5,
         }
+    }
+
+    /// The number of steps that is usual for it, with the sampler that runs: 4 of LCM, 200 of INFD as its own script has it, else 50.
+    pub fn default_steps(&self, sampler: Sampler) -> usize {
+        match sampler {
+            Sampler::Lcm => 4,
+            _ if self.is_unconditional() => 200,
+            _ => 50,
+        }
+    }
+
+    /// [`super::Request::eta`] that is usual for it: of INFD 1, as its own script has it.
+    pub fn default_eta(&self) -> f64 {
+        if self.is_unconditional() { 1.0 } else { 0.0 }
     }
 
     /// [`super::Request::guidance_power`] that is usual for it: of MDTv2 0.01, as its own script has it.
@@ -751,6 +794,10 @@ impl Parts {
             SchedulerSource::Inferred { sampler: own, prediction: inferred } => {
                 let sampler = sampler.unwrap_or(*own);
                 Scheduler::new(sampler, SchedulerConfig::stable_diffusion(sampler, prediction.unwrap_or(*inferred)))
+            }
+            SchedulerSource::Infd => {
+                let sampler = sampler.unwrap_or(Sampler::Ddim);
+                Scheduler::new(sampler, SchedulerConfig::infd(sampler, prediction.unwrap_or(Prediction::Epsilon)))
             }
             SchedulerSource::Dit { prediction: inferred } => {
                 let prediction = prediction.unwrap_or(*inferred);

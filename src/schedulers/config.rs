@@ -229,6 +229,11 @@ impl SchedulerConfig {
         }
     }
 
+    /// INFD's (Chen et al. 2024, arXiv:2406.07480), whose files bring no config: evenly spaced betas between others than DiT's, nothing clipped.
+    pub fn infd(sampler: Sampler, prediction_type: Prediction) -> SchedulerConfig {
+        SchedulerConfig { beta_start: 0.0015, beta_end: 0.0195, ..SchedulerConfig::dit(sampler, prediction_type) }
+    }
+
     /// Reads a `scheduler_config.json` for `sampler`; fields it lacks are those of the sampler's class.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ pub enum Opened {
     Document(Box<Document>),
     /// A decoder, loaded.
     Decoder(LoadedDecoder),
-    /// A text-to-image or class-conditional model.
+    /// A text-to-image, class-conditional or unconditional model.
     Model(Box<Pipeline>),
 }
 
@@ -75,7 +75,9 @@ pub fn open(engine: &Engine, path: &Path, as_decoder: bool, observer: &Observer)
         let weights = crate::weights::Weights::open(path)?;
         match recognise(&weights)? {
             Recognised::Latent { .. } => {}
-            Recognised::Checkpoint { unet: Some(_), .. } | Recognised::Dit { .. } if !as_decoder => {
+            Recognised::Checkpoint { unet: Some(_), .. } | Recognised::Infd { unet: Some(_), .. } | Recognised::Dit { .. }
+                if !as_decoder =>
+            {
                 return model(engine, path).map(Opened::Model);
             }
             _ => return decoder(engine, path, observer).map(Opened::Decoder),
@@ -86,7 +88,7 @@ pub fn open(engine: &Engine, path: &Path, as_decoder: bool, observer: &Observer)
     Ok(Opened::Document(Box::new(Document { name: name_of(path), latents, original: None, note, settings: None })))
 }
 
-/// Opens the text-to-image or class-conditional model at `path`. Its weights are loaded when it works.
+/// Opens the text-to-image, class-conditional or unconditional model at `path`. Its weights are loaded when it works.
 ///
 /// # Errors
 /// As [`Pipeline::open`].

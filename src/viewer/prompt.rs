@@ -20,9 +20,6 @@ use crate::schedulers::Sampler;
 /// Longest side that the panel offers for stage one: attention over a latent costs the square of its size.
 const MAX_STAGE_ONE: usize = 2048;
 
-/// Steps of models that are made for few of them.
-const LCM_STEPS: usize = 4;
-
 /// What is typed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prompt {
@@ -45,13 +42,22 @@ pub struct Prompt {
     height: usize,
     /// Sides are multiples of it; none: there is one size.
     step: Option<usize>,
-    /// The model is told a class.
-    class_conditional: bool,
+    told: Told,
     /// Its guidance may change with the timestep.
     takes_power: bool,
     /// What the model takes, as it came or as a picture's settings said.
     rotary: Option<RotaryScaling>,
     guidance_power: Option<f64>,
+    /// Noise of DDIM.
+    eta: f64,
+}
+
+/// What a model is told.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Told {
+    Text,
+    Class,
+    Nothing,
 }
 
 impl Default for Prompt {
@@ -70,10 +76,11 @@ impl Default for Prompt {
             width: 512,
             height: 512,
             step: Some(8),
-            class_conditional: false,
+            told: Told::Text,
             takes_power: false,
             rotary: None,
             guidance_power: None,
+            eta: 0.0,
         }
     }
 }
@@ -84,14 +91,19 @@ impl Prompt {
         self.open = true;
         self.step = parts.size_step();
         (self.width, self.height) = parts.native_size;
-        self.class_conditional = parts.is_class_conditional();
-        self.takes_power = self.class_conditional && !parts.is_edm();
+        self.told = match parts {
+            _ if parts.is_class_conditional() => Told::Class,
+            _ if parts.is_unconditional() => Told::Nothing,
+            _ => Told::Text,
+        };
+        self.takes_power = self.told == Told::Class && !parts.is_edm();
+        self.eta = parts.default_eta();
         (self.rotary, self.guidance_power) = (parts.default_rotary(), parts.default_guidance_power());
         self.samplers = Sampler::ALL.into_iter().filter(|&sampler| parts.scheduler(Some(sampler), None).is_ok()).collect();
         self.sampler = self.sampler.filter(|sampler| self.samplers.contains(sampler));
         if let Ok(own) = parts.scheduler(None, None) {
-            if own.sampler() == Sampler::Lcm {
-                self.steps = LCM_STEPS;
+            if own.sampler() == Sampler::Lcm || self.told == Told::Nothing {
+                self.steps = parts.default_steps(own.sampler());
             }
             self.cfg = parts.default_guidance(own.sampler());
         }
@@ -103,15 +115,16 @@ impl Prompt {
             self.seed = RandomState::new().build_hasher().finish() & 0xffff_ffff;
         }
         Request {
-            negative: (!self.class_conditional && (self.empty_negative || !self.negative.is_empty())).then(|| self.negative.clone()),
+            negative: (self.told == Told::Text && (self.empty_negative || !self.negative.is_empty())).then(|| self.negative.clone()),
             steps: self.steps,
             cfg: self.cfg,
             seed: self.seed,
             sampler: self.sampler,
             rotary: self.rotary,
             guidance_power: self.guidance_power,
+            eta: self.eta,
             preview_every: 1,
-            ..Request::new(self.prompt.clone(), self.width, self.height)
+            ..Request::new(if self.told == Told::Nothing { String::new() } else { self.prompt.clone() }, self.width, self.height)
         }
     }
 
@@ -126,7 +139,10 @@ impl Prompt {
         self.negative = text("negative_prompt").unwrap_or_default();
         self.empty_negative = text("negative_prompt").is_some_and(|text| text.is_empty());
         self.steps = settings["steps"].as_u64().map_or(self.steps, |steps| (steps as usize).clamp(1, 1000));
-        self.cfg = settings["cfg"].as_f64().filter(|cfg| cfg.is_finite()).map_or(self.cfg, |cfg| cfg.clamp(0.0, 30.0));
+        if self.told != Told::Nothing {
+            self.cfg = settings["cfg"].as_f64().filter(|cfg| cfg.is_finite()).map_or(self.cfg, |cfg| cfg.clamp(0.0, 30.0));
+        }
+        self.eta = settings["eta"].as_f64().filter(|eta| (0.0..=1.0).contains(eta)).unwrap_or(self.eta);
         if let Some(seed) = settings["seed"].as_u64() {
             (self.seed, self.random) = (seed, false);
         }
@@ -162,15 +178,20 @@ impl Prompt {
         });
         if model.is_none() {
             ui.weak(
-                "Open or drop a model, Stable Diffusion 1.x, 2.x or XL, DiT, SiT, FiT, MDT or MaskDiT: a diffusers folder, or a single file in safetensors.",
+                "Open or drop a model, Stable Diffusion 1.x, 2.x or XL, DiT, SiT, FiT, MDT, MaskDiT or INFD: a diffusers folder, or a single file in safetensors.",
             );
         }
         ui.separator();
         egui::ScrollArea::vertical().show(ui, |ui| {
             let wide = ui.available_width();
-            ui.label(if self.class_conditional { "Class: its number or name" } else { "Prompt" });
-            let prompt = ui.add(TextEdit::multiline(&mut self.prompt).desired_rows(3).desired_width(wide));
-            let negative = (!self.class_conditional).then(|| {
+            let prompt = match self.told {
+                Told::Nothing => ui.weak("This model is told nothing: each seed is a picture."),
+                told => {
+                    ui.label(if told == Told::Class { "Class: its number or name" } else { "Prompt" });
+                    ui.add(TextEdit::multiline(&mut self.prompt).desired_rows(3).desired_width(wide))
+                }
+            };
+            let negative = (self.told == Told::Text).then(|| {
                 ui.label("Not wanted");
                 ui.add(TextEdit::multiline(&mut self.negative).desired_rows(1).desired_width(wide))
             });
@@ -178,9 +199,11 @@ impl Prompt {
                 ui.label("Steps");
                 ui.add(DragValue::new(&mut self.steps).range(1..=1000));
                 ui.end_row();
-                ui.label("Guidance");
-                ui.add(DragValue::new(&mut self.cfg).range(0.0..=30.0).speed(0.1).max_decimals(2));
-                ui.end_row();
+                if self.told != Told::Nothing {
+                    ui.label("Guidance");
+                    ui.add(DragValue::new(&mut self.cfg).range(0.0..=30.0).speed(0.1).max_decimals(2));
+                    ui.end_row();
+                }
                 ui.label("Sampler");
                 ComboBox::from_id_salt("sampler").selected_text(self.sampler.map_or("the model's own", Sampler::name)).show_ui(ui, |ui| {
                     ui.selectable_value(&mut self.sampler, None, "the model's own");
@@ -240,7 +263,7 @@ pub fn generate(pipeline: &Pipeline, request: &Request, id: u64, proxy: &EventLo
     let settings = json!({
         "model": pipeline.parts().path.display().to_string(), "prompt": request.prompt, "negative_prompt": request.negative,
         "steps": request.steps, "sampler": generated.sampler.name(), "cfg": request.cfg, "seed": request.seed,
-        "cfg_power": request.guidance_power, "rope": request.rotary.map(RotaryScaling::name),
+        "cfg_power": request.guidance_power, "eta": request.eta, "rope": request.rotary.map(RotaryScaling::name),
         "latent_size": format!("{}x{}", request.width, request.height),
     });
     let mut notes = vec![format!("seed {}, {:.1} s", request.seed, generated.denoise_seconds)];
@@ -284,13 +307,8 @@ mod tests {
                 panel.recall(&json!({ "prompt": prompt, "negative_prompt": recalled }));
                 assert_eq!(panel.request().negative.as_deref(), asked);
             }
-            let mut fit = Prompt {
-                class_conditional: true,
-                takes_power: true,
-                step: Some(16),
-                rotary: Some(RotaryScaling::Ntk),
-                ..Prompt::default()
-            };
+            let mut fit =
+                Prompt { told: Told::Class, takes_power: true, step: Some(16), rotary: Some(RotaryScaling::Ntk), ..Prompt::default() };
             fit.recall(&json!({ "prompt": "207", "latent_size": "328x200", "rope": "yarn", "cfg_power": 2.5 }));
             let request = fit.request();
             assert_eq!((request.width, request.height, request.negative), (320, 192, None));
@@ -304,7 +322,7 @@ mod tests {
             assert_eq!((masked.request().rotary, masked.request().guidance_power), (None, None), "of another class-conditional model");
             panel.recall(&json!({ "prompt": prompt, "rope": "yarn", "cfg_power": 2.5 }));
             assert_eq!((panel.request().rotary, panel.request().guidance_power), (None, None), "of another model");
-            let mut class_conditional = Prompt { class_conditional: true, step: None, width: 256, height: 256, ..Prompt::default() };
+            let mut class_conditional = Prompt { told: Told::Class, step: None, width: 256, height: 256, ..Prompt::default() };
             let before = class_conditional.clone();
             class_conditional.recall(&settings);
             assert_eq!(class_conditional, before, "a size that this model does not make");

@@ -483,6 +483,11 @@ impl Scene {
         Some((self.decoders.get(&Side::A)?.clone(), self.document.as_ref()?.latent.clone()))
     }
 
+    /// Channels of the latents that a decoder decodes.
+    pub fn latent_channels(&self, side: Side) -> Option<usize> {
+        Some(self.decoders.get(&side)?.decoder.facts().latent_channels)
+    }
+
     /// The latents that a decoder decodes, where it is known.
     pub fn latent_space(&self, side: Side) -> Option<LatentSpace> {
         self.decoders.get(&side)?.decoder.facts().latent_space

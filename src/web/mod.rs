@@ -491,7 +491,7 @@ pub struct WebEncoder(Rc<Encoder>);
 impl WebEncoder {
     /// What it is, as JSON.
     pub fn facts(&self) -> String {
-        let EncoderFacts { model, latent_channels, scale, latent_space } = self.0.facts();
+        let EncoderFacts { model, latent_channels, scale, latent_space, .. } = self.0.facts();
         json!({ "model": model, "latentChannels": latent_channels, "scale": scale, "latentSpace": latent_space }).to_string()
     }
 

@@ -32,6 +32,8 @@ pub enum Recognised {
     Infd {
         /// Its configuration.
         config: Box<InfdConfig>,
+        /// The diffusion model's, if it is there.
+        unet: Option<Box<UnetConfig>>,
     },
     /// An AutoencoderKL and nothing else.
     Vae(Vae),
@@ -111,9 +113,10 @@ impl fmt::Display for Recognised {
                     latent_space.name()
                 )
             }
-            Self::Infd { config } => {
+            Self::Infd { config, unet } => {
                 let (channels, codes) = (config.autoencoder.latent_channels, config.codes.map_or("no".into(), |n| n.to_string()));
-                write!(f, "INFD {} ({channels} latent channels, {codes} codes)", halves(config.encoder, true))
+                let model = unet.as_ref().map_or(String::new(), |unet| format!(" with its {unet}"));
+                write!(f, "INFD {} ({channels} latent channels, {codes} codes){model}", halves(config.encoder, true))
             }
             Self::Vae(vae) => write!(f, "{vae}"),
             Self::Taesd { encoder, decoder, latent_space } => {
@@ -155,8 +158,11 @@ impl fmt::Display for Vae {
 impl fmt::Display for UnetConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let channels: Vec<String> = self.block_out_channels.iter().map(usize::to_string).collect();
-        let (input, context) = (self.in_channels, self.cross_attention_dim);
-        write!(f, "UNet (levels of {} channels, {input} input channels, prompt width {context})", channels.join(", "))
+        let prompt = match self.cross_attention_dim {
+            0 => "no prompt".into(),
+            width => format!("prompt width {width}"),
+        };
+        write!(f, "UNet (levels of {} channels, {} input channels, {prompt})", channels.join(", "), self.in_channels)
     }
 }
 
@@ -221,7 +227,8 @@ pub fn recognise(weights: &Weights) -> Result<Recognised> {
         return Ok(Recognised::Other { what });
     }
     if let Some(view) = infd_keys::view(weights) {
-        return Ok(Recognised::Infd { config: Box::new(InfdConfig::infer(&view)?) });
+        let unet = unet_keys::view(weights).and_then(|view| UnetConfig::infer(&view).ok()).map(Box::new);
+        return Ok(Recognised::Infd { config: Box::new(InfdConfig::infer(&view)?), unet });
     }
     let half = |half| taesd_keys::view(weights, half).map(|view| TaesdConfig::infer(&view, half)).transpose();
     let (encoder, decoder) = (half(Half::Encoder)?, half(Half::Decoder)?);
@@ -278,7 +285,8 @@ pub fn vae(weights: &Weights) -> Result<Option<Vae>> {
 /// [`Error::Config`].
 pub fn unet(weights: &Weights) -> Result<Option<(View<'_>, UnetConfig)>> {
     let Some(view) = unet_keys::view(weights) else { return Ok(None) };
-    let config = match weights.config_json() {
+    // INFD's comes without one.
+    let config = match weights.config_json().filter(|_| view.own_heads().is_none()) {
         Some(json) => UnetConfig::from_json(json, weights.config_path())?,
         None => UnetConfig::infer(&view)?,
     };
@@ -476,7 +484,13 @@ pub fn check(weights: &Weights, recognised: &Recognised) -> Result<()> {
     };
     match recognised {
         Recognised::Infgen { config } => config.check(&weights.view()),
-        Recognised::Infd { config } => found(infd_keys::view(weights), &config.tensors(config.encoder, true)),
+        Recognised::Infd { config, unet } => {
+            found(infd_keys::view(weights), &config.tensors(config.encoder, true))?;
+            match unet {
+                Some(unet) => found(unet_keys::view(weights), &unet.tensors()),
+                None => Ok(()),
+            }
+        }
         Recognised::Vae(vae) => found(vae_keys::view(weights), &vae.config.tensors(vae.encoder, vae.decoder)),
         Recognised::Checkpoint { vae, unet, text_encoder, text_encoder_2, .. } => {
             if let Some(vae) = vae {

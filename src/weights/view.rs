@@ -147,7 +147,17 @@ impl<'a> View<'a> {
     async fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let file_name = self.file_name(name);
         if let Some(third) = self.third(name) {
-            return self.weights.get_rows(&file_name, &fused(shape), third * shape[0]..(third + 1) * shape[0]).await;
+            let fused = fused(shape);
+            let fused =
+                self.weights.info(&file_name).filter(|info| self.same_shape(name, &fused, info.shape)).map_or(&*fused, |info| info.shape);
+            // Rows of one head after the other, or of all heads.
+            let run = self.own_heads().unwrap_or(shape[0]);
+            let mut values = Vec::new();
+            for first in (0..shape[0]).step_by(run) {
+                let start = 3 * first + third * run;
+                values.extend(self.weights.get_rows(&file_name, fused, start..start + run).await?);
+            }
+            return Ok(values);
         }
         if let (true, [rows, columns]) = (self.is_transposed(name), shape) {
             let turned = self.weights.get_async(&file_name, &[*columns, *rows]).await?;
@@ -167,11 +177,20 @@ impl<'a> View<'a> {
         self.weights.get_rows(&self.file_name(name), shape, rows).await
     }
 
+    /// Width of the heads of a UNet whose attention is self-attention alone, with q, k and v fused head by head.
+    pub(crate) fn own_heads(&self) -> Option<usize> {
+        match &self.naming {
+            Naming::UnetLdm(levels) => levels.own_heads,
+            _ => None,
+        }
+    }
+
     /// Which third of a fused tensor `name` is; `None` where it is a tensor of its own.
     fn third(&self, name: &str) -> Option<usize> {
-        match self.naming {
+        match &self.naming {
             Naming::OpenClip => clip_keys::open_clip_name(name)?.1,
             Naming::Dit => dit_keys::original_name(name)?.1,
+            Naming::UnetLdm(levels) if levels.own_heads.is_some() => unet_keys::third(name),
             _ => None,
         }
     }
@@ -223,9 +242,10 @@ impl<'a> View<'a> {
     }
 
     fn same_shape(&self, name: &str, expected: &[usize], got: &[usize]) -> bool {
-        let conv_as_linear = matches!(self.naming, Naming::Vae | Naming::Ldm { .. } | Naming::Infd { .. })
+        let convs = matches!(self.naming, Naming::Vae | Naming::Ldm { .. } | Naming::Infd { .. }) || self.own_heads().is_some();
+        let conv_as_linear = convs
             && name.contains(".attentions.")
-            && matches!((expected, got), ([a, b], [c, d, 1, 1]) if (a, b) == (c, d));
+            && matches!((expected, got), ([a, b], [c, d, ones @ ..]) if (a, b) == (c, d) && matches!(ones, [1] | [1, 1]));
         expected == got || conv_as_linear
     }
 }

@@ -140,7 +140,7 @@ impl Case {
         let runs = std::mem::take(&mut file.runs).into_iter().map(|run| Run {
             name: run.name,
             op: run.op,
-            input: run.input.or(run.input_file).or(run.input_tensor).unwrap(),
+            input: run.input.or(run.input_file).or(run.input_tensor).unwrap_or_default(),
             weights: run.weights,
             width: run.width,
             height: run.height,

@@ -1,8 +1,11 @@
-"""INFD (Image Neural Field Diffusion, arXiv 2406.07480): its autoencoder, and the renderer CLIF patch by patch.
+"""INFD (Image Neural Field Diffusion, arXiv 2406.07480): its autoencoder, the renderer CLIF patch by patch, its diffusion model and how that is sampled.
 
 Written from the facts in yinboc/infd b79aafe (models/vqgan/model.py, models/infd_base.py, models/renderers/wrappers.py, utils/geometry.py,
-gen_samples.py) under that code's names, so that a state dict of one is one of the other. Taps have the engine's names.
+diffusion/unet.py, diffusion/gaussian_diffusion.py, gen_samples.py) under that code's names, so that a state dict of one is one of the other. Taps have the
+engine's names.
 """
+
+import math
 
 import torch
 import torch.nn as nn
@@ -13,6 +16,8 @@ from synthetic import Spec
 
 CONFIG = {"ch": 32, "ch_mult": [1, 2, 3], "num_res_blocks": 1, "z_channels": 3, "n_embed": 40, "hidden_channels": 64}
 PATCH, CONTEXT = 256, 8
+# Attention at half and a quarter of the sides, one, two and three heads of 32.
+UNET = {"model_channels": 32, "channel_mult": [1, 2, 3], "num_res_blocks": 2, "channels": 3, "attention": [1, 2], "head": 32}
 
 
 def norm(channels):
@@ -182,6 +187,114 @@ class Infd(nn.Module):
         return {**seen, "latent": latent}
 
 
+class ResBlock(nn.Module):
+    def __init__(self, cin, cout, time):
+        super().__init__()
+        self.in_layers = nn.Sequential(nn.GroupNorm(32, cin), nn.SiLU(), nn.Conv2d(cin, cout, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time, cout))
+        self.out_layers = nn.Sequential(nn.GroupNorm(32, cout), nn.SiLU(), nn.Dropout(0.0), nn.Conv2d(cout, cout, 3, padding=1))
+        self.skip_connection = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
+
+    def forward(self, x, emb):
+        return self.skip_connection(x) + self.out_layers(self.in_layers(x) + self.emb_layers(emb)[..., None, None])
+
+
+class AttentionBlock(nn.Module):
+    def __init__(self, c, head):
+        super().__init__()
+        self.head = head
+        self.norm, self.qkv, self.proj_out = nn.GroupNorm(32, c), nn.Conv1d(c, 3 * c, 1), nn.Conv1d(c, c, 1)
+
+    def forward(self, x):
+        flat = x.flatten(2)
+        # Heads first, q, k and v within each.
+        q, k, v = self.qkv(self.norm(flat)).unflatten(1, (-1, 3, self.head)).unbind(2)
+        weights = (q.transpose(-1, -2) @ k / math.sqrt(self.head)).softmax(-1)
+        return x + self.proj_out((v @ weights.transpose(-1, -2)).flatten(1, 2)).view_as(x)
+
+
+class Resize(nn.Module):
+    """To half or double the sides."""
+
+    def __init__(self, c, down):
+        super().__init__()
+        setattr(self, "op" if down else "conv", nn.Conv2d(c, c, 3, stride=2 if down else 1, padding=1))
+
+    def forward(self, x):
+        return self.op(x) if hasattr(self, "op") else self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Unet(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        base, count, levels = c["model_channels"], c["num_res_blocks"], len(c["channel_mult"])
+        time, self.base = 4 * base, base
+        self.time_embed = nn.Sequential(nn.Linear(base, time), nn.SiLU(), nn.Linear(time, time))
+        self.input_blocks, self.output_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(c["channels"], base, 3, padding=1)])]), nn.ModuleList()
+        attention = lambda level, width: [AttentionBlock(width, c["head"])] if level in c["attention"] else []
+        widths, skips = [base * m for m in c["channel_mult"]], [base]
+        # Each layer's name in the engine, in the order of computation.
+        self.names, at = ["conv_in"], base
+        for i, width in enumerate(widths):
+            for n in range(count):
+                self.input_blocks.append(nn.ModuleList([ResBlock(at, width, time), *attention(i, width)]))
+                self.names += [f"down_blocks.{i}.{kind}.{n}" for kind in ("resnets", "attentions")[: len(self.input_blocks[-1])]]
+                at = width
+                skips.append(at)
+            if i + 1 < levels:
+                self.input_blocks.append(nn.ModuleList([Resize(at, True)]))
+                self.names.append(f"down_blocks.{i}.downsamplers.0")
+                skips.append(at)
+        self.middle_block = nn.ModuleList([ResBlock(at, at, time), AttentionBlock(at, c["head"]), ResBlock(at, at, time)])
+        self.names += ["mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"]
+        for i, width in reversed(list(enumerate(widths))):
+            for n in range(count + 1):
+                block = [ResBlock(at + skips.pop(), width, time), *attention(i, width)]
+                self.names += [f"up_blocks.{levels - 1 - i}.{kind}.{n}" for kind in ("resnets", "attentions")[: len(block)]]
+                if i and n == count:
+                    block.append(Resize(width, False))
+                    self.names.append(f"up_blocks.{levels - 1 - i}.upsamplers.0")
+                self.output_blocks.append(nn.ModuleList(block))
+                at = width
+        self.out = nn.Sequential(nn.GroupNorm(32, at), nn.SiLU(), nn.Conv2d(at, c["channels"], 3, padding=1))
+
+    def forward(self, x, timestep, seen):
+        half = self.base // 2
+        angles = timestep * torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half)
+        emb = self.time_embed(torch.cat([angles.cos(), angles.sin()])[None].to(x.dtype))
+        seen["time_embedding"] = F.silu(emb)[..., None, None]
+        names, skips = iter(self.names), []
+
+        def through(layers, x):
+            for layer in layers:
+                x = seen[next(names)] = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+            return x
+
+        for block in self.input_blocks:
+            x = through(block, x)
+            skips.append(x)
+        x = through(self.middle_block, x)
+        for block in self.output_blocks:
+            x = through(block, torch.cat([x, skips.pop()], 1))
+        return self.out(x)
+
+    def sample(self, shape, steps, seed):
+        """ddim_sample_loop with eta 1 and without clipping; noise as torch draws it on the CPU."""
+        generator = torch.Generator().manual_seed(seed)
+        dtype = self.out[2].weight.dtype
+        draw = lambda: torch.randn(shape, generator=generator).to(dtype)
+        kept = torch.cumprod(1 - torch.linspace(0.0015, 0.0195, 1000, dtype=torch.float64), 0)
+        times = torch.arange(steps) * (1000 // steps)
+        x = draw()
+        for i in reversed(range(steps)):
+            now, before = kept[times[i]], kept[times[i - 1]] if i else torch.tensor(1.0, dtype=torch.float64)
+            eps = torch.cat([self(one[None], times[i].item(), {}) for one in x])
+            sigma = ((1 - before) / (1 - now)).sqrt() * (1 - now / before).sqrt()
+            clean = (1 / now).sqrt().to(dtype) * x - (1 / now - 1).sqrt().to(dtype) * eps
+            x = clean * before.sqrt().to(dtype) + (1 - before - sigma ** 2).sqrt().to(dtype) * eps + (sigma.to(dtype) * draw() if i else 0)
+        return x
+
+
 def kind(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
     """(amp, offset) of a tensor: activations stay near unit scale, attention is far from uniform."""
     if "embedding" in name:
@@ -218,4 +331,38 @@ def small() -> Case:
     return case
 
 
-CASES = {"infd-small": small}
+@torch.no_grad()
+def unet() -> Case:
+    net = nn.ModuleDict({"z_dm_ema": Unet(UNET)}).eval()
+    amps = lambda name, shape: (0.3, 1.0) if len(shape) == 1 and name.endswith(".weight") else kind(name, shape)
+    inputs = [Spec(f"latent.{w}x{h}", (3, h, w), 1.7) for w, h in ((8, 12), (4, 4))]
+    case = Case("unet-infd", "unet", UNET, "PyTorch from yinboc/infd b79aafe, float64", 72, specs_of(net, amps), inputs, limits=(250, 2000))
+    net.load_state_dict(case.state_dict())
+    model = net["z_dm_ema"]
+
+    def run(latent, timestep):
+        seen = {}
+        sample = model(latent.to(model.out[2].weight.dtype), timestep, seen)
+        return {name: channels_last(x) for name, x in {**seen, "sample": sample}.items()}
+
+    for (w, h), timestep in (((8, 12), 995.0), ((4, 4), 20.0)):
+        z = case.input(f"latent.{w}x{h}")
+        net.double()
+        want = run(z, timestep)
+        net.float()
+        facts = {"op": "unet", "input": f"latent.{w}x{h}", "context": None, "timestep": timestep, "guidance": None, "width": w, "height": h}
+        case.add(f"unet.{w}x{h}", facts, want, run(z, timestep), final=("sample",))
+    for steps, seed, batch in ((5, 11, 2), (8, 12, 1)):
+        shape = (batch, 3, 12, 8)
+        sample = lambda: {f"latent.{i}": channels_last(x[None]) for i, x in enumerate(model.sample(shape, steps, seed))}
+        net.double()
+        want = sample()
+        net.float()
+        facts = {"op": "generate", "steps": steps, "seed": seed, "batch": batch, "width": 8, "height": 12}
+        case.add(f"generate.{steps}", facts, want, sample(), final=tuple(want))
+    z = case.input("latent.4x4")
+    case.probes["sample"] = net, lambda: model(z, 500.0, {})
+    return case
+
+
+CASES = {"infd-small": small, "unet-infd": unet}

@@ -193,6 +193,7 @@ const GENERATE_HELP: &str = "Examples:
   infgen generate --model dit-xl-2-256/ -p \"golden retriever\" --size 1024x1024 -o dog.png     (a class, also -p 207)
   infgen generate --model FiTv2_XL_HRFT/model_ema.safetensors -p 207 --latent-size 640x320 -o wide.png     (FiT: any shape)
   infgen generate --model imagenet256-guidance.safetensors -p 207 --steps 40 --size 1024x1024 -o dog.png     (MaskDiT)
+  infgen generate --model infd.safetensors -s 1-4 --size 2048x2048 -o face.png     (INFD: told nothing, each seed is a picture)
   infgen generate --model org/name -p \"a map\" -o map.png     (from the hub, once; kept in its cache)
 
 Notes:
@@ -223,16 +224,16 @@ pub struct GenerateArgs {
     #[arg(long, value_enum, help_heading = "Model")]
     pub prediction: Option<PredictionArg>,
 
-    /// What to show; for a class-conditional model the number of a class, or its name where the model's folder has names
+    /// What to show; for a class-conditional model the number of a class, or its name where the model's folder has names; none for INFD
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Picture")]
-    pub prompt: String,
+    pub prompt: Option<String>,
     /// What not to show (text-to-image models)
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Picture")]
     pub negative: Option<String>,
     /// Read (word:1.2) and [word] in the prompts as emphasis
     #[arg(long, help_heading = "Picture")]
     pub emphasis: bool,
-    /// Steps [default: 50; lcm: 4]
+    /// Steps [default: 50; lcm: 4; INFD: 200]
     #[arg(long, value_name = "N", value_parser = parse_steps, help_heading = "Picture")]
     pub steps: Option<usize>,
     /// Sampler [default: the model's own]
@@ -254,14 +255,14 @@ pub struct GenerateArgs {
     /// Leave out the last N layers of the text encoder, for both prompts (what others call clip skip N + 1)
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Picture")]
     pub clip_skip: usize,
-    /// Noise of the sampler ddim, 0 to 1
-    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = parse_share, help_heading = "Picture")]
-    pub eta: f64,
+    /// Noise of the sampler ddim, 0 to 1 [default: 0; INFD: 1]
+    #[arg(long, value_name = "X", value_parser = parse_share, help_heading = "Picture")]
+    pub eta: Option<f64>,
     /// Share by which guided predictions take the spread of unguided ones, 0 to 1
     #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = parse_share, help_heading = "Picture")]
     pub guidance_rescale: f64,
 
-    /// Size at which the model works, in pixels; multiples of 8 [default: the picture's or the model's own; DiT, SiT, MDT and MaskDiT have one, FiT takes multiples of 16]
+    /// Size at which the model works, in pixels; multiples of 8, INFD's of 4 [default: the picture's or the model's own; DiT, SiT, MDT and MaskDiT have one, FiT takes multiples of 16]
     #[arg(long, value_name = "WxH", help_heading = "Size")]
     pub latent_size: Option<Size>,
     /// How FiT's positions follow latent sizes above 256 pixels a side (its --interpolation, --decouple) [default: dynntk]
@@ -270,8 +271,8 @@ pub struct GenerateArgs {
     /// Size of the result in pixels, any; of another shape than the latent size it stretches the picture [default: the latent size]
     #[arg(long, value_name = "WxH", help_heading = "Size")]
     pub size: Option<Size>,
-    /// `vae` (the model's own, native size only), `builtin` (InfGen, any size), or a decoder's file or folder [default: vae at its
-    /// native size, builtin at any other and for class-conditional models without one]
+    /// `vae` (the model's own, native size only, but for INFD's), `builtin` (InfGen, any size), or a decoder's file or folder [default: vae at its
+    /// native size and for INFD, builtin at any other and for class-conditional models without one]
     #[arg(long, value_name = "vae|builtin|FILE", help_heading = "Size")]
     pub decoder: Option<String>,
 
@@ -452,7 +453,7 @@ pub struct BenchArgs {
 #[cfg(feature = "viewer")]
 #[derive(Debug, clap::Args)]
 pub struct ViewArgs {
-    /// Latent, picture (encoded first), decoder, text-to-image or class-conditional model to open
+    /// Latent, picture (encoded first), decoder, text-to-image, class-conditional or unconditional model to open
     pub file: Option<PathBuf>,
     /// Decoder: InfGen, INFD, AutoencoderKL or TAESD, as a file or folder [default: the one that ships]
     #[arg(long, value_name = "FILE")]

@@ -16,13 +16,12 @@ use infgen::weights::recognise::{self, Recognised};
 use infgen::{Dtype, Error, Image, Latent, Result, Weights};
 use serde_json::json;
 
-use crate::args::{GenerateArgs, PredictionArg, Size};
+use clap::CommandFactory;
+use clap::error::ErrorKind;
+
+use crate::args::{Args, GenerateArgs, PredictionArg, Size};
 use crate::decode::{Writer, check_apart, check_output, check_size};
 use crate::run::Run;
-
-/// Steps where none are given.
-const STEPS: usize = 50;
-const LCM_STEPS: usize = 4;
 
 fn invalid(what: &'static str, detail: impl Into<String>) -> Error {
     Error::Invalid { what, detail: detail.into() }
@@ -82,7 +81,7 @@ impl DecoderChoice {
         recognise::check(&weights, &recognised)?;
         let (channels, space, any_size) = match &recognised {
             Recognised::Infgen { config } => (config.latent_channels, Some(config.latent_space), true),
-            Recognised::Infd { config } => (config.autoencoder.latent_channels, None, true),
+            Recognised::Infd { config, .. } => (config.autoencoder.latent_channels, None, true),
             Recognised::Vae(vae) | Recognised::Checkpoint { vae: Some(vae), .. } if vae.decoder => {
                 (vae.config.latent_channels, vae.config.latent_space, false)
             }
@@ -142,9 +141,13 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
     let size = args.size.unwrap_or(native);
     check_size(size.width, size.height)?;
     let class_conditional = parts.is_class_conditional();
+    if args.prompt.is_none() && !parts.is_unconditional() {
+        let text = "this model is told what to show: name it with --prompt <TEXT>";
+        Args::command().error(ErrorKind::MissingRequiredArgument, text).exit();
+    }
     // Their files bring no decoder, and their latents are those that the package decodes.
     let without = class_conditional && parts.vae.is_none();
-    let decoder_choice = DecoderChoice::new(args.decoder.as_deref(), size != native || without);
+    let decoder_choice = DecoderChoice::new(args.decoder.as_deref(), (size != native && !parts.is_unconditional()) || without);
     let seeds = args.seed.as_ref().map_or_else(|| vec![random_seed()], |seeds| seeds.0.clone());
     let outputs: Vec<PathBuf> = match args.batch.saturating_mul(seeds.len()) {
         1 => vec![args.output.clone()],
@@ -174,18 +177,17 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
         PredictionArg::Flow => Prediction::Flow,
     });
     let own = parts.scheduler(sampler, prediction)?.sampler();
-    let lcm = own == Sampler::Lcm;
     let mut request = Request {
         negative: args.negative.clone(),
         emphasis: args.emphasis,
         clip_skip: args.clip_skip,
         sampler,
         prediction,
-        steps: args.steps.unwrap_or(if lcm { LCM_STEPS } else { STEPS }),
+        steps: args.steps.unwrap_or(parts.default_steps(own)),
         cfg: args.cfg.unwrap_or(parts.default_guidance(own)),
         guidance_power: args.cfg_power.or(parts.default_guidance_power()),
         guidance_rescale: args.guidance_rescale,
-        eta: args.eta,
+        eta: args.eta.unwrap_or(parts.default_eta()),
         seed: seeds[0],
         batch: args.batch,
         rotary: args.rope.or(parts.default_rotary()),
@@ -199,7 +201,7 @@ pub fn generate(run: &Run, args: &GenerateArgs) -> Result<()> {
         }),
         mask,
         preview_every: if args.preview.is_some() { args.preview_every } else { 0 },
-        ..Request::new(args.prompt.clone(), native.width, native.height)
+        ..Request::new(args.prompt.clone().unwrap_or_default(), native.width, native.height)
     };
     // Latents can be all that is wanted of a size that no decoder is there for.
     decoder_choice.check(&parts, native, size)?;

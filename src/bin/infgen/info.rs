@@ -99,7 +99,8 @@ fn inspect_model(run: &Run, parts: &Parts) -> Result<()> {
     };
     let facts = match &parts.denoiser {
         Denoiser::Unet { unet, .. } => {
-            let mut facts = json!({ "kind": "text_to_image", "unet": unet.to_string(), "unet_parameters": denoiser });
+            let kind = if parts.is_unconditional() { "unconditional" } else { "text_to_image" };
+            let mut facts = json!({ "kind": kind, "unet": unet.to_string(), "unet_parameters": denoiser });
             for (name, text) in ["text_encoder", "text_encoder_2"].into_iter().zip(parts.texts()) {
                 facts[name] = text.config.to_string().into();
                 facts[format!("{name}_parameters")] = values(&text.config.tensors()).into();
@@ -132,7 +133,11 @@ fn inspect_model(run: &Run, parts: &Parts) -> Result<()> {
             let inpainting = if parts.is_inpainting() { " for inpainting" } else { "" };
             let texts = parts.texts().map(|text| format!("text encoder: {}, {} values", text.config, values(&text.config.tensors())));
             let mut lines = vec![
-                format!("text-to-image model{inpainting}, {width}x{height}, family {}", parts.family),
+                format!(
+                    "{}-to-image model{inpainting}, {width}x{height}, family {}",
+                    if parts.is_unconditional() { "noise" } else { "text" },
+                    parts.family
+                ),
                 format!("denoiser: {unet}, {denoiser} values, predicts {prediction}"),
             ];
             lines.extend(texts);

@@ -117,7 +117,7 @@ pub fn upscale(run: &Run, args: &UpscaleArgs) -> Result<()> {
 fn encoder_file(args: &UpscaleArgs) -> Result<Option<&Path>> {
     let (None, Some(decoder)) = (&args.encoder, &args.weights) else { return Ok(args.encoder.as_deref()) };
     match recognise(&Weights::open(decoder)?)? {
-        Recognised::Infd { config } if config.encoder => Ok(Some(decoder)),
+        Recognised::Infd { config, .. } if config.encoder => Ok(Some(decoder)),
         _ => Ok(None),
     }
 }

@@ -88,15 +88,19 @@ impl Shell {
         self.model = Some(Arc::new(model));
     }
 
-    /// Where the decoder that is shown decodes latents of another space than the model makes, one that fits takes its place: the one that ships, or
-    /// the model's VAE.
+    /// Where the decoder that is shown decodes latents of another space than the model makes, or of other channels, one that fits takes its place: the one
+    /// that ships, or the model's own.
     fn suit_decoder(&mut self, model: &Pipeline) {
-        let Some([made, _]) = self.other_space(model) else { return };
-        if made == LatentSpace::Sd {
+        let parts = model.parts();
+        let fits = self.scene.latent_channels(Side::A).is_none_or(|channels| channels == parts.latent_channels());
+        if fits && self.other_space(model).is_none() {
+            return;
+        }
+        if parts.latent_space() == Some(LatentSpace::Sd) {
             let engine = self.engine.clone();
             let open = move |_: &Observer| Ok(Done::Opened(Box::new((Opened::Decoder(files::builtin(&engine)?), Side::A))));
             self.run_task("opening the built-in decoder".into(), open);
-        } else if let Ok(path) = model.parts().vae_path() {
+        } else if let Ok(path) = parts.vae_path() {
             self.open_file(path, Side::A, true);
         }
     }
