@@ -230,8 +230,8 @@ impl Prompt {
                 ui.end_row();
             });
             ui.add_space(6.0);
-            let keys = (prompt.has_focus() || negative.is_some_and(|negative| negative.has_focus()))
-                && ui.input_mut(|i| i.consume_key(Modifiers::COMMAND, Press::Enter));
+            let typing = prompt.has_focus() || negative.is_some_and(|negative| negative.has_focus()) || self.told == Told::Nothing;
+            let keys = typing && ui.input_mut(|i| i.consume_key(Modifiers::COMMAND, Press::Enter));
             let possible = model.is_some() && !busy;
             ui.horizontal_wrapped(|ui| {
                 let button = egui::Button::new(RichText::new("Generate").strong()).shortcut_text("Ctrl+Enter");
@@ -241,7 +241,8 @@ impl Prompt {
                 if busy && ui.button("Cancel").clicked() {
                     commands.push(Command::CancelTask);
                 }
-                if model.is_some_and(|(_, vae)| vae) && ui.button("Compare with its VAE").clicked() {
+                // A decoder of any size is the one that is shown.
+                if model.is_some_and(|(_, vae)| vae) && self.told != Told::Nothing && ui.button("Compare with its VAE").clicked() {
                     commands.push(Command::CompareVae);
                 }
             });
