@@ -14,8 +14,7 @@ use safetensors::SafeTensors;
 /// The autoencoder and renderer of `infd-small` and the diffusion model of `unet-infd` in one file, as INFD's are; the last under `prefix`.
 fn write(path: &Path, prefix: &str) {
     let folders = ["infd-small", "unet-infd"].map(|name| Case::open(name).write_weights());
-    let read = |folder: &Path, file: &str| std::fs::read(folder.join(file)).unwrap();
-    let bytes = [read(folders[0].path(), "model.safetensors"), read(folders[1].path(), "diffusion_pytorch_model.safetensors")];
+    let bytes = folders.each_ref().map(|folder| std::fs::read(folder.path().join("model.safetensors")).unwrap());
     let parts = bytes.each_ref().map(|bytes| SafeTensors::deserialize(bytes).unwrap());
     let tensors = parts.iter().flat_map(SafeTensors::tensors).map(|(name, view)| (name.replace("z_dm_ema.", prefix), view));
     safetensors::serialize_to_file(tensors, None, path).unwrap();

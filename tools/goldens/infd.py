@@ -336,7 +336,7 @@ def unet() -> Case:
     net = nn.ModuleDict({"z_dm_ema": Unet(UNET)}).eval()
     amps = lambda name, shape: (0.3, 1.0) if len(shape) == 1 and name.endswith(".weight") else kind(name, shape)
     inputs = [Spec(f"latent.{w}x{h}", (3, h, w), 1.7) for w, h in ((8, 12), (4, 4))]
-    case = Case("unet-infd", "unet", UNET, "PyTorch from yinboc/infd b79aafe, float64", 72, specs_of(net, amps), inputs, limits=(250, 2000))
+    case = Case("unet-infd", "infd_unet", UNET, "PyTorch from yinboc/infd b79aafe, float64", 72, specs_of(net, amps), inputs, limits=(250, 2000))
     net.load_state_dict(case.state_dict())
     model = net["z_dm_ema"]
 
